@@ -1,0 +1,1 @@
+"""Synchronized BatchNorm by all-reduce, and everything about normalization statistics."""
