@@ -1,0 +1,44 @@
+"""What the controller and the ranks say to each other: job spec, assignment, events, failures, manifest. Torch-free.
+
+Owns the words and their validation; does nothing. This face re-exports, against the house rule, because it is the one door between
+`service` and `worker`.
+"""
+
+from worker.contract.assignment import Assignment
+from worker.contract.catalogue import DATASETS, MODELS, NORMS
+from worker.contract.events import Drain, EventType, RankEvent
+from worker.contract.failure import FailureCode, JobFailure
+from worker.contract.manifest import (
+    FileEntry,
+    Finding,
+    Health,
+    LayerEntry,
+    Manifest,
+    checkpoint_name,
+    checkpoints_directory,
+)
+from worker.contract.spec import JobSpec
+from worker.contract.validation import Problem, SpecError, parse_spec
+
+__all__ = [
+    "DATASETS",
+    "MODELS",
+    "NORMS",
+    "Assignment",
+    "Drain",
+    "EventType",
+    "FailureCode",
+    "FileEntry",
+    "Finding",
+    "Health",
+    "JobFailure",
+    "JobSpec",
+    "LayerEntry",
+    "Manifest",
+    "Problem",
+    "RankEvent",
+    "SpecError",
+    "checkpoint_name",
+    "checkpoints_directory",
+    "parse_spec",
+]

@@ -1,0 +1,49 @@
+"""What a rank tells the controller: numbered events, fetched by long polls.
+
+The data of each type:
+    state       {phase}                              starting, training, evaluating, recalibrating, finishing
+    metrics     {step, total_steps, epoch, samples, values: {NAME: number}}
+    log         {stream: stdout | stderr | log, level, message}
+    checkpoint  the manifest                         only after it is published
+    pruned      {steps: [...]}                       checkpoints deleted by the retention rule
+    warning     {code, message, ...}
+    end         {outcome: succeeded | stopped | failed, failure: JobFailure or null}       always the last one
+"""
+
+from datetime import datetime
+from enum import StrEnum
+from typing import Any
+
+from worker.contract.frozen import Frozen
+
+
+class EventType(StrEnum):
+    """The kinds of event, of ranks and of the controller."""
+
+    STATE = "state"
+    METRICS = "metrics"
+    LOG = "log"
+    CHECKPOINT = "checkpoint"
+    PRUNED = "pruned"
+    RECOVERY = "recovery"
+    RESIZE = "resize"
+    WARNING = "warning"
+    END = "end"
+
+
+class RankEvent(Frozen):
+    """One thing that happened on one rank. `seq` counts from 1 without gaps within (job, attempt, rank)."""
+
+    seq: int
+    at: datetime
+    type: EventType
+    data: dict[str, Any]
+
+
+class Drain(Frozen):
+    """The answer to one long poll: events after the asked number, oldest first, and whether the rank has said its last word."""
+
+    rank: int
+    fence: int
+    events: tuple[RankEvent, ...]
+    is_ended: bool

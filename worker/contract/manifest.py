@@ -1,0 +1,91 @@
+"""The checkpoint on disk: its names and its manifest. A directory with a manifest is whole; one without is nothing.
+
+    jobs/{job_id}/checkpoints/step-00000120/
+        manifest.json  model.safetensors  training.safetensors  training.json
+"""
+
+from datetime import datetime
+from pathlib import PurePosixPath
+from typing import Any, Literal
+
+from pydantic import Field
+
+from worker.contract.frozen import Frozen
+
+MANIFEST_NAME = "manifest.json"
+FORMAT_VERSION = 1
+
+
+def checkpoints_directory(job_id: str) -> PurePosixPath:
+    """Return where a job's checkpoints lie, relative to the storage root."""
+    return PurePosixPath("jobs") / job_id / "checkpoints"
+
+
+def checkpoint_name(step: int) -> str:
+    """Return the directory name of the checkpoint at a step.
+
+    >>> checkpoint_name(120)
+    'step-00000120'
+    """
+    return f"step-{step:08d}"
+
+
+class FileEntry(Frozen):
+    """One file of a checkpoint."""
+
+    size: int
+    sha256: str = Field(pattern=r"^[0-9a-f]{64}$")
+
+
+class LayerEntry(Frozen):
+    """One layer with running statistics; the vectors themselves are in model.safetensors under `{name}.running_mean` and so on."""
+
+    name: str
+    kind: str
+    num_channels: int
+    eps: float
+    momentum: float | None
+
+
+class Finding(Frozen):
+    """One thing noticed about one layer's statistics."""
+
+    layer: str
+    code: str
+    message: str
+
+
+class Health(Frozen):
+    """The verdict over all layers at the time of writing. An unhealthy checkpoint is never `best`."""
+
+    status: Literal["healthy", "unhealthy"]
+    findings: tuple[Finding, ...] = ()
+
+
+class Manifest(Frozen):
+    """What a checkpoint holds and how to know that it is whole."""
+
+    format_version: int = FORMAT_VERSION
+    job_id: str
+    attempt: int
+    fence: int
+    step: int
+    """Completed optimizer steps."""
+    epoch: float
+    """Completed epochs; a fraction in mid-epoch."""
+    samples: int
+    """Training samples seen, over all ranks."""
+    world_size: int
+    created_at: datetime
+    metrics: dict[str, float]
+    spec: dict[str, Any]
+    spec_sha256: str
+    versions: dict[str, str]
+    health: Health
+    layers: tuple[LayerEntry, ...]
+    files: dict[str, FileEntry]
+
+    @property
+    def size_bytes(self) -> int:
+        """Bytes of all files together, the manifest not counted."""
+        return sum(entry.size for entry in self.files.values())

@@ -1,0 +1,183 @@
+"""The job spec: what a user asks for. Owns the fields, their ranges and their contradictions; knows nothing of how they are trained.
+
+Public contract: docs/job-spec.md. `parse_spec` in `worker.contract.validation` is the way in for anything a user wrote.
+"""
+
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import BeforeValidator, Field, JsonValue, StrictBool, StrictInt, StringConstraints, field_validator, model_validator
+from pydantic_core import PydanticCustomError
+
+from worker.contract.catalogue import DATASETS, MODELS, NORMS, Entry
+from worker.contract.frozen import Frozen
+
+LabelKey = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9._/-]{0,62}$")]
+LabelValue = Annotated[str, StringConstraints(max_length=256)]
+# YAML 1.1 reads an unquoted `off` as the boolean false; a user who wrote off means off.
+OffSwitch = BeforeValidator(lambda value: "off" if value is False else value)
+
+
+def refuse(problem: str, expected: str, remedy: str) -> PydanticCustomError:
+    """Build the error of a rule that the field types cannot express, with what was expected and what to do."""
+    return PydanticCustomError("rule", "{problem}", {"problem": problem, "expected": expected, "remedy": remedy})
+
+
+def _known(kind: str, table: dict[str, Entry], name: str) -> str:
+    if name not in table:
+        raise refuse(f"unknown {kind}", f"one of {', '.join(table)}", f"use one of {', '.join(table)}")
+    return name
+
+
+class ModelSpec(Frozen):
+    """The architecture by name, and its arguments."""
+
+    name: str
+    args: dict[str, JsonValue] = {}
+
+    @field_validator("name")
+    @classmethod
+    def _is_known(cls, name: str) -> str:
+        return _known("model", MODELS, name)
+
+
+class DataSpec(Frozen):
+    """The data set by name, and its arguments."""
+
+    name: str
+    args: dict[str, JsonValue] = {}
+
+    @field_validator("name")
+    @classmethod
+    def _is_known(cls, name: str) -> str:
+        return _known("data set", DATASETS, name)
+
+
+class NormSpec(Frozen):
+    """Which normalization every norm site of the model uses. momentum None: cumulative average."""
+
+    kind: str = "sync_bn"
+    momentum: Annotated[float, Field(ge=0, le=1)] | None = 0.1
+    eps: Annotated[float, Field(gt=0, le=1)] = 1e-5
+    group_size: Literal["all"] | Annotated[StrictInt, Field(ge=1)] = "all"
+    placement: Literal["before_activation", "after_activation"] = "before_activation"
+
+    @field_validator("kind")
+    @classmethod
+    def _is_known(cls, kind: str) -> str:
+        return _known("norm kind", NORMS, kind)
+
+
+class SgdSpec(Frozen):
+    """torch.optim.SGD."""
+
+    name: Literal["sgd"] = "sgd"
+    lr: Annotated[float, Field(gt=0)] = 0.1
+    momentum: Annotated[float, Field(ge=0, lt=1)] = 0.9
+    weight_decay: Annotated[float, Field(ge=0)] = 0.0
+    nesterov: StrictBool = False
+
+    @model_validator(mode="after")
+    def _nesterov_needs_momentum(self) -> Self:
+        if self.nesterov and self.momentum == 0:
+            raise refuse("nesterov needs a momentum", "momentum above 0 where nesterov is true", "set momentum: 0.9 or nesterov: false")
+        return self
+
+
+class AdamWSpec(Frozen):
+    """torch.optim.AdamW."""
+
+    name: Literal["adamw"]
+    lr: Annotated[float, Field(gt=0)] = 1e-3
+    betas: tuple[Annotated[float, Field(ge=0, lt=1)], Annotated[float, Field(ge=0, lt=1)]] = (0.9, 0.999)
+    eps: Annotated[float, Field(gt=0)] = 1e-8
+    weight_decay: Annotated[float, Field(ge=0)] = 0.01
+
+
+class ScheduleSpec(Frozen):
+    """Learning rate over training: linear warm-up from zero, then constant or half a cosine down to zero."""
+
+    name: Literal["constant", "cosine"] = "constant"
+    warmup_epochs: Annotated[float, Field(ge=0)] = 0.0
+
+
+class ResourceSpec(Frozen):
+    """What the gang needs. Every worker is one rank; all start together or none does."""
+
+    workers: Annotated[StrictInt, Field(ge=1, le=4096)] = 1
+    gpus_per_worker: Annotated[StrictInt, Field(ge=0, le=1)] = 0
+    cpus_per_worker: Annotated[float, Field(gt=0, le=256)] = 1
+
+
+class CheckpointSpec(Frozen):
+    """When to write a checkpoint, and which to keep. The last one is always written and kept."""
+
+    every_epochs: Annotated[StrictInt, Field(ge=1)] = 1
+    keep_last: Annotated[StrictInt, Field(ge=1, le=10_000)] = 3
+    keep_best: Literal["val/accuracy", "val/loss"] | None = "val/accuracy"
+
+
+class RecalibrateSpec(Frozen):
+    """Re-estimate the running statistics over the training data after training, before the final evaluation."""
+
+    num_samples: Annotated[StrictInt, Field(ge=1)] = 10_000
+
+
+class RetrySpec(Frozen):
+    """Budgets: ranks replaced in place, and gangs started again from a checkpoint."""
+
+    recoveries: Annotated[StrictInt, Field(ge=0, le=10_000)] = 10
+    restarts: Annotated[StrictInt, Field(ge=0, le=10_000)] = 3
+
+
+class JobSpec(Frozen):
+    """One training job. batch_size is global: over all ranks and accumulation steps."""
+
+    name: Annotated[str, StringConstraints(pattern=r"^[^\x00-\x1f\x7f]{1,128}$")]
+    seed: Annotated[StrictInt, Field(ge=0, lt=2**63)] = 0
+    task: Literal["classification"] = "classification"
+    model: ModelSpec
+    norm: NormSpec = NormSpec()
+    data: DataSpec
+    batch_size: Annotated[StrictInt, Field(ge=1, le=2**31)] = 128
+    epochs: Annotated[StrictInt, Field(ge=1, le=1_000_000)] | None = None
+    steps: Annotated[StrictInt, Field(ge=1, le=2**40)] | None = None
+    optimizer: Annotated[SgdSpec | AdamWSpec, Field(discriminator="name")] = SgdSpec()
+    schedule: ScheduleSpec = ScheduleSpec()
+    precision: Literal["fp32", "bf16", "fp16", "fp64"] = "fp32"
+    channels_last: StrictBool = False
+    compile: Annotated[Literal["off"], OffSwitch] = "off"
+    accumulate: Annotated[StrictInt, Field(ge=1, le=4096)] = 1
+    resources: ResourceSpec = ResourceSpec()
+    checkpoint: CheckpointSpec = CheckpointSpec()
+    recalibrate: Annotated[RecalibrateSpec | Literal["off"], OffSwitch] = "off"
+    retries: RetrySpec = RetrySpec()
+    priority: Annotated[StrictInt, Field(ge=-1000, le=1000)] = 0
+    timeout_s: Annotated[float, Field(gt=0)] = 86_400
+    labels: Annotated[dict[LabelKey, LabelValue], Field(max_length=64)] = {}
+    initialize_from: Annotated[str, StringConstraints(pattern=r"^job_[0-9A-HJKMNP-TV-Z]{26}/checkpoints/(latest|best|\d{1,15})$")] | None = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _ten_epochs_unless_told(cls, raw: Any) -> Any:
+        if isinstance(raw, dict) and raw.get("epochs") is None and raw.get("steps") is None:
+            return {**raw, "epochs": 10}
+        return raw
+
+    @model_validator(mode="after")
+    def _holds_together(self) -> Self:
+        workers = self.resources.workers
+        if self.epochs is not None and self.steps is not None:
+            raise refuse("epochs and steps are both set", "one of epochs and steps", "remove one of them")
+        if self.batch_size < workers:
+            raise refuse(
+                f"batch_size {self.batch_size} cannot be split over {workers} workers with at least one sample each",
+                f"batch_size of at least {workers}",
+                f"use at most {self.batch_size} workers or a batch_size of {workers} or more",
+            )
+        if self.norm.group_size != "all" and workers % self.norm.group_size:
+            raise refuse(
+                f"norm.group_size {self.norm.group_size} does not divide {workers} workers",
+                "a divisor of resources.workers, or all",
+                "use group_size: all",
+            )
+        return self

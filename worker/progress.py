@@ -1,0 +1,52 @@
+"""The event buffer of one rank: numbers events, keeps them until they are acknowledged, and answers long polls.
+
+Owns the sequence numbers. Knows neither Ray nor torch. Any thread may emit; any thread may drain.
+"""
+
+import threading
+from collections import deque
+from datetime import UTC, datetime
+from typing import Any
+
+from worker.contract.events import EventType, RankEvent
+
+
+class EventBuffer:
+    """Events of one rank, from the oldest unacknowledged to the newest.
+
+    A controller that is away loses nothing: an event leaves the buffer only when a drain names a sequence number at or past it.
+    The END event is the last one; what is emitted after it is dropped, because nobody would ever read it.
+    """
+
+    def __init__(self) -> None:
+        self._events: deque[RankEvent] = deque()
+        self._last_seq = 0
+        self._is_ended = False
+        self._changed = threading.Condition()
+
+    def emit(self, type_: EventType, data: dict[str, Any]) -> None:
+        """Append one event. `data` must be JSON: str, int, finite float, bool, None, list, dict."""
+        with self._changed:
+            if self._is_ended:
+                return
+            self._last_seq += 1
+            self._events.append(RankEvent(seq=self._last_seq, at=datetime.now(UTC), type=type_, data=data))
+            self._is_ended = type_ is EventType.END
+            self._changed.notify_all()
+
+    def drain(self, after_seq: int, timeout_s: float, limit: int = 1000) -> tuple[tuple[RankEvent, ...], bool]:
+        """Acknowledge everything up to `after_seq` and wait for something newer.
+
+        Args:
+            after_seq: the last sequence number that the reader has stored; 0 for none.
+            timeout_s: longest wait for a newer event.
+            limit: most events returned at once.
+        Returns:
+            Newer events, oldest first, empty after the timeout; and whether END has been handed out, with this answer or before.
+        """
+        with self._changed:
+            while self._events and self._events[0].seq <= after_seq:
+                self._events.popleft()
+            self._changed.wait_for(lambda: bool(self._events) or self._is_ended, timeout_s)
+            batch = tuple(self._events)[:limit]
+            return batch, self._is_ended and len(batch) == len(self._events)
