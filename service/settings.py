@@ -1,0 +1,92 @@
+"""The settings of the controller and of its clients. The only file of `service` that reads the environment; read once, at start."""
+
+from pathlib import Path
+from typing import Annotated, Final
+from urllib.parse import unquote, urlsplit
+
+import platformdirs
+from pydantic import Field, SecretStr, field_validator
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+DEFAULT_PORT: Final = 8470
+
+
+def default_home() -> Path:
+    """Return the state directory of this user on this system."""
+    return platformdirs.user_state_path("syncbn")
+
+
+class Home:
+    """The names in the state directory."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.token = path / "token"
+        """The first token in plain text, mode 0600."""
+        self.controller = path / "controller.json"
+        """Where the running controller is: `{"url": ..., "pid": ...}`. Written by `serve`, removed when it ends well."""
+        self.database = path / "syncbn.db"
+        self.storage = path / "storage"
+
+
+class Settings(BaseSettings):
+    """What a controller is told. Each field is `SYNCBN_` and its name in capitals, and a flag of `serve`."""
+
+    model_config = SettingsConfigDict(env_prefix="SYNCBN_", frozen=True, extra="ignore")
+
+    home: Path = Field(default_factory=default_home, description="state directory")
+    host: str = Field("127.0.0.1", min_length=1, description="address to listen on")
+    port: Annotated[int, Field(ge=0, le=65_535)] = DEFAULT_PORT
+    database_url: str = Field("", description="sqlite:///path; empty: a file in the home")
+    storage: str = Field("", description="file:///path or a path, the same on every node; empty: a directory in the home")
+    ray_address: str = Field("", description="host:port of a running cluster; empty: an embedded one")
+    allowed_hosts: tuple[str, ...] = Field((), description='host names that requests may name, as JSON: ["train.example.org"]')
+    heartbeat_s: Annotated[float, Field(gt=0, le=300)] = Field(15.0, description="longest silence of a stream")
+    max_streams: Annotated[int, Field(ge=1, le=100_000)] = Field(256, description="streams open at once")
+    max_body_bytes: Annotated[int, Field(ge=1024, le=2**30)] = Field(2**20, description="largest request body")
+
+    @field_validator("home")
+    @classmethod
+    def _is_absolute(cls, home: Path) -> Path:
+        return home.expanduser().absolute()
+
+    @field_validator("storage")
+    @classmethod
+    def _is_a_local_path(cls, storage: str) -> str:
+        parts = urlsplit(storage)
+        if parts.scheme not in {"", "file"} or parts.netloc not in {"", "localhost"}:
+            raise ValueError(f"storage {storage} is not supported: use file:///path of a directory that every node shares")
+        return storage
+
+    @property
+    def files(self) -> Home:
+        """The names in the state directory."""
+        return Home(self.home)
+
+    @property
+    def storage_path(self) -> Path:
+        """The storage root as an absolute directory name."""
+        if not self.storage:
+            return self.files.storage.absolute()
+        parts = urlsplit(self.storage)
+        return Path(unquote(parts.path) if parts.scheme else self.storage).absolute()
+
+    @property
+    def store_url(self) -> str:
+        """The database's URL, the default filled in."""
+        return self.database_url or f"sqlite:///{self.files.database.absolute()}"
+
+
+class ClientSettings(BaseSettings):
+    """Where the service is and how to show who one is. What is empty is looked up in the home."""
+
+    model_config = SettingsConfigDict(env_prefix="SYNCBN_", frozen=True, extra="ignore")
+
+    home: Path = Field(default_factory=default_home)
+    url: str = ""
+    token: SecretStr = SecretStr("")
+
+    @property
+    def files(self) -> Home:
+        """The names in the state directory."""
+        return Home(self.home)

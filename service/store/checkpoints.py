@@ -1,0 +1,59 @@
+"""The catalogue of published checkpoints. The files are elsewhere; what is here was announced after its rename."""
+
+from collections.abc import Sequence
+from typing import Any
+
+from pydantic import ValidationError
+from sqlalchemy import RowMapping, delete, select
+
+from service.store.database import Database, Write
+from service.store.records import Checkpoint
+from service.store.tables import checkpoints
+from service.store.upserts import upsert
+from worker.contract import Manifest
+
+
+class Checkpoints:
+    """Queries about checkpoints."""
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+
+    async def of(self, job_id: str) -> list[Checkpoint]:
+        """Return a job's checkpoints, newest first."""
+        query = select(checkpoints).where(checkpoints.c.job_id == job_id).order_by(checkpoints.c.step.desc())
+        async with self._database.read() as connection:
+            return [_checkpoint(row) for row in (await connection.execute(query)).mappings()]
+
+    async def get(self, job_id: str, step: int) -> Checkpoint | None:
+        """Return one checkpoint, or None."""
+        query = select(checkpoints).where((checkpoints.c.job_id == job_id) & (checkpoints.c.step == step))
+        async with self._database.read() as connection:
+            row = (await connection.execute(query)).mappings().one_or_none()
+        return None if row is None else _checkpoint(row)
+
+
+async def take_manifest(write: Write, job_id: str, data: dict[str, Any], fence: int) -> bool:
+    """Store the data of a checkpoint event. A step that was written again replaces its manifest.
+
+    Returns:
+        False where the data is no manifest of this job and this fence, so that the catalogue holds only what can be read back.
+    """
+    try:
+        manifest = Manifest.model_validate(data)
+    except ValidationError:
+        return False
+    if manifest.job_id != job_id or manifest.fence != fence:
+        return False
+    await upsert(write, checkpoints, [{"job_id": job_id, "step": manifest.step, "manifest": data}])
+    return True
+
+
+async def drop_steps(write: Write, job_id: str, steps: Sequence[int]) -> None:
+    """Store the data of pruned events: the files of these steps are gone."""
+    if steps:
+        await write.connection.execute(delete(checkpoints).where((checkpoints.c.job_id == job_id) & checkpoints.c.step.in_(steps)))
+
+
+def _checkpoint(row: RowMapping) -> Checkpoint:
+    return Checkpoint(row["job_id"], row["step"], Manifest.model_validate(row["manifest"]))

@@ -1,0 +1,99 @@
+"""Events: what the ranks reported, stored once, numbered for the whole job; and how far each rank has been read."""
+
+import logging
+from collections.abc import Collection, Sequence
+
+from sqlalchemy import RowMapping, func, select
+
+from service.states import TERMINAL, State
+from service.store.checkpoints import drop_steps, take_manifest
+from service.store.database import Database, Write
+from service.store.journal import Entry, append
+from service.store.metrics import take_metrics
+from service.store.records import Event
+from service.store.tables import events, jobs
+from worker.contract import EventType, RankEvent
+
+_log = logging.getLogger(__name__)
+
+
+class Events:
+    """Queries about events."""
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+
+    async def ingest(self, job_id: str, attempt_number: int, rank: int, batch: Sequence[RankEvent], fence: int) -> bool:
+        """Store what one rank reported: the events, and what follows from them, in one transaction.
+
+        Handing in the same events again changes nothing. Metrics feed the series and the job's progress, checkpoints the catalogue. A
+        rank's `end` is stored as `state` with phase `ended`: only the job itself has an `end`, its last event.
+
+        Returns:
+            False where nothing was stored because the fence is stale, or the job is over or gone.
+        """
+        if not batch:
+            return True
+        async with self._database.write() as write:
+            row = (await write.connection.execute(select(jobs.c.state, jobs.c.fence).where(jobs.c.id == job_id))).one_or_none()
+            if row is None or row.fence != fence or State(row.state) in TERMINAL:
+                return False
+            fresh = await _without_known(write, job_id, attempt_number, rank, batch)
+            await append(write, job_id, [_entry(event, attempt_number, rank) for event in fresh])
+            await take_metrics(write, job_id, [event.data for event in fresh if event.type is EventType.METRICS])
+            await _take_checkpoints(write, job_id, fresh, fence)
+        return True
+
+    async def cursors(self, job_id: str, attempt_number: int) -> dict[int, int]:
+        """Return, for each rank that was ever heard in an attempt, the number of its last stored event."""
+        mine = (events.c.job_id == job_id) & (events.c.attempt == attempt_number) & events.c.rank_seq.is_not(None)
+        query = select(events.c.rank, func.max(events.c.rank_seq)).where(mine).group_by(events.c.rank)
+        async with self._database.read() as connection:
+            return {int(rank or 0): last for rank, last in (await connection.execute(query)).tuples()}
+
+    async def page(
+        self, job_id: str, after_seq: int, limit: int, *, types: Collection[EventType] = (), rank: int | None = None
+    ) -> list[Event]:
+        """Return up to `limit` events newer than `after_seq`, oldest first.
+
+        Args:
+            job_id: the job.
+            after_seq: 0 begins at the beginning.
+            limit: most events returned.
+            types: only these; all, where empty.
+            rank: only this rank's; the job's `end` is among them where `types` asks for it.
+        """
+        query = select(events).where((events.c.job_id == job_id) & (events.c.seq > after_seq)).order_by(events.c.seq).limit(limit)
+        if types:
+            query = query.where(events.c.type.in_([type_.value for type_ in types]))
+        if rank is not None:
+            query = query.where((events.c.rank == rank) | (events.c.type == EventType.END.value))
+        async with self._database.read() as connection:
+            return [_event(row) for row in (await connection.execute(query)).mappings()]
+
+
+async def _without_known(write: Write, job_id: str, attempt: int, rank: int, batch: Sequence[RankEvent]) -> list[RankEvent]:
+    """Return the events of a batch that are not stored yet, each once, in the rank's order."""
+    by_seq = {event.seq: event for event in batch}
+    mine = (events.c.job_id == job_id) & (events.c.attempt == attempt) & (events.c.rank == rank)
+    query = select(events.c.rank_seq).where(mine & events.c.rank_seq.between(min(by_seq), max(by_seq)))
+    known = set((await write.connection.execute(query)).scalars())
+    return [by_seq[seq] for seq in sorted(by_seq) if seq not in known]
+
+
+async def _take_checkpoints(write: Write, job_id: str, fresh: Sequence[RankEvent], fence: int) -> None:
+    for event in fresh:
+        if event.type is EventType.PRUNED:
+            await drop_steps(write, job_id, event.data["steps"])
+        if event.type is EventType.CHECKPOINT and not await take_manifest(write, job_id, event.data, fence):
+            _log.warning("a checkpoint event of %s without a manifest of this job and attempt was left out of the catalogue", job_id)
+
+
+def _entry(event: RankEvent, attempt: int, rank: int) -> Entry:
+    is_end = event.type is EventType.END
+    type_, data = (EventType.STATE, {"phase": "ended", **event.data}) if is_end else (event.type, event.data)
+    return Entry(at=event.at, type=type_, attempt=attempt, data=data, rank=rank, rank_seq=event.seq)
+
+
+def _event(row: RowMapping) -> Event:
+    return Event(row["seq"], row["at"], EventType(row["type"]), row["attempt"], row["rank"], row["data"])

@@ -1,0 +1,201 @@
+"""Jobs: store, find, change state, edit, delete."""
+
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
+from typing import Any
+
+from sqlalchemy import RowMapping, Select, delete, exists, func, insert, select, update
+
+from service.states import State, is_allowed
+from service.store.changes import Changes
+from service.store.database import Database, Write
+from service.store.idempotency import earlier_job, remember
+from service.store.lifecycle import Change, enter
+from service.store.records import IdempotencyClaim, Job, Progress, Transition
+from service.store.tables import job_labels, jobs, transitions
+from worker.contract import JobSpec
+
+SUBMITTED = "submitted"
+
+
+@dataclass(frozen=True)
+class JobFilter:
+    """Which jobs a list holds: in any of the states (all, where empty), and with every one of the labels."""
+
+    states: frozenset[State] = frozenset()
+    labels: tuple[tuple[str, str], ...] = ()
+
+
+class Jobs:
+    """Queries about jobs."""
+
+    def __init__(self, database: Database, changes: Changes) -> None:
+        self._database = database
+        self._changes = changes
+
+    async def create(self, job_id: str, spec: JobSpec, claim: IdempotencyClaim | None = None) -> tuple[str, bool]:
+        """Store a queued job, unless the same request has made one before.
+
+        Returns:
+            The job's id, and whether it is new.
+        Raises:
+            KeyReusedError: the key was used for a different request.
+        """
+        async with self._database.write() as write:
+            if claim is not None:
+                earlier = await earlier_job(write, claim)
+                if earlier is not None:
+                    return earlier, False
+            await write.connection.execute(insert(jobs).values(**_new_row(job_id, spec)))
+            await _store_labels(write, job_id, spec.labels)
+            await enter(write, job_id, Change(State.QUEUED, SUBMITTED))
+            if claim is not None:
+                await remember(write, claim, job_id)
+        self._changes.jobs.set()
+        return job_id, True
+
+    async def get(self, job_id: str) -> Job | None:
+        """Return a job, or None where there is none of that id."""
+        found = await self._fetch(select(jobs).where(jobs.c.id == job_id))
+        return found[0] if found else None
+
+    async def in_states(self, states: Collection[State]) -> list[Job]:
+        """Return every job in one of the states, in the order in which they may start: priority, then age."""
+        query = select(jobs).where(jobs.c.state.in_([state.value for state in states]))
+        return await self._fetch(query.order_by(jobs.c.priority.desc(), jobs.c.created_at, jobs.c.id))
+
+    async def page(self, wanted: JobFilter, before: str | None, limit: int) -> list[Job]:
+        """Return up to `limit` jobs, newest first, older than the job `before`."""
+        query = select(jobs).order_by(jobs.c.id.desc()).limit(limit)
+        if before is not None:
+            query = query.where(jobs.c.id < before)
+        if wanted.states:
+            query = query.where(jobs.c.state.in_([state.value for state in wanted.states]))
+        for key, value in wanted.labels:
+            has_label = (job_labels.c.job_id == jobs.c.id) & (job_labels.c.key == key) & (job_labels.c.value == value)
+            query = query.where(exists().where(has_label))
+        return await self._fetch(query)
+
+    async def counts(self) -> dict[State, int]:
+        """Return how many jobs are in each state; every state is there."""
+        query = select(jobs.c.state, func.count()).group_by(jobs.c.state)
+        async with self._database.read() as connection:
+            found = {State(state): number for state, number in (await connection.execute(query)).tuples()}
+        return {state: found.get(state, 0) for state in State}
+
+    async def transitions_of(self, job_ids: Sequence[str]) -> dict[str, list[Transition]]:
+        """Return the transitions of each of the jobs, oldest first."""
+        query = select(transitions).where(transitions.c.job_id.in_(job_ids)).order_by(transitions.c.job_id, transitions.c.number)
+        found: dict[str, list[Transition]] = {job_id: [] for job_id in job_ids}
+        async with self._database.read() as connection:
+            for row in (await connection.execute(query)).mappings():
+                found[row["job_id"]].append(Transition(State(row["state"]), row["reason"], row["message"], row["at"]))
+        return found
+
+    async def transition(
+        self,
+        job_id: str,
+        to: State,
+        *,
+        from_: Collection[State],
+        reason: str,
+        message: str = "",
+        fence: int | None = None,
+        world_size: int | None = None,
+    ) -> bool:
+        """Change the state of a job, if it is as the caller believes it to be.
+
+        Args:
+            job_id: the job.
+            to: the new state. A terminal one closes the open attempt and makes `end` the job's last event.
+            from_: the states in which the caller believes the job to be.
+            reason: machine-readable.
+            message: for a person.
+            fence: that of the attempt on whose behalf the caller acts; None where it acts for the job.
+            world_size: the new number of ranks, where it changes.
+        Returns:
+            False where nothing was changed: no such job, another state, a change that is never allowed, or a stale fence.
+        """
+        async with self._database.write() as write:
+            row = (await write.connection.execute(select(jobs.c.state, jobs.c.fence).where(jobs.c.id == job_id))).one_or_none()
+            if row is None or State(row.state) not in from_ or not is_allowed(State(row.state), to):
+                return False
+            if fence is not None and fence != row.fence:
+                return False
+            columns = {} if world_size is None else {"world_size": world_size}
+            await enter(write, job_id, Change(to, reason, message), **columns)
+        return True
+
+    async def set_message(self, job_id: str, reason: str, message: str) -> None:
+        """Say anew why a job is where it is, such as why it still waits. No transition, no event."""
+        async with self._database.write() as write:
+            await write.connection.execute(update(jobs).where(jobs.c.id == job_id).values(reason=reason, message=message))
+
+    async def edit(self, job_id: str, edition: int | None, *, priority: int | None, labels: Mapping[str, str] | None) -> bool:
+        """Change what a user may change.
+
+        Args:
+            job_id: the job.
+            edition: change only if this is still the job's edition; None changes it anyway.
+            priority: the new one, or None to keep it.
+            labels: all of the new ones, or None to keep them.
+        Returns:
+            False where there is no such job or its edition is another one.
+        """
+        values: dict[str, Any] = {"edition": jobs.c.edition + 1}
+        values |= {} if priority is None else {"priority": priority}
+        values |= {} if labels is None else {"labels": dict(labels)}
+        where = jobs.c.id == job_id if edition is None else (jobs.c.id == job_id) & (jobs.c.edition == edition)
+        async with self._database.write() as write:
+            if (await write.connection.execute(update(jobs).where(where).values(**values))).rowcount == 0:
+                return False
+            if labels is not None:
+                await write.connection.execute(delete(job_labels).where(job_labels.c.job_id == job_id))
+                await _store_labels(write, job_id, labels)
+        self._changes.jobs.set()
+        return True
+
+    async def delete(self, job_id: str) -> None:
+        """Delete a job and all that hangs on it. The caller has seen to it that it is over."""
+        async with self._database.write() as write:
+            await write.connection.execute(delete(jobs).where(jobs.c.id == job_id))
+        self._changes.forget(job_id)
+
+    async def _fetch(self, query: Select[Any]) -> list[Job]:
+        async with self._database.read() as connection:
+            return [_job(row) for row in (await connection.execute(query)).mappings()]
+
+
+async def _store_labels(write: Write, job_id: str, labels: Mapping[str, str]) -> None:
+    if labels:
+        rows = [{"job_id": job_id, "key": key, "value": value} for key, value in labels.items()]
+        await write.connection.execute(insert(job_labels), rows)
+
+
+def _new_row(job_id: str, spec: JobSpec) -> dict[str, Any]:
+    return {
+        "id": job_id,
+        "name": spec.name,
+        "state": State.QUEUED.value,
+        "reason": SUBMITTED,
+        "message": "",
+        "labels": spec.labels,
+        "priority": spec.priority,
+        "created_at": datetime.now(UTC),
+        "progress": asdict(Progress()),
+        "metrics": {},
+        "world_size": spec.resources.workers,
+        "fence": 0,
+        "attempt": 0,
+        "spec": spec.model_dump(mode="json"),
+        "last_seq": 0,
+        "edition": 1,
+    }
+
+
+def _job(row: RowMapping) -> Job:
+    columns = dict(row)
+    document = columns.pop("spec")
+    state, progress = State(columns.pop("state")), Progress(**columns.pop("progress"))
+    return Job(state=state, progress=progress, document=document, **columns)

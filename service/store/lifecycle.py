@@ -1,0 +1,59 @@
+"""What one change of state writes, inside a transaction of the caller: the row, the transition, the event, and at the end the end."""
+
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Any
+
+from sqlalchemy import func, insert, literal, select, update
+
+from service.states import HOLDS_GANG, TERMINAL, State
+from service.store.database import Write
+from service.store.journal import Entry, append
+from service.store.tables import attempts, jobs, transitions
+from worker.contract import EventType
+
+
+@dataclass(frozen=True)
+class Change:
+    """A change of state that has been found to be allowed."""
+
+    to: State
+    reason: str
+    message: str = ""
+
+
+async def enter(write: Write, job_id: str, change: Change, **columns: Any) -> None:
+    """Put a job into a state.
+
+    Args:
+        write: the open transaction.
+        job_id: the job; it exists.
+        change: the state and why. On a terminal one, `end` becomes the job's last event.
+        columns: what else changes in the job's row.
+    """
+    now = datetime.now(UTC)
+    columns |= {"state": change.to.value, "reason": change.reason, "message": change.message}
+    if change.to is State.RUNNING:
+        columns["started_at"] = func.coalesce(jobs.c.started_at, literal(now, jobs.c.started_at.type))
+    if change.to in TERMINAL:
+        columns["finished_at"] = now
+    await write.connection.execute(update(jobs).where(jobs.c.id == job_id).values(**columns))
+    await _record(write, job_id, change, now)
+    if change.to not in HOLDS_GANG:
+        await close_attempt(write, job_id, now)
+
+
+async def close_attempt(write: Write, job_id: str, now: datetime) -> None:
+    """Give the open attempt, if there is one, its end."""
+    is_open = (attempts.c.job_id == job_id) & attempts.c.finished_at.is_(None)
+    await write.connection.execute(update(attempts).where(is_open).values(finished_at=now))
+
+
+async def _record(write: Write, job_id: str, change: Change, now: datetime) -> None:
+    last = func.coalesce(func.max(transitions.c.number), 0)
+    number = (await write.connection.execute(select(last).where(transitions.c.job_id == job_id))).scalar_one() + 1
+    said = {"state": change.to.value, "reason": change.reason, "message": change.message}
+    await write.connection.execute(insert(transitions).values(job_id=job_id, number=number, at=now, **said))
+    attempt = (await write.connection.execute(select(jobs.c.attempt).where(jobs.c.id == job_id))).scalar_one() or None
+    types = [EventType.STATE, EventType.END] if change.to in TERMINAL else [EventType.STATE]
+    await append(write, job_id, [Entry(at=now, type=type_, attempt=attempt, data=said) for type_ in types])

@@ -1,0 +1,58 @@
+"""Metric series: one value for each (job, name, step). A step that is done again replaces its point."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import asdict
+from typing import Any
+
+from sqlalchemy import select, update
+
+from service.store.database import Database, Write
+from service.store.records import Progress
+from service.store.tables import jobs, metric_points
+from service.store.upserts import upsert
+
+
+class Metrics:
+    """Queries about metric series."""
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+
+    async def names(self, job_id: str) -> list[str]:
+        """Return the names of a job's series, in order."""
+        query = select(metric_points.c.name).where(metric_points.c.job_id == job_id).distinct().order_by(metric_points.c.name)
+        async with self._database.read() as connection:
+            return list((await connection.execute(query)).scalars())
+
+    async def points(self, job_id: str, name: str) -> list[tuple[int, float]]:
+        """Return one whole series as (step, value), by step."""
+        mine = (metric_points.c.job_id == job_id) & (metric_points.c.name == name)
+        query = select(metric_points.c.step, metric_points.c.value).where(mine).order_by(metric_points.c.step)
+        async with self._database.read() as connection:
+            return [(step, value) for step, value in (await connection.execute(query)).tuples()]
+
+
+async def take_metrics(write: Write, job_id: str, batch: Sequence[dict[str, Any]]) -> None:
+    """Store the data of metrics events, oldest first: the points, and the job's latest progress and values.
+
+    Values that are no finite numbers are left out: a series that JSON cannot carry helps nobody, and the failure says it in words.
+    """
+    if not batch:
+        return
+    query = select(jobs.c.metrics).where(jobs.c.id == job_id)
+    latest: dict[str, float] = (await write.connection.execute(query)).scalar_one()
+    points: dict[tuple[str, int], float] = {}
+    for data in batch:
+        values = {name: float(value) for name, value in data.get("values", {}).items() if _is_number(value)}
+        latest |= values
+        points |= {(name, data["step"]): value for name, value in values.items()}
+    rows = [{"job_id": job_id, "name": name, "step": step, "value": value} for (name, step), value in points.items()]
+    await upsert(write, metric_points, rows)
+    last = batch[-1]
+    progress = Progress(last["step"], last.get("total_steps"), last.get("epoch", 0.0), last.get("samples", 0))
+    await write.connection.execute(update(jobs).where(jobs.c.id == job_id).values(metrics=latest, progress=asdict(progress)))
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and math.isfinite(value)

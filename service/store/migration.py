@@ -1,0 +1,32 @@
+"""Brings a database to the present schema. The steps are in `migrations/versions`."""
+
+from pathlib import Path
+
+from alembic import command
+from alembic.config import Config
+from alembic.util.exc import CommandError
+from sqlalchemy import Connection
+
+from service.store.database import Database, DatabaseError
+
+_SCRIPTS = Path(__file__).with_name("migrations")
+
+
+async def migrate(database: Database) -> None:
+    """Run every step that is missing, all in one transaction.
+
+    Raises:
+        DatabaseError: the database was written by a newer version.
+    """
+    async with database.write() as write:
+        await write.connection.run_sync(_upgrade)
+
+
+def _upgrade(connection: Connection) -> None:
+    config = Config()
+    config.set_main_option("script_location", str(_SCRIPTS).replace("%", "%%"))
+    config.attributes["connection"] = connection
+    try:
+        command.upgrade(config, "head")
+    except CommandError as error:
+        raise DatabaseError(f"the database cannot be brought to the present schema: {error}; use the version that wrote it") from error

@@ -1,0 +1,121 @@
+"""The values that the store hands out. Frozen; what they mean is said field by field."""
+
+from dataclasses import dataclass, field
+from datetime import datetime
+from functools import cached_property
+from typing import Any
+
+from service.states import State
+from worker.contract import EventType, JobSpec, Manifest
+
+
+@dataclass(frozen=True)
+class Progress:
+    """How far training is."""
+
+    step: int = 0
+    """Completed optimizer steps."""
+    total_steps: int | None = None
+    """Unknown until the first step."""
+    epoch: float = 0.0
+    samples: int = 0
+
+
+@dataclass(frozen=True)
+class Job:
+    """One job as it stands now."""
+
+    id: str
+    name: str
+    state: State
+    reason: str
+    """Machine-readable: why the job is in this state."""
+    message: str
+    """The same for a person; may be empty."""
+    labels: dict[str, str]
+    priority: int
+    created_at: datetime
+    started_at: datetime | None
+    """When it first ran."""
+    finished_at: datetime | None
+    progress: Progress
+    metrics: dict[str, float]
+    """The latest value of each."""
+    world_size: int
+    """Ranks of the current or last attempt; before the first, what the spec asks for."""
+    fence: int
+    attempt: int
+    """Number of the current or last attempt, 0 before the first."""
+    document: dict[str, Any] = field(repr=False)
+    """The resolved spec as it was accepted."""
+    last_seq: int
+    """Number of the newest event."""
+    edition: int
+    """Grows with every change that a user makes (PATCH); the ETag."""
+
+    @cached_property
+    def spec(self) -> JobSpec:
+        """The resolved spec as a value."""
+        return JobSpec.model_validate(self.document)
+
+
+@dataclass(frozen=True)
+class Attempt:
+    """One gang's life. `fence` grows with every attempt of the job; whatever carries an older one is refused."""
+
+    job_id: str
+    number: int
+    fence: int
+    reason: str
+    """Why it was begun."""
+    started_at: datetime
+    finished_at: datetime | None
+    world_size: int
+
+
+@dataclass(frozen=True)
+class Transition:
+    """One change of state."""
+
+    state: State
+    reason: str
+    message: str
+    at: datetime
+
+
+@dataclass(frozen=True)
+class Event:
+    """One thing that happened to a job. `seq` counts from 1 without gaps within the job."""
+
+    seq: int
+    at: datetime
+    type: EventType
+    attempt: int | None
+    rank: int | None
+    """None where the controller speaks."""
+    data: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """One published checkpoint, as its manifest describes it."""
+
+    job_id: str
+    step: int
+    manifest: Manifest = field(repr=False)
+
+
+@dataclass(frozen=True)
+class Token:
+    """One API token. The token itself is nowhere but with its owner."""
+
+    name: str
+    created_at: datetime
+
+
+@dataclass(frozen=True)
+class IdempotencyClaim:
+    """A client's promise that two requests are one: the key it chose, and a digest of what it asked for."""
+
+    key: str
+    fingerprint: str

@@ -1,0 +1,126 @@
+"""The tables, as SQLAlchemy Core sees them. The migrations create them; a test compares the two."""
+
+from sqlalchemy import BigInteger, Column, Double, ForeignKey, ForeignKeyConstraint, Index, Integer, MetaData, Table, Text, UniqueConstraint
+
+from service.store.columns import Instant, JsonText
+
+metadata = MetaData(
+    naming_convention={
+        "pk": "pk_%(table_name)s",
+        "fk": "fk_%(table_name)s_%(column_0_name)s",
+        "uq": "uq_%(table_name)s_%(column_0_name)s",
+        "ix": "ix_%(table_name)s_%(column_0_N_name)s",
+    }
+)
+
+
+def _job_id() -> Column[str]:
+    return Column("job_id", Text, ForeignKey("jobs.id", ondelete="CASCADE"), primary_key=True)
+
+
+jobs = Table(
+    "jobs",
+    metadata,
+    Column("id", Text, primary_key=True),
+    Column("name", Text, nullable=False),
+    Column("state", Text, nullable=False),
+    Column("reason", Text, nullable=False),
+    Column("message", Text, nullable=False),
+    Column("labels", JsonText, nullable=False),
+    Column("priority", Integer, nullable=False),
+    Column("created_at", Instant, nullable=False),
+    Column("started_at", Instant),
+    Column("finished_at", Instant),
+    Column("progress", JsonText, nullable=False),
+    Column("metrics", JsonText, nullable=False),
+    Column("world_size", Integer, nullable=False),
+    Column("fence", BigInteger, nullable=False),
+    Column("attempt", Integer, nullable=False),
+    Column("spec", JsonText, nullable=False),
+    Column("last_seq", BigInteger, nullable=False),
+    Column("edition", Integer, nullable=False),
+    Index("ix_jobs_state_priority", "state", "priority", "created_at"),
+)
+
+job_labels = Table(
+    "job_labels",
+    metadata,
+    _job_id(),
+    Column("key", Text, primary_key=True),
+    Column("value", Text, nullable=False),
+    Index("ix_job_labels_key_value", "key", "value", "job_id"),
+)
+
+transitions = Table(
+    "transitions",
+    metadata,
+    _job_id(),
+    Column("number", Integer, primary_key=True),
+    Column("state", Text, nullable=False),
+    Column("reason", Text, nullable=False),
+    Column("message", Text, nullable=False),
+    Column("at", Instant, nullable=False),
+)
+
+attempts = Table(
+    "attempts",
+    metadata,
+    _job_id(),
+    Column("number", Integer, primary_key=True),
+    Column("fence", BigInteger, nullable=False),
+    Column("reason", Text, nullable=False),
+    Column("started_at", Instant, nullable=False),
+    Column("finished_at", Instant),
+    Column("world_size", Integer, nullable=False),
+)
+
+events = Table(
+    "events",
+    metadata,
+    _job_id(),
+    Column("seq", BigInteger, primary_key=True),
+    Column("at", Instant, nullable=False),
+    Column("type", Text, nullable=False),
+    Column("attempt", Integer),
+    Column("rank", Integer),
+    Column("rank_seq", BigInteger),
+    Column("data", JsonText, nullable=False),
+    # Null rank_seq (the controller's own events) never collides: SQL holds nulls apart.
+    UniqueConstraint("job_id", "attempt", "rank", "rank_seq", name="uq_events_rank_seq"),
+    Index("ix_events_type", "job_id", "type", "seq"),
+)
+
+metric_points = Table(
+    "metric_points",
+    metadata,
+    _job_id(),
+    Column("name", Text, primary_key=True),
+    Column("step", BigInteger, primary_key=True),
+    Column("value", Double, nullable=False),
+)
+
+checkpoints = Table(
+    "checkpoints",
+    metadata,
+    _job_id(),
+    Column("step", BigInteger, primary_key=True),
+    Column("manifest", JsonText, nullable=False),
+)
+
+tokens = Table(
+    "tokens",
+    metadata,
+    Column("sha256", Text, primary_key=True),
+    Column("name", Text, nullable=False),
+    Column("created_at", Instant, nullable=False),
+)
+
+idempotency_keys = Table(
+    "idempotency_keys",
+    metadata,
+    Column("key", Text, primary_key=True),
+    Column("fingerprint", Text, nullable=False),
+    Column("job_id", Text, nullable=False, index=True),
+    Column("created_at", Instant, nullable=False),
+    ForeignKeyConstraint(["job_id"], ["jobs.id"], ondelete="CASCADE"),
+)
