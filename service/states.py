@@ -1,7 +1,7 @@
 """The states of a job and which may follow which. Pure: decides nothing about when.
 
-    queued -> starting -> running -> succeeded | failed | cancelled
-    running <-> recovering      running -> pausing -> paused -> queued      any live state -> cancelling -> cancelled
+queued -> starting -> running -> succeeded | failed | cancelled
+running <-> recovering      running -> pausing -> paused -> queued      any live state -> cancelling -> cancelled
 """
 
 from enum import StrEnum

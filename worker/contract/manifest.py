@@ -1,7 +1,7 @@
 """The checkpoint on disk: its names and its manifest. A directory with a manifest is whole; one without is nothing.
 
-    jobs/{job_id}/checkpoints/step-00000120/
-        manifest.json  model.safetensors  training.safetensors  training.json
+jobs/{job_id}/checkpoints/step-00000120/
+    manifest.json  model.safetensors  training.safetensors  training.json
 """
 
 from datetime import datetime

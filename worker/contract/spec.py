@@ -13,6 +13,7 @@ from worker.contract.frozen import Frozen
 
 LabelKey = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9._/-]{0,62}$")]
 LabelValue = Annotated[str, StringConstraints(max_length=256)]
+CheckpointReference = Annotated[str, StringConstraints(pattern=r"^job_[0-9A-HJKMNP-TV-Z]{26}/checkpoints/(latest|best|\d{1,15})$")]
 # YAML 1.1 reads an unquoted `off` as the boolean false; a user who wrote off means off.
 OffSwitch = BeforeValidator(lambda value: "off" if value is False else value)
 
@@ -32,7 +33,7 @@ class ModelSpec(Frozen):
     """The architecture by name, and its arguments."""
 
     name: str
-    args: dict[str, JsonValue] = {}
+    args: dict[str, JsonValue] = Field(default_factory=dict)
 
     @field_validator("name")
     @classmethod
@@ -44,7 +45,7 @@ class DataSpec(Frozen):
     """The data set by name, and its arguments."""
 
     name: str
-    args: dict[str, JsonValue] = {}
+    args: dict[str, JsonValue] = Field(default_factory=dict)
 
     @field_validator("name")
     @classmethod
@@ -153,8 +154,10 @@ class JobSpec(Frozen):
     retries: RetrySpec = RetrySpec()
     priority: Annotated[StrictInt, Field(ge=-1000, le=1000)] = 0
     timeout_s: Annotated[float, Field(gt=0)] = 86_400
-    labels: Annotated[dict[LabelKey, LabelValue], Field(max_length=64)] = {}
-    initialize_from: Annotated[str, StringConstraints(pattern=r"^job_[0-9A-HJKMNP-TV-Z]{26}/checkpoints/(latest|best|\d{1,15})$")] | None = None
+    labels: dict[LabelKey, LabelValue] = Field(default_factory=dict, max_length=64)
+    initialize_from: (
+        Annotated[str, StringConstraints(pattern=r"^job_[0-9A-HJKMNP-TV-Z]{26}/checkpoints/(latest|best|\d{1,15})$")] | None
+    ) = None
 
     @model_validator(mode="before")
     @classmethod

@@ -1,0 +1,75 @@
+"""What the ranks of an attempt are told, and the marker file that proves to them that the storage is shared.
+
+Owns the marker files under the storage root. Decides from which checkpoint an attempt starts: its own latest, else the one that the
+spec names.
+"""
+
+from collections.abc import Callable
+from pathlib import Path
+
+from service.store.records import Checkpoint, Job
+from service.store.store import Store
+from worker.contract import Assignment
+
+MARKERS = ".gangs"
+
+
+class Assignments:
+    """Makes assignments for attempts of jobs."""
+
+    def __init__(self, store: Store, storage: Path) -> None:
+        self._store = store
+        self._storage = storage
+
+    async def prepare(self, job: Job) -> Callable[[int, str, int], Assignment]:
+        """Write the attempt's marker and return the function from (rank, store host, store port) to assignment.
+
+        Raises:
+            FileNotFoundError: the checkpoint that the spec names is gone.
+            OSError: the storage cannot be written.
+        """
+        resume = await self._resume(job)
+        marker = self._marker(job)
+        marker.parent.mkdir(parents=True, exist_ok=True)
+        marker.write_text(job.id)
+
+        def assignment(rank: int, store_host: str, store_port: int) -> Assignment:
+            return Assignment(
+                job_id=job.id,
+                attempt=job.attempt,
+                fence=job.fence,
+                rank=rank,
+                world_size=job.world_size,
+                spec=job.spec,
+                storage=self._storage,
+                marker=str(marker.relative_to(self._storage)),
+                resume=resume,
+                store_host=store_host,
+                store_port=store_port,
+            )
+
+        return assignment
+
+    def discard(self, job: Job) -> None:
+        """Remove the attempt's marker."""
+        self._marker(job).unlink(missing_ok=True)
+
+    def _marker(self, job: Job) -> Path:
+        return self._storage / MARKERS / f"{job.id}-{job.attempt}"
+
+    async def _resume(self, job: Job) -> str | None:
+        own = await self._store.checkpoints.of(job.id)
+        if own:
+            return f"{job.id}/{own[0].step}"
+        if job.spec.initialize_from is None:
+            return None
+        source, _, which = job.spec.initialize_from.partition("/checkpoints/")
+        found = choose(await self._store.checkpoints.of(source), which)
+        if found is None:
+            raise FileNotFoundError(f"initialize_from {job.spec.initialize_from} is gone; name a checkpoint that exists, or leave it out")
+        return f"{source}/{found.step}"
+
+
+def choose(newest_first: list[Checkpoint], which: str) -> Checkpoint | None:
+    """Return the checkpoint that `latest`, `best` or a step number means, or None."""
+    raise NotImplementedError

@@ -1,0 +1,212 @@
+"""The Ray adapter of the controller: connects, says how much room there is, and runs the gang's blocking calls off the event loop.
+
+The one file of `service` that imports Ray. `Cluster` and `RunningGang` are what the reconciler sees; a fake implements the same.
+"""
+
+import asyncio
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+from service import embedded
+from service.scheduling import Room
+from service.settings import export_ray_token
+from worker.contract import Assignment, Drain
+
+POLL_S = 20.0
+"""Length of a long poll. Longer is cheaper; a dead rank is noticed at once whatever it is."""
+
+
+class ClusterError(RuntimeError):
+    """The cluster did not do what it was asked. Trying again may help."""
+
+
+class NoRoomError(ClusterError):
+    """The gang does not fit now."""
+
+
+class RankDiedError(ClusterError):
+    """The process of a rank is gone."""
+
+
+class RunningGang(Protocol):
+    """One attempt's ranks."""
+
+    @property
+    def world_size(self) -> int:
+        """Number of ranks."""
+
+    async def start(self, assignment: Callable[[int, str, int], Assignment]) -> None:
+        """Give every rank its assignment, made by `assignment(rank, store_host, store_port)`."""
+
+    async def drain(self, rank: int, after_seq: int) -> Drain:
+        """Wait up to POLL_S for events. Raises RankDiedError, or ClusterError when nothing is known."""
+
+    async def stop(self) -> None:
+        """Ask the ranks to stop at the next step."""
+
+    async def dissolve(self) -> None:
+        """Return when every process is gone. Raises ClusterError when some are left; call again."""
+
+
+class Cluster(Protocol):
+    """Where gangs run."""
+
+    async def connect(self) -> None:
+        """Reach the cluster, starting an embedded one where none is configured."""
+
+    async def disconnect(self) -> None:
+        """Let go of the cluster; gangs go on."""
+
+    async def room(self) -> Room:
+        """Return what there is and what is free."""
+
+    async def nodes(self) -> list[dict[str, Any]]:
+        """Return the nodes, for people."""
+
+    async def form(self, job_id: str, attempt: int, world_size: int, *, cpus: float, gpus: int) -> RunningGang:
+        """Start the ranks of an attempt, all or none."""
+
+    async def adopt(self, job_id: str, attempt: int, world_size: int) -> RunningGang | None:
+        """Return the gang that runs already, or None where not one rank is alive. Dead ranks are found dead at the first drain."""
+
+    async def dissolve(self, job_id: str, attempt: int, world_size: int) -> None:
+        """End whatever there is of an attempt, known only by name."""
+
+
+async def _off_loop(function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+    """Run a blocking call of the gang in a thread, and turn its errors into ours."""
+    from worker import gang
+
+    try:
+        return await asyncio.to_thread(function, *args, **kwargs)
+    except gang.GangError as error:
+        raise _translated(error) from error
+    except Exception as error:
+        raise ClusterError(f"Ray: {type(error).__name__}: {error}") from error
+
+
+def _translated(error: Exception) -> ClusterError:
+    from worker import gang
+
+    if isinstance(error, gang.NoRoomError):
+        return NoRoomError(str(error))
+    if isinstance(error, gang.RankDiedError):
+        return RankDiedError(str(error))
+    return ClusterError(str(error))
+
+
+@dataclass(frozen=True)
+class RayGang:
+    """A gang on Ray. `members` holds the living ranks only; a rank without one died before it could be found."""
+
+    job_id: str
+    attempt: int
+    world_size: int
+    members: Sequence[Any]
+
+    async def start(self, assignment: Callable[[int, str, int], Assignment]) -> None:
+        """See RunningGang."""
+        from worker import gang
+
+        await _off_loop(gang.start, self.members, assignment)
+
+    async def drain(self, rank: int, after_seq: int) -> Drain:
+        """See RunningGang."""
+        from worker import gang
+
+        member = next((member for member in self.members if member.rank == rank), None)
+        if member is None:
+            raise RankDiedError(f"rank {rank} is not alive")
+        try:
+            answer = asyncio.wrap_future(gang.drain(member, after_seq, POLL_S))
+            return gang.read_drain(await asyncio.wait_for(answer, POLL_S + gang.ANSWER_TIMEOUT_S))
+        except TimeoutError as error:
+            raise ClusterError(f"rank {rank} of {self.job_id} did not answer within {POLL_S + gang.ANSWER_TIMEOUT_S:.0f} s") from error
+        except Exception as error:
+            raise _translated(gang.read_failure(error)) from error
+
+    async def stop(self) -> None:
+        """See RunningGang."""
+        from worker import gang
+
+        await _off_loop(gang.stop, self.members)
+
+    async def dissolve(self) -> None:
+        """See RunningGang."""
+        from worker import gang
+
+        await _off_loop(gang.dissolve, self.job_id, self.attempt, self.world_size, self.members)
+
+
+@dataclass(frozen=True)
+class RayCluster:
+    """Ray at an address, or embedded in a home directory where the address is empty."""
+
+    home: Path
+    address: str
+
+    async def connect(self) -> None:
+        """See Cluster."""
+        await asyncio.to_thread(self._connect)
+
+    def _connect(self) -> None:
+        address = self.address
+        if not address:
+            found = embedded.ensure(self.home)
+            export_ray_token(found.token_path)
+            address = found.address
+        import ray
+
+        if ray.is_initialized():
+            ray.shutdown()
+        from worker.gang import NAMESPACE
+
+        ray.init(address=address, namespace=NAMESPACE, log_to_driver=False, logging_level="ERROR")
+
+    async def disconnect(self) -> None:
+        """See Cluster."""
+        import ray
+
+        await asyncio.to_thread(ray.shutdown)
+
+    async def room(self) -> Room:
+        """See Cluster."""
+        import ray
+
+        total = await _off_loop(ray.cluster_resources)
+        free = await _off_loop(ray.available_resources)
+        return Room(total.get("CPU", 0), total.get("GPU", 0), free.get("CPU", 0), free.get("GPU", 0))
+
+    async def nodes(self) -> list[dict[str, Any]]:
+        """See Cluster."""
+        import ray
+
+        return [_described(node) for node in await _off_loop(ray.nodes)]
+
+    async def form(self, job_id: str, attempt: int, world_size: int, *, cpus: float, gpus: int) -> RunningGang:
+        """See Cluster."""
+        from worker import gang
+
+        members = await _off_loop(gang.form, job_id, attempt, world_size, cpus=cpus, gpus=gpus)
+        return RayGang(job_id, attempt, world_size, members)
+
+    async def adopt(self, job_id: str, attempt: int, world_size: int) -> RunningGang | None:
+        """See Cluster."""
+        from worker import gang
+
+        members = await _off_loop(gang.find, job_id, attempt, world_size)
+        started = [member for member in members if member.is_started]
+        return RayGang(job_id, attempt, world_size, members) if started else None
+
+    async def dissolve(self, job_id: str, attempt: int, world_size: int) -> None:
+        """See Cluster."""
+        from worker import gang
+
+        await _off_loop(gang.dissolve, job_id, attempt, world_size)
+
+
+def _described(node: dict[str, Any]) -> dict[str, Any]:
+    resources = {name: amount for name, amount in node["Resources"].items() if name in {"CPU", "GPU", "memory"}}
+    return {"id": node["NodeID"], "address": node["NodeManagerAddress"], "is_alive": node["Alive"], "resources": resources}

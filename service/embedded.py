@@ -1,0 +1,185 @@
+"""The embedded Ray of one home: started as processes of its own, found again after a controller restart, stopped without remainder.
+
+Owns `HOME/ray.json` and the processes it names. Imports no Ray: it starts Ray's own command line. Every process carries the
+session's marker in its environment, and whatever Ray starts inherits it; that is how the last of them is found.
+"""
+
+import json
+import os
+import secrets
+import shutil
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import psutil
+
+from service.settings import inherited_environment
+
+RECORD_NAME = "ray.json"
+MARKER = "SYNCBN_EMBEDDED_RAY"
+START_TIMEOUT_S = 90.0
+STOP_TIMEOUT_S = 15.0
+# Ray replaces 127.0.0.1 by the address of the machine's outer interface, where others could reach it and which changes with the
+# network; any other loopback address is left alone. Only Linux answers on all of 127/8, so elsewhere Ray is left to choose.
+LOOPBACK = "127.0.0.2" if sys.platform == "linux" else "127.0.0.1"
+# Object store: gangs put nothing in it; Ray refuses less than about 75 MB.
+OBJECT_STORE_BYTES = 100_000_000
+# More slots than cores on a small machine: a gang larger than the machine runs slowly instead of never.
+MIN_CPU_SLOTS = 8
+
+
+class EmbeddedRayError(RuntimeError):
+    """The embedded Ray could not be started or stopped. System fault; trying again may help."""
+
+
+@dataclass(frozen=True)
+class EmbeddedRay:
+    """One running embedded Ray."""
+
+    session: str
+    address: str
+    """host:port of its head, for `ray.init`."""
+    token_path: str
+    """File with the token that every client must present, mode 0600."""
+    directory: str
+    """Ray's own session files. Short, because Unix socket paths are limited to 107 bytes."""
+
+
+def ensure(home: Path) -> EmbeddedRay:
+    """Return this home's running embedded Ray, starting one where there is none.
+
+    Raises:
+        EmbeddedRayError: Ray did not come up within START_TIMEOUT_S; the message has the end of its output.
+    """
+    found = _recorded(home)
+    if found is not None:
+        if _is_alive(found):
+            return found
+        stop(home)
+    return _start(home)
+
+
+def stop(home: Path) -> None:
+    """End every process of this home's embedded Ray, ranks included, and remove its files. Does nothing where there is none.
+
+    Raises:
+        EmbeddedRayError: processes are left after STOP_TIMEOUT_S; names them.
+    """
+    found = _recorded(home)
+    if found is None:
+        return
+    deadline = time.monotonic() + STOP_TIMEOUT_S
+    # Ranks may be starting while we look, so look until a look finds nothing.
+    while left := list(_processes(found.session)):
+        if time.monotonic() > deadline:
+            raise EmbeddedRayError(f"processes {[process.pid for process in left]} of the embedded Ray did not end; end them with kill -9")
+        for process in left:
+            _kill(process)
+        psutil.wait_procs(left, timeout=0.2)
+    shutil.rmtree(found.directory, ignore_errors=True)
+    (home / RECORD_NAME).unlink(missing_ok=True)
+
+
+def _start(home: Path) -> EmbeddedRay:
+    home.mkdir(parents=True, exist_ok=True, mode=0o700)
+    directory = tempfile.mkdtemp(prefix="syncbn-")
+    token_path = home / "ray-token"
+    token_path.unlink(missing_ok=True)
+    with os.fdopen(os.open(token_path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as stream:
+        stream.write(secrets.token_hex(32))
+    pending = EmbeddedRay(session=secrets.token_hex(8), address="", token_path=str(token_path), directory=directory)
+    # Recorded before anything runs: a controller killed from here on leaves nothing that `stop` cannot find.
+    _record(home, pending)
+    started = EmbeddedRay(**{**asdict(pending), "address": _launch(pending, home / "ray.log")})
+    _record(home, started)
+    return started
+
+
+def _launch(pending: EmbeddedRay, log: Path) -> str:
+    """Run `ray start`, which returns when the head is up, and return the head's address."""
+    with log.open("wb") as output:
+        try:
+            code = subprocess.run(  # noqa: S603 - a fixed command line of our own
+                _command(pending), env=_environment(pending), stdin=subprocess.DEVNULL, stdout=output, stderr=output,
+                start_new_session=True, timeout=START_TIMEOUT_S, check=False,
+            ).returncode  # fmt: skip
+        except subprocess.TimeoutExpired:
+            code = -1
+    address = Path(pending.directory) / "ray" / "ray_current_cluster"
+    if code != 0 or not address.exists():
+        for process in _processes(pending.session):
+            _kill(process)
+        tail = log.read_text(errors="replace")[-2000:]
+        raise EmbeddedRayError(
+            f"the embedded Ray did not start within {START_TIMEOUT_S:.0f} s (exit status {code}); run syncbn doctor; its output:\n{tail}"
+        )
+    return address.read_text().strip()
+
+
+def _command(pending: EmbeddedRay) -> list[str]:
+    return [
+        sys.executable, "-m", "ray.scripts.scripts", "start", "--head", "--port=0", f"--node-ip-address={LOOPBACK}",
+        f"--num-cpus={max(MIN_CPU_SLOTS, os.cpu_count() or 1)}", f"--object-store-memory={OBJECT_STORE_BYTES}",
+        f"--temp-dir={pending.directory}/ray", f"--ray-client-server-port={_free_port()}",
+        f"--dashboard-agent-listen-port={_free_port()}", "--include-dashboard=false", "--include-log-monitor=false",
+        "--no-monitor", "--disable-usage-stats",
+    ]  # fmt: skip
+
+
+def _environment(pending: EmbeddedRay) -> dict[str, str]:
+    return {
+        **inherited_environment(),
+        MARKER: pending.session,
+        "RAY_AUTH_MODE": "token",
+        "RAY_AUTH_TOKEN_PATH": pending.token_path,
+        "RAY_USAGE_STATS_ENABLED": "0",
+        # One idle Python worker per slot would otherwise start with the first driver and compete with the ranks.
+        "RAY_prestart_worker_first_driver": "0",
+    }
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def _record(home: Path, ray: EmbeddedRay) -> None:
+    temporary = home / f".{RECORD_NAME}"
+    temporary.write_text(json.dumps(asdict(ray)))
+    temporary.replace(home / RECORD_NAME)
+
+
+def _recorded(home: Path) -> EmbeddedRay | None:
+    try:
+        return EmbeddedRay(**json.loads((home / RECORD_NAME).read_text()))
+    except FileNotFoundError:
+        return None
+
+
+def _is_alive(ray: EmbeddedRay) -> bool:
+    """Return whether the head's two servers run; without either, Ray must be started again."""
+    names = {process.name() for process in _processes(ray.session)}
+    return bool(ray.address) and {"gcs_server", "raylet"} <= names
+
+
+def _processes(session: str) -> Iterator[psutil.Process]:
+    for process in psutil.process_iter():
+        try:
+            if process.environ().get(MARKER) == session and process.status() != psutil.STATUS_ZOMBIE:
+                yield process
+        except psutil.Error:
+            continue  # another user's, or gone meanwhile
+
+
+def _kill(process: psutil.Process) -> None:
+    try:
+        process.kill()
+    except psutil.NoSuchProcess:
+        return

@@ -1,0 +1,149 @@
+"""The reconciler: again and again loads the live jobs, decides, applies. Starts what is queued, supervises what lives.
+
+Owns the supervisors of this process and the connection to the cluster. What starts is decided in `service.scheduling`. A supervisor
+that fails is run again by the next round; so is everything after a restart of the controller.
+"""
+
+import asyncio
+import contextlib
+from pathlib import Path
+from typing import Any
+
+import structlog
+
+from service.assignments import Assignments
+from service.cluster import Cluster, ClusterError
+from service.embedded import EmbeddedRayError
+from service.scheduling import Need, Room, plan
+from service.states import HOLDS_GANG, State
+from service.store.records import Job
+from service.store.store import Store
+from service.supervisor import Supervisor
+
+ROUND_S = 1.0
+"""Longest time between two rounds; a submission or a cancel starts one at once."""
+RECONNECT_S = 5.0
+
+log = structlog.get_logger()
+
+
+class Reconciler:
+    """Runs the jobs of one store on one cluster."""
+
+    def __init__(self, cluster: Cluster, storage: Path) -> None:
+        self._cluster = cluster
+        self._storage = storage
+        self._supervisors: dict[str, tuple[Supervisor, asyncio.Task[None]]] = {}
+        self._rounds: asyncio.Task[None] | None = None
+        self._condition = "connecting to the cluster"
+
+    async def start(self, store: Store) -> None:
+        """Begin; returns at once. Until the cluster is there, jobs wait in the queue."""
+        self._rounds = asyncio.create_task(self._run(store))
+
+    async def stop(self) -> None:
+        """Let go of everything. Gangs go on training; the next controller adopts them."""
+        tasks = [task for _, task in self._supervisors.values()] + ([self._rounds] if self._rounds else [])
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        await self._cluster.disconnect()
+
+    async def view(self) -> dict[str, Any]:
+        """Return the cluster as `GET /v1/cluster` shows it."""
+        if self._condition:
+            return {"connected": False, "message": self._condition, "nodes": [], "room": None, "gangs": []}
+        try:
+            room, nodes = await self._cluster.room(), await self._cluster.nodes()
+        except ClusterError as error:
+            return {"connected": False, "message": str(error), "nodes": [], "room": None, "gangs": []}
+        return {"connected": True, "message": "", "nodes": nodes, "room": vars(room), "gangs": sorted(self._supervisors)}
+
+    async def _run(self, store: Store) -> None:
+        await self._connect(store)
+        while True:
+            store.changes.jobs.clear()
+            try:
+                await self._round(store)
+            except ClusterError as error:
+                log.warning("cluster_not_responding", error=str(error))
+            except Exception:
+                log.exception("round_failed")  # the outermost loop: a fault of one round must not end all rounds
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(store.changes.jobs.wait(), ROUND_S)
+
+    async def _connect(self, store: Store) -> None:
+        while self._condition:
+            try:
+                await self._cluster.connect()
+            except (ClusterError, EmbeddedRayError, ConnectionError, OSError, RuntimeError, ValueError) as error:
+                self._condition = f"the cluster cannot be reached: {error}"
+                log.warning("cluster_not_reached", error=str(error))
+                for job in await store.jobs.in_states({State.QUEUED}):
+                    await _explain(store, job, "no_cluster", self._condition[:500])
+                await asyncio.sleep(RECONNECT_S)
+            else:
+                self._condition = ""
+                log.info("cluster_connected")
+
+    async def _round(self, store: Store) -> None:
+        jobs = await store.jobs.in_states({State.QUEUED} | HOLDS_GANG)
+        live = [job for job in jobs if job.state in HOLDS_GANG]
+        for job in live:
+            self._supervise(store, job)
+        queue = [job for job in jobs if job.state is State.QUEUED and job.id not in self._supervisors]
+        if queue:
+            await self._schedule(store, queue, live)
+
+    def _supervise(self, store: Store, job: Job) -> None:
+        """Have a live job supervised, and its supervisor know of a cancel."""
+        if job.id not in self._supervisors:
+            supervisor = self._supervisor(store, job)
+            self._spawn(store, job, supervisor, supervisor.adopt())
+        elif job.state is State.CANCELLING:
+            self._supervisors[job.id][0].cancel()
+
+    async def _schedule(self, store: Store, queue: list[Job], live: list[Job]) -> None:
+        decision = plan([_need(job) for job in queue], _room(await self._cluster.room(), [_need(job) for job in live]))
+        by_id = {job.id: job for job in queue}
+        for job_id, (reason, message) in decision.waiting.items():
+            await _explain(store, by_id[job_id], reason, message)
+        for job_id in decision.start:
+            # Stored before Ray is touched: from here on a killed controller finds the attempt and cleans up after it.
+            await store.attempts.begin(job_id, by_id[job_id].reason, by_id[job_id].spec.resources.workers)
+            job = await store.jobs.get(job_id)
+            if job is not None and job.state is State.STARTING:
+                supervisor = self._supervisor(store, job)
+                self._spawn(store, job, supervisor, supervisor.form())
+
+    def _supervisor(self, store: Store, job: Job) -> Supervisor:
+        return Supervisor(store, self._cluster, Assignments(store, self._storage), job)
+
+    def _spawn(self, store: Store, job: Job, supervisor: Supervisor, work: Any) -> None:
+        task = asyncio.create_task(work, name=f"supervisor {job.id}")
+        self._supervisors[job.id] = (supervisor, task)
+        task.add_done_callback(lambda task: self._forget(store, job.id, task))
+
+    def _forget(self, store: Store, job_id: str, task: asyncio.Task[None]) -> None:
+        del self._supervisors[job_id]
+        if not task.cancelled() and task.exception() is not None:
+            log.error("supervisor_failed", job=job_id, exc_info=task.exception())
+        else:
+            store.changes.jobs.set()  # its room is free
+
+
+def _need(job: Job) -> Need:
+    resources = job.spec.resources
+    return Need(job.id, resources.workers, resources.cpus_per_worker, resources.gpus_per_worker)
+
+
+def _room(seen: Room, live: list[Need]) -> Room:
+    """Count as taken what our own jobs ask for, also where Ray has not placed it yet."""
+    free_cpus = min(seen.free_cpus, seen.total_cpus - sum(need.cpus for need in live))
+    free_gpus = min(seen.free_gpus, seen.total_gpus - sum(need.gpus for need in live))
+    return Room(seen.total_cpus, seen.total_gpus, max(free_cpus, 0), max(free_gpus, 0))
+
+
+async def _explain(store: Store, job: Job, reason: str, message: str) -> None:
+    if job.message != message:
+        await store.jobs.set_message(job.id, reason, message)

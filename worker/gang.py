@@ -1,0 +1,252 @@
+"""A gang on Ray: one placement group and one detached, named actor per rank. Form, adopt, drain, stop, dissolve.
+
+Owns the names of actors and placement groups and the mapping of Ray's exceptions. Synchronous and blocking, every wait bounded;
+torch-free, so that the controller can use it. Decides nothing: what a lost rank means is the caller's business.
+"""
+
+import contextlib
+import time
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import Future
+from dataclasses import dataclass
+from typing import Any
+
+import psutil
+import ray
+from ray.util import placement_group, remove_placement_group
+from ray.util.placement_group import PlacementGroup, get_placement_group
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy, PlacementGroupSchedulingStrategy
+
+from worker.contract.assignment import Assignment
+from worker.contract.events import Drain
+from worker.rank_actor import RankActor
+
+NAMESPACE = "syncbn"
+ANSWER_TIMEOUT_S = 10.0
+"""How long a live actor may take to answer a call that does no work."""
+STORE_TIMEOUT_S = 60.0
+"""How long rank 0 may take to import torch and serve the store."""
+EXIT_TIMEOUT_S = 10.0
+"""How long a killed process may take to be gone."""
+
+
+class GangError(RuntimeError):
+    """A gang could not be formed, reached or dissolved. System fault; trying again may help."""
+
+
+class NoRoomError(GangError):
+    """The cluster has no room for the whole gang."""
+
+
+class RankDiedError(GangError):
+    """The process of a rank is gone."""
+
+
+class UnreachableError(GangError):
+    """Ray does not answer, or the actor cannot be reached now. Nothing is known; never a reason to declare anything dead."""
+
+
+@dataclass(frozen=True)
+class Member:
+    """One rank's actor and the process that it is."""
+
+    rank: int
+    handle: Any
+    pid: int
+    created: float
+    """Start time of the process, seconds since the epoch: tells it from a later process with the same pid."""
+    node_id: str
+    node_ip: str
+    is_started: bool
+    """Whether the rank has been given its assignment."""
+
+
+def form(job_id: str, attempt: int, world_size: int, *, cpus: float, gpus: int, timeout_s: float = 60.0) -> list[Member]:
+    """Reserve room for the whole gang and start its actors; all or nothing.
+
+    Raises:
+        NoRoomError: the placement group was not placed within `timeout_s`.
+        GangError: an actor died or did not come up within `timeout_s`. Whatever was made is dissolved before either is raised.
+    """
+    bundle = {"CPU": cpus, **({"GPU": gpus} if gpus else {})}
+    group = placement_group([bundle] * world_size, strategy="PACK", name=_group_name(job_id, attempt), lifetime="detached")
+    try:
+        if not group.wait(timeout_s):
+            raise NoRoomError(f"no room for {world_size} workers of {cpus:g} CPUs and {gpus} GPUs within {timeout_s:.0f} s")
+        handles = [_create(group, job_id, attempt, rank, cpus=cpus, gpus=gpus) for rank in range(world_size)]
+        return [_identify(job_id, rank, handle, timeout_s) for rank, handle in enumerate(handles)]
+    except BaseException:
+        dissolve(job_id, attempt, world_size)
+        raise
+
+
+def start(members: Sequence[Member], assignment: Callable[[int, str, int], Assignment]) -> None:
+    """Let rank 0 serve the store, then hand every rank its assignment, made by `assignment(rank, store_host, store_port)`.
+
+    Raises:
+        RankDiedError, UnreachableError: a rank died or did not answer.
+    """
+    first = members[0]
+    port = _get(first.handle.host_store.remote(), STORE_TIMEOUT_S, "rank 0")
+    calls = [member.handle.start.remote(assignment(member.rank, first.node_ip, port).model_dump(mode="json")) for member in members]
+    for member, call in zip(members, calls, strict=True):
+        _get(call, ANSWER_TIMEOUT_S, f"rank {member.rank}")
+
+
+def drain(member: Member, after_seq: int, timeout_s: float) -> "Future[Any]":
+    """Ask a rank for its events after `after_seq`; the answer comes at once if there are some, else within `timeout_s`.
+
+    Returns:
+        A future whose result is the argument of `read_drain`, and whose exception that of `read_failure`.
+    """
+    future: Future[Any] = member.handle.drain.remote(after_seq, timeout_s).future()
+    return future
+
+
+def stop(members: Sequence[Member]) -> None:
+    """Ask every rank to stop at the next step. Does not wait, and does not mind a rank that is gone."""
+    for member in members:
+        member.handle.stop.remote()
+
+
+def read_drain(answer: Any) -> Drain:
+    """Turn the result of a `drain` future into a Drain."""
+    return Drain.model_validate(answer)
+
+
+def read_failure(error: BaseException) -> GangError:
+    """Map an exception of Ray to one of ours: the actor is known dead, or nothing is known."""
+    if isinstance(error, GangError):
+        return error
+    if isinstance(error, ray.exceptions.ActorUnavailableError):
+        return UnreachableError(f"the rank cannot be reached now: {error}")
+    if isinstance(error, ray.exceptions.ActorDiedError):
+        return RankDiedError(_first_line(error))
+    return UnreachableError(f"Ray did not answer: {type(error).__name__}: {_first_line(error)}")
+
+
+def find(job_id: str, attempt: int, world_size: int) -> list[Member]:
+    """Return the members of an attempt that are alive, by their names.
+
+    Raises:
+        UnreachableError: an actor exists but does not answer; nothing is known about it.
+    """
+    found = []
+    for rank in range(world_size):
+        try:
+            handle = ray.get_actor(_actor_name(job_id, attempt, rank), namespace=NAMESPACE)
+            found.append(_identify(job_id, rank, handle, ANSWER_TIMEOUT_S))
+        except (ValueError, RankDiedError):
+            continue
+    return found
+
+
+def dissolve(job_id: str, attempt: int, world_size: int, members: Sequence[Member] = ()) -> None:
+    """Kill every rank of an attempt and give its room back. Returns only when every process is gone; safe to call again.
+
+    Args:
+        members: what the caller knows of the gang; a dead rank's process is looked for too.
+    Raises:
+        GangError: processes are left after EXIT_TIMEOUT_S, or a node does not answer; names them.
+    """
+    known = {member.rank: member for member in members}
+    for rank in range(world_size):
+        try:
+            handle = ray.get_actor(_actor_name(job_id, attempt, rank), namespace=NAMESPACE)
+        except ValueError:
+            continue  # never made, or dead already
+        if rank not in known:
+            with contextlib.suppress(GangError):  # it cannot say who it is; Ray itself kills it below
+                known[rank] = _identify(job_id, rank, handle, ANSWER_TIMEOUT_S)
+        ray.kill(handle, no_restart=True)
+    _await_exit(known.values())
+    _remove_group(_group_name(job_id, attempt))
+
+
+def _create(group: PlacementGroup, job_id: str, attempt: int, rank: int, *, cpus: float, gpus: int) -> Any:
+    where = PlacementGroupSchedulingStrategy(placement_group=group, placement_group_bundle_index=rank)
+    return (
+        ray.remote(RankActor)
+        .options(
+            name=_actor_name(job_id, attempt, rank), namespace=NAMESPACE, lifetime="detached", scheduling_strategy=where,
+            num_cpus=cpus, num_gpus=gpus, max_restarts=0, max_concurrency=8,
+        )
+        .remote(rank)
+    )  # fmt: skip
+
+
+def _identify(job_id: str, rank: int, handle: Any, timeout_s: float) -> Member:
+    return Member(rank=rank, handle=handle, **_get(handle.identify.remote(), timeout_s, f"rank {rank} of {job_id}"))
+
+
+def _get(reference: Any, timeout_s: float, whom: str) -> Any:
+    try:
+        return ray.get(reference, timeout=timeout_s)
+    except ray.exceptions.GetTimeoutError as error:
+        raise UnreachableError(f"{whom} did not answer within {timeout_s:.0f} s") from error
+    except ray.exceptions.RayActorError as error:
+        raise read_failure(error) from error
+    except ray.exceptions.RayTaskError as error:
+        raise GangError(f"{whom} failed to start: {_first_line(error.cause or error)}") from error
+
+
+def _await_exit(members: Iterable[Member]) -> None:
+    """Wait until the processes are gone, on the node where each ran: asking Ray is not enough, it forgets an actor before it has died."""
+    by_node: dict[str, list[tuple[int, float]]] = {}
+    for member in members:
+        by_node.setdefault(member.node_id, []).append((member.pid, member.created))
+    here = ray.get_runtime_context().get_node_id()
+    alive = {node["NodeID"] for node in ray.nodes() if node["Alive"]}
+    for node_id, processes in by_node.items():
+        if node_id == here:
+            left = end_processes(processes)
+        elif node_id in alive:
+            place = NodeAffinitySchedulingStrategy(node_id=node_id, soft=False)
+            undertaker = ray.remote(end_processes).options(num_cpus=0, scheduling_strategy=place)
+            left = _get(undertaker.remote(processes), EXIT_TIMEOUT_S * 3, f"node {node_id}")
+        else:
+            continue  # the node is gone, and its processes with it
+        if left:
+            raise GangError(f"processes {left} on node {node_id} did not end within {EXIT_TIMEOUT_S:.0f} s")
+
+
+def end_processes(processes: Sequence[tuple[int, float]]) -> list[int]:
+    """Kill the given (pid, start time) and their descendants on this machine; return the pids that are left after EXIT_TIMEOUT_S."""
+    doomed = []
+    for pid, created in processes:
+        try:
+            process = psutil.Process(pid)
+            if abs(process.create_time() - created) < 1.0:
+                doomed += [process, *process.children(recursive=True)]
+        except psutil.NoSuchProcess:
+            continue
+    deadline = time.monotonic() + EXIT_TIMEOUT_S
+    while doomed and time.monotonic() < deadline:
+        for process in doomed:
+            try:
+                process.kill()
+            except psutil.NoSuchProcess:
+                continue
+        _, doomed = psutil.wait_procs(doomed, timeout=0.5)
+        doomed = [process for process in doomed if process.is_running() and process.status() != psutil.STATUS_ZOMBIE]
+    return [process.pid for process in doomed]
+
+
+def _remove_group(name: str) -> None:
+    try:
+        remove_placement_group(get_placement_group(name))
+    except ValueError:
+        return  # never made, or removed already
+
+
+def _actor_name(job_id: str, attempt: int, rank: int) -> str:
+    return f"{job_id}/{attempt}/{rank}"
+
+
+def _group_name(job_id: str, attempt: int) -> str:
+    return f"{job_id}/{attempt}"
+
+
+def _first_line(error: BaseException) -> str:
+    text = str(error).strip()
+    return text.splitlines()[0] if text else type(error).__name__
