@@ -1,0 +1,80 @@
+"""The commands about checkpoints: ls, download, stats."""
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.progress import BarColumn, DownloadColumn, Progress, TaskID, TextColumn, TransferSpeedColumn
+from rich.text import Text
+
+from service.cli.options import JobArgument, JsonFlag, StepArgument, connect, full_id
+from service.cli.output import answer, console, say
+from service.cli.tables import checkpoints_table, size, statistics_table
+from service.client import Client
+
+app = typer.Typer(help="List, download and inspect checkpoints.", no_args_is_help=True)
+
+
+@app.command("ls")
+def ls(ctx: typer.Context, job: JobArgument, as_json: JsonFlag = False) -> None:
+    """List a job's checkpoints, newest first."""
+    with connect(ctx) as client:
+        rows = list(client.checkpoints(full_id(client, job)))
+    answer({"data": rows}, as_json=as_json, show=lambda: console().print(checkpoints_table(rows)) if rows else say("no checkpoint yet"))
+
+
+@app.command()
+def download(
+    ctx: typer.Context,
+    job: JobArgument,
+    step: StepArgument = "best",
+    directory: Annotated[
+        Path | None, typer.Option("--output", "-o", help="Directory. Default: ID-step-STEP here.", show_default=False)
+    ] = None,
+    as_json: JsonFlag = False,
+) -> None:
+    """Download a checkpoint and verify every file. Interrupted, it goes on where it stopped."""
+    with connect(ctx) as client:
+        job_id = full_id(client, job)
+        manifest = client.manifest(job_id, step)
+        target = directory or Path(f"{job_id}-step-{manifest['step']:08d}")
+        manifest = fetch(client, job_id, manifest["step"], target, console(stderr=True))
+    found = {"directory": str(target), "step": manifest["step"], "files": manifest["files"]}
+    answer(
+        found,
+        as_json=as_json,
+        show=lambda: console().print(Text(f"{target}: step {manifest['step']}, every digest verified"), soft_wrap=True),
+    )
+
+
+def fetch(client: Client, job_id: str, step: int | str, target: Path, out: Console) -> dict[str, Any]:
+    """Download a checkpoint with a bar per file, or one line per file where nobody can see a bar move; return its manifest."""
+    columns = TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TransferSpeedColumn()
+    tasks: dict[str, TaskID] = {}
+    with Progress(*columns, console=out, disable=not out.is_terminal) as bars:
+
+        def show(name: str, done: int, total: int) -> None:
+            if name not in tasks:
+                tasks[name] = bars.add_task(name, total=total)
+            bars.update(tasks[name], completed=done)
+
+        manifest = client.download(job_id, step, target, show)
+    if not out.is_terminal:
+        for name, entry in manifest["files"].items():
+            out.print(f"{name}  {size(entry['size'])}  sha256 {entry['sha256']} verified", soft_wrap=True)
+    return manifest
+
+
+@app.command()
+def stats(
+    ctx: typer.Context,
+    job: JobArgument,
+    step: StepArgument = "best",
+    layer: Annotated[str | None, typer.Option(help="Only this layer; with --json its vectors too.", show_default=False)] = None,
+    as_json: JsonFlag = False,
+) -> None:
+    """Show the running statistics of every normalization layer of a checkpoint."""
+    with connect(ctx) as client:
+        found = client.statistics(full_id(client, job), step, layer=layer)
+    answer(found, as_json=as_json, show=lambda: console().print(statistics_table(found["layers"])))

@@ -1,0 +1,151 @@
+"""The commands about jobs: submit, ls, get, wait, logs, metrics, cancel."""
+
+from collections.abc import Mapping
+from typing import Annotated, Any
+
+import typer
+from rich.text import Text
+
+from service.cli.exits import INTERRUPTED, JOB_FAILED, UsageError
+from service.cli.following import display, exit_code, watch
+from service.cli.options import JobArgument, JsonFlag, connect, full_id
+from service.cli.output import answer, clean, complain, console, print_json, say
+from service.cli.specs import read_spec
+from service.cli.tables import job_table, jobs_table, metrics_table
+from service.client import Client
+
+
+def submit(  # noqa: PLR0917 - one option of the command line each
+    ctx: typer.Context,
+    spec: Annotated[str, typer.Argument(metavar="SPEC", help="YAML or JSON file; - for stdin.", show_default=False)],
+    assignments: Annotated[
+        list[str] | None, typer.Option("--set", metavar="A.B=C", help="Change one value of the spec; may be repeated.", show_default=False)
+    ] = None,
+    follow: Annotated[bool, typer.Option("--follow", "-f", help="Watch the job until it ends; exit 1 if it fails.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only check the spec and print it with every default.")] = False,
+    as_json: JsonFlag = False,
+) -> None:
+    """Submit a training job."""
+    document = read_spec(spec, assignments or ())
+    with connect(ctx) as client:
+        if dry_run:
+            print_json(client.validate(document))
+            return
+        job = client.submit(document)
+        if as_json:
+            print_json(job, is_line=follow)
+        else:
+            console().print(f"{job['id']}  {job['state']}", soft_wrap=True)
+        if follow:
+            raise typer.Exit(_follow(client, job["id"], as_json=as_json))
+
+
+def _follow(client: Client, job_id: str, *, as_json: bool) -> int:
+    try:
+        if as_json:
+            for event in client.follow_events(job_id):
+                print_json(event, is_line=True)
+        else:
+            with display(console()) as show:
+                watch(client.follow_events(job_id), show)
+        job = client.job(job_id)
+    except KeyboardInterrupt:
+        say(f"{job_id} goes on without you; come back with `syncbn logs -f {job_id}`, stop it with `syncbn cancel {job_id}`")
+        return INTERRUPTED
+    code = exit_code([job])
+    if code:
+        complain(f"{job_id} {job['state']} ({job['reason']}): {job['message']}")
+    return code
+
+
+def ls(
+    ctx: typer.Context,
+    state: Annotated[str | None, typer.Option(help="Only jobs in this state.", show_default=False)] = None,
+    label: Annotated[str | None, typer.Option(metavar="KEY=VALUE", help="Only jobs with this label.", show_default=False)] = None,
+    limit: Annotated[int, typer.Option(min=1, help="At most so many, newest first.")] = 20,
+    as_json: JsonFlag = False,
+) -> None:
+    """List jobs, newest first."""
+    with connect(ctx) as client:
+        jobs = list(client.jobs(state=state, label=label, limit=limit))
+    answer(
+        {"data": jobs}, as_json=as_json, show=lambda: console().print(jobs_table(jobs)) if jobs else say("no jobs; `syncbn submit SPEC`")
+    )
+
+
+def get(ctx: typer.Context, job: JobArgument, as_json: JsonFlag = False) -> None:
+    """Show one job."""
+    with connect(ctx) as client:
+        found = client.job(full_id(client, job))
+    answer(found, as_json=as_json, show=lambda: console().print(job_table(found)))
+
+
+def wait(
+    ctx: typer.Context,
+    jobs: Annotated[list[str], typer.Argument(metavar="ID...", help="Job ids.", show_default=False)],
+    timeout_s: Annotated[float | None, typer.Option("--timeout", min=0, help="Seconds to wait for each job.", show_default=False)] = None,
+    as_json: JsonFlag = False,
+) -> None:
+    """Wait until jobs have ended; exit 1 unless all succeeded."""
+    with connect(ctx) as client:
+        try:
+            ended = [client.wait(full_id(client, job), timeout_s=timeout_s) for job in jobs]
+        except TimeoutError as error:
+            complain(error)
+            raise typer.Exit(JOB_FAILED) from error
+    answer({"data": ended}, as_json=as_json, show=lambda: console().print(jobs_table(ended)))
+    raise typer.Exit(exit_code(ended))
+
+
+def logs(
+    ctx: typer.Context,
+    job: JobArgument,
+    follow: Annotated[bool, typer.Option("--follow", "-f", help="Go on until the job ends.")] = False,
+    rank: Annotated[int | None, typer.Option(min=0, help="Only this rank.", show_default=False)] = None,
+    as_json: JsonFlag = False,
+) -> None:
+    """Show what the ranks wrote."""
+    out = console()
+    with connect(ctx) as client:
+        job_id = full_id(client, job)
+        try:
+            for line in client.follow_logs(job_id, rank=rank) if follow else client.logs(job_id, rank=rank):
+                if as_json:
+                    print_json(line, is_line=True)
+                else:
+                    out.print(_log_line(line), soft_wrap=True)
+        except KeyboardInterrupt:
+            say(f"{job_id} is not affected; stop it with `syncbn cancel {job_id}`")
+            raise typer.Exit(INTERRUPTED) from None
+
+
+def _log_line(line: Mapping[str, Any]) -> Text:
+    is_grave = str(line["level"] or "").lower() in {"error", "critical"} or line["stream"] == "stderr"
+    rank = "-" if line["rank"] is None else line["rank"]
+    return Text.assemble((f"[{rank}] ", "dim"), (clean(line["message"]), "red" if is_grave else ""))
+
+
+def metrics(
+    ctx: typer.Context,
+    job: JobArgument,
+    names: Annotated[list[str] | None, typer.Option("--name", help="Only this metric; may be repeated.", show_default=False)] = None,
+    max_points: Annotated[int, typer.Option(min=1, help="Thin every series out to so many points.")] = 500,
+    as_json: JsonFlag = False,
+) -> None:
+    """Show a job's metrics: every series in summary, with --json every point."""
+    with connect(ctx) as client:
+        found = client.metrics(full_id(client, job), names or (), max_points=max_points)
+    answer(found, as_json=as_json, show=lambda: console().print(metrics_table(found["series"])))
+
+
+def cancel(
+    ctx: typer.Context,
+    jobs: Annotated[list[str], typer.Argument(metavar="ID...", help="Job ids.", show_default=False)],
+    as_json: JsonFlag = False,
+) -> None:
+    """Cancel jobs; each is cancelled once its processes are gone (`syncbn wait ID`)."""
+    if not jobs:
+        raise UsageError("no job id; `syncbn ls` lists them")
+    with connect(ctx) as client:
+        asked = [client.cancel(full_id(client, job)) for job in jobs]
+    answer({"data": asked}, as_json=as_json, show=lambda: console().print(jobs_table(asked)))

@@ -1,0 +1,51 @@
+"""Options and arguments that several commands share, and the client that they configure."""
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from service.cli.exits import UsageError
+from service.client import Client
+
+JobArgument = Annotated[str, typer.Argument(metavar="ID", help="Job id, or the beginning of one.", show_default=False)]
+StepArgument = Annotated[str, typer.Argument(metavar="[STEP]", help="A step, latest or best.")]
+JsonFlag = Annotated[bool, typer.Option("--json", help="Print JSON on stdout and nothing else.")]
+HomeOption = Annotated[
+    Path | None, typer.Option("--home", help="State directory. Default: SYNCBN_HOME, else the platform's.", show_default=False)
+]
+
+_FULL_ID = re.compile(r"^job_[0-9A-HJKMNP-TV-Z]{26}$")
+
+
+@dataclass(frozen=True)
+class Target:
+    """Which service the commands talk to; None: environment, else home."""
+
+    url: str | None
+    home: Path | None
+
+
+def connect(ctx: typer.Context) -> Client:
+    """Return a client of the service that the command line names."""
+    target = ctx.find_object(Target) or Target(None, None)
+    return Client(target.url, home=target.home)
+
+
+def full_id(client: Client, text: str) -> str:
+    """Return the id that `text` begins among the newest hundred jobs, or `text` itself where it is a whole id.
+
+    Raises:
+        UsageError: none or several begin like that.
+    """
+    if _FULL_ID.match(text):
+        return text
+    start = text if text.startswith("job_") else f"job_{text.upper()}"
+    found = [job["id"] for job in client.jobs(limit=100) if job["id"].startswith(start)]
+    if len(found) == 1:
+        return str(found[0])
+    if not found:
+        raise UsageError(f"no job's id is or begins with {text!r} among the newest 100; `syncbn ls` lists them")
+    raise UsageError(f"{text!r} begins {len(found)} job ids ({', '.join(found[:3])}, ...); give more of it")

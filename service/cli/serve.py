@@ -1,0 +1,147 @@
+"""`syncbn serve`: one controller on one home, on one port. Owns the process: its lock, its socket, its signals, its end."""
+
+import signal
+import socket
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from typing import Annotated, Any
+
+import typer
+import uvicorn
+from pydantic import ValidationError
+
+from service.cli.exits import JOB_FAILED, UsageError
+from service.cli.home import announced, claimed
+from service.cli.options import HomeOption, Target
+from service.cli.output import complain, say
+from service.settings import Settings
+
+GRACE_S = 2
+"""Open streams are cut so long after the signal to end."""
+
+
+def serve(  # noqa: PLR0917 - one option of the command line each
+    ctx: typer.Context,
+    home: HomeOption = None,
+    host: Annotated[str | None, typer.Option(help="Address to listen on. [default: 127.0.0.1]", show_default=False)] = None,
+    port: Annotated[int | None, typer.Option(help="0: a free one. [default: 8470]", show_default=False)] = None,
+    database_url: Annotated[str | None, typer.Option(help="sqlite:///PATH. Default: in the home.", show_default=False)] = None,
+    storage: Annotated[str | None, typer.Option(help="Directory that all nodes share. Default: in the home.", show_default=False)] = None,
+    ray_address: Annotated[
+        str | None, typer.Option(help="HOST:PORT of a running Ray. Default: an embedded one.", show_default=False)
+    ] = None,
+) -> None:
+    """Run the controller, its dashboard and, where no Ray address is set, an embedded Ray."""
+    target = ctx.find_object(Target) or Target(None, None)
+    flags = {
+        "home": home or target.home, "host": host, "port": port, "database_url": database_url, "storage": storage, "ray_address": ray_address,
+    }  # fmt: skip
+    settings = read_settings({name: value for name, value in flags.items() if value is not None})
+    with claimed(settings.files), bound(settings.host, settings.port) as listener:
+        if not _run(settings, listener):
+            complain("the controller did not start; the log above says why; `syncbn doctor` checks this installation")
+            raise typer.Exit(JOB_FAILED)
+
+
+def read_settings(flags: dict[str, Any]) -> Settings:
+    """Return the settings of the environment under those of the command line.
+
+    Raises:
+        UsageError: a value is out of its range.
+    """
+    try:
+        return Settings(**flags)
+    except ValidationError as error:
+        lines = (f"{'.'.join(map(str, row['loc']))} is {row['input']!r}: {row['msg']}" for row in error.errors())
+        raise UsageError("; ".join(lines) + "; mend the flag or its SYNCBN_ variable") from error
+
+
+@contextmanager
+def bound(host: str, port: int) -> Iterator[socket.socket]:
+    """Hold a listening address, before anything is started that would have to be stopped again.
+
+    Raises:
+        UsageError: it is taken, forbidden or not of this machine.
+    """
+    try:
+        family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0]
+        listener = socket.socket(family, kind, protocol)
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.bind(address)
+    except OSError as error:
+        raise UsageError(
+            f"cannot listen on {host} port {port}: {error.strerror}; choose another with --port (0: any free one) or --host"
+        ) from error
+    with listener:
+        yield listener
+
+
+def url_of(host: str, port: int) -> str:
+    """Return the URL under which a process on this machine reaches the address.
+
+    >>> url_of("0.0.0.0", 80), url_of("::1", 80)
+    ('http://127.0.0.1:80', 'http://[::1]:80')
+    """
+    reachable = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)  # noqa: S104 - compared, not bound
+    return f"http://[{reachable}]:{port}" if ":" in reachable else f"http://{reachable}:{port}"
+
+
+def _run(settings: Settings, listener: socket.socket) -> bool:
+    """Serve until a signal; return whether it ever came up."""
+    from service.app import create_app
+    from service.controller import build_controller
+
+    known_token = _token(settings)
+    url = url_of(settings.host, listener.getsockname()[1])
+    application = create_app(settings, controller=build_controller(settings))
+    config = uvicorn.Config(
+        application, lifespan="on", ws="none", log_level="warning", access_log=False, server_header=False, timeout_graceful_shutdown=GRACE_S
+    )
+    with ExitStack() as until_the_end:
+
+        def listening() -> None:
+            until_the_end.enter_context(announced(settings.files, url))
+            _greet(settings, url, known_token)
+
+        server = _Server(config, listening)
+        server.run(sockets=[listener])
+        return server.started
+
+
+def _token(settings: Settings) -> str:
+    try:
+        return settings.files.token.read_text(encoding="ascii", errors="replace").strip()
+    except OSError:
+        return ""
+
+
+def _greet(settings: Settings, url: str, known_token: str) -> None:
+    token = _token(settings)
+    if token != known_token:
+        print(f"{url}/#token={token}", flush=True)
+        say("This address of the dashboard, token included, is shown this once; the token stays in the home.")
+    else:
+        print(url, flush=True)
+    say(f"Listening on {url}, home {settings.home}. Ctrl-C ends the controller; jobs go on. `syncbn down` ends everything.")
+
+
+class _Server(uvicorn.Server):
+    """A uvicorn that tells when it listens and ends the process in order, instead of by the signal it was sent."""
+
+    def __init__(self, config: uvicorn.Config, listening: Callable[[], None]) -> None:
+        super().__init__(config)
+        self._listening = listening
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().startup(sockets=sockets)
+        if self.started:
+            self._listening()
+
+    @contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        before = {number: signal.signal(number, self.handle_exit) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
+        try:
+            yield
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)

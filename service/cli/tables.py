@@ -1,0 +1,128 @@
+"""Answers of the service as tables and lines for people. Pure but for the clock; prints nothing."""
+
+from collections.abc import Iterable, Mapping
+from datetime import UTC, datetime
+from typing import Any
+
+from rich.table import Table
+from rich.text import Text
+
+from service.cli.output import clean
+
+Json = Mapping[str, Any]
+_STYLES = {"succeeded": "green", "failed": "red", "cancelled": "yellow", "running": "cyan", "recovering": "magenta"}
+
+
+def number(value: Any, digits: int = 4) -> str:
+    """Return a number in few characters; a dash for none.
+
+    >>> number(0.123456), number(None), number(3)
+    ('0.1235', '-', '3')
+    """
+    if value is None:
+        return "-"
+    return str(value) if isinstance(value, int | str) else f"{value:.{digits}g}"
+
+
+def size(num_bytes: float) -> str:
+    """Return bytes for people.
+
+    >>> size(1536)
+    '1.5 KiB'
+    """
+    for unit in ("B", "KiB", "MiB", "GiB"):
+        if num_bytes < 1024:
+            return f"{num_bytes:.0f} B" if unit == "B" else f"{num_bytes:.1f} {unit}"
+        num_bytes /= 1024
+    return f"{num_bytes:.1f} TiB"
+
+
+def age(since: str | None, now: datetime | None = None) -> str:
+    """Return how long ago an RFC 3339 time was, in one unit."""
+    if not since:
+        return "-"
+    seconds = ((now or datetime.now(UTC)) - datetime.fromisoformat(since)).total_seconds()
+    for unit, length in (("d", 86_400), ("h", 3_600), ("m", 60)):
+        if seconds >= length:
+            return f"{int(seconds // length)}{unit}"
+    return f"{max(0, int(seconds))}s"
+
+
+def state_text(state: str) -> Text:
+    """Return a state in its colour."""
+    return Text(clean(state), style=_STYLES.get(state, ""))
+
+
+def _table(*columns: str) -> Table:
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for name in columns:
+        table.add_column(name.removeprefix(">"), justify="right" if name.startswith(">") else "left", no_wrap=True)
+    return table
+
+
+def jobs_table(jobs: Iterable[Json]) -> Table:
+    """Return jobs, one a row."""
+    table = _table("ID", "NAME", "STATE", ">STEP", ">LOSS", ">ACCURACY", ">WORKERS", ">AGE")
+    for job in jobs:
+        metrics, progress = job["metrics"], job["progress"]
+        step = f"{progress['step']}/{number(progress['total_steps'])}"
+        cells = step, number(metrics.get("train/loss")), number(metrics.get("val/accuracy")), str(job["world_size"]), age(job["created_at"])
+        table.add_row(job["id"], Text(clean(job["name"])), state_text(job["state"]), *cells)
+    return table
+
+
+def job_table(job: Json) -> Table:
+    """Return one job, one fact a row."""
+    table = _table("", "")
+    table.show_header = False
+    progress = job["progress"]
+    facts = {
+        "id": job["id"], "name": job["name"], "state": job["state"], "reason": job["reason"], "message": job["message"],
+        "step": f"{progress['step']}/{number(progress['total_steps'])}", "epoch": number(progress["epoch"]), "samples": progress["samples"],
+        "workers": job["world_size"], "created": job["created_at"], "started": job["started_at"], "finished": job["finished_at"],
+        "labels": ", ".join(f"{key}={value}" for key, value in job["labels"].items()),
+    }  # fmt: skip
+    facts |= {name: number(value, 6) for name, value in sorted(job["metrics"].items())}
+    for name, value in facts.items():
+        if value not in {None, ""}:
+            table.add_row(Text(clean(name), style="bold"), Text(clean(value)))
+    for change in job["transitions"]:
+        table.add_row(
+            Text(f"  {change['at']}"), Text(clean(f"{change['state']} ({change['reason']})" if change["reason"] else change["state"]))
+        )
+    return table
+
+
+def metrics_table(series: Iterable[Json]) -> Table:
+    """Return series in summary, one a row."""
+    table = _table("METRIC", ">POINTS", ">LAST STEP", ">LAST", ">MIN", ">MAX")
+    for row in series:
+        values = [value for _, value in row["points"]]
+        step = row["points"][-1][0] if values else None
+        summary = (values[-1], min(values), max(values)) if values else (None, None, None)
+        table.add_row(Text(clean(row["name"])), str(len(values)), number(step), *(number(value, 6) for value in summary))
+    return table
+
+
+def checkpoints_table(checkpoints: Iterable[Json]) -> Table:
+    """Return checkpoints, one a row."""
+    table = _table(">STEP", ">EPOCH", ">LOSS", ">ACCURACY", "HEALTH", ">SIZE", ">AGE", "")
+    for row in checkpoints:
+        marks = " ".join(word for word in ("best", "latest") if row.get(f"is_{word}"))
+        metrics = row["metrics"]
+        health = row["health"]["status"] if isinstance(row["health"], dict) else str(row["health"])
+        cells = number(row["epoch"]), number(metrics.get("val/loss")), number(metrics.get("val/accuracy")), health
+        table.add_row(str(row["step"]), *cells, size(row["size_bytes"]), age(row["created_at"]), marks)
+    return table
+
+
+def statistics_table(layers: Iterable[Json]) -> Table:
+    """Return every layer's running statistics in summary, one a row. The running variance is the one that inference divides by."""
+    table = _table("LAYER", "KIND", ">CHANNELS", ">BATCHES", ">MEAN MIN", ">MEAN", ">MEAN MAX", ">VAR MIN", ">VAR", ">VAR MAX", "HEALTH")
+    for layer in layers:
+        parts = [layer[name] or {} for name in ("running_mean", "running_var")]
+        figures = [number(part.get(key), 3) for part in parts for key in ("min", "mean", "max")]
+        findings = ", ".join(clean(row.get("code", row)) if isinstance(row, dict) else clean(row) for row in layer.get("health") or ())
+        counts = number(layer["num_channels"]), number(layer["num_batches_tracked"])
+        table.add_row(Text(clean(layer["name"])), Text(clean(layer["kind"])), *counts, *figures, findings or "ok")
+    return table

@@ -1,0 +1,191 @@
+"""The routes of the service as methods. Owns paths, parameters and paging; answers are the decoded JSON, as docs/api.md describes it."""
+
+import time
+import uuid
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Self
+from urllib.parse import quote
+
+import httpx
+
+from service.client.address import Address
+from service.client.download import Progress, fetch_checkpoint
+from service.client.errors import ClientError
+from service.client.streams import follow
+from service.client.transport import Patience, Transport
+from service.states import TERMINAL
+
+Json = dict[str, Any]
+PAGE = 100
+
+
+class Client:
+    """A synchronous client, safe to keep open. Use as a context manager, or call `close`.
+
+    Args:
+        url: of the service. Default: SYNCBN_URL, else the controller that runs on the home.
+        token: Default: SYNCBN_TOKEN, else the home's.
+        home: state directory of a controller on this machine; goes before the environment. Default: SYNCBN_HOME, else the platform's.
+        timeout_s: for each connection, write and read of bytes; a whole download or stream has no limit.
+        patience: how often requests that may be repeated are tried again.
+    Raises:
+        Unreachable: from every method, when nobody answers.
+        ServiceError: from every method, when the service refuses.
+    """
+
+    def __init__(
+        self,
+        url: str | None = None,
+        token: str | None = None,
+        *,
+        home: Path | None = None,
+        timeout_s: float = 30.0,
+        patience: Patience | None = None,
+        http: httpx.BaseTransport | None = None,
+    ) -> None:
+        self._transport = Transport(Address(url, token, home), timeout_s, patience or Patience(), http)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    @property
+    def url(self) -> str:
+        """Where requests go now."""
+        return self._transport.url
+
+    def close(self) -> None:
+        """Close every connection."""
+        self._transport.close()
+
+    # -- jobs
+
+    def submit(self, spec: Mapping[str, Any], *, idempotency_key: str | None = None) -> Json:
+        """Submit a job and return it. Tried again where needed: the key makes sure that it is one job."""
+        headers = {"Idempotency-Key": idempotency_key or uuid.uuid4().hex}
+        return self._json("POST", "/v1/jobs", json=dict(spec), headers=headers, is_repeatable=True)
+
+    def validate(self, spec: Mapping[str, Any]) -> Json:
+        """Return the spec with every default filled in, or raise BadRequest with everything that is wrong with it. Submits nothing."""
+        resolved: Json = self._json("POST", "/v1/jobs", params={"dry_run": "true"}, json=dict(spec), is_repeatable=True)["spec"]
+        return resolved
+
+    def jobs(self, *, state: str | None = None, label: str | None = None, limit: int | None = None) -> Iterator[Json]:
+        """Yield jobs, newest first, fetching pages as they are needed. label: `key=value`."""
+        return self._pages("/v1/jobs", {"state": state, "label": label}, limit)
+
+    def job(self, job_id: str) -> Json:
+        """Return one job."""
+        return self._json("GET", _path("jobs", job_id))
+
+    def cancel(self, job_id: str) -> Json:
+        """Ask for the end of a job and return it; it is cancelled when its processes are gone. Asking twice is asking once."""
+        return self._json("POST", _path("jobs", job_id, "cancel"), is_repeatable=True)
+
+    def delete(self, job_id: str) -> None:
+        """Delete a job that has ended, and its checkpoints."""
+        self._transport.request("DELETE", _path("jobs", job_id))
+
+    def wait(self, job_id: str, *, timeout_s: float | None = None, interval_s: float = 0.5) -> Json:
+        """Return the job once it has ended, however it did.
+
+        Raises:
+            TimeoutError: it has not ended after timeout_s.
+        """
+        deadline = None if timeout_s is None else time.monotonic() + timeout_s
+        while (job := self.job(job_id))["state"] not in TERMINAL:
+            if deadline is not None and time.monotonic() + interval_s > deadline:
+                raise TimeoutError(f"{job_id} is {job['state']} after {timeout_s:g} s; expected it to end; wait longer or cancel it")
+            time.sleep(interval_s)
+        return job
+
+    # -- what happened
+
+    def events(self, job_id: str, *, after: str | None = None, limit: int | None = None) -> Iterator[Json]:
+        """Yield what has happened so far, oldest first."""
+        return self._pages(_path("jobs", job_id, "events"), {"after": after}, limit)
+
+    def follow_events(self, job_id: str, *, after: str | None = None) -> Iterator[Json]:
+        """Yield what has happened and what happens, each event once, until the `end` event, which is the last one."""
+        return follow(self._transport, _path("jobs", job_id, "events"), after=after)
+
+    def logs(self, job_id: str, *, rank: int | None = None, after: str | None = None, limit: int | None = None) -> Iterator[Json]:
+        """Yield the lines written so far, oldest first."""
+        return self._pages(_path("jobs", job_id, "logs"), {"rank": rank, "after": after}, limit)
+
+    def follow_logs(self, job_id: str, *, rank: int | None = None, after: str | None = None) -> Iterator[Json]:
+        """Yield lines as they are written, until the job ends."""
+        for line in follow(self._transport, _path("jobs", job_id, "logs"), params=_given({"rank": rank}), after=after):
+            if "message" in line:  # the end event is none
+                yield line
+
+    def metrics(self, job_id: str, names: Sequence[str] = (), *, max_points: int | None = None) -> Json:
+        """Return the series of a job's metrics, all of them unless named, thinned out to max_points each."""
+        return self._json("GET", _path("jobs", job_id, "metrics"), params=_given({"name": list(names) or None, "max_points": max_points}))
+
+    # -- checkpoints; a step is a number, "latest" or "best"
+
+    def checkpoints(self, job_id: str, *, limit: int | None = None) -> Iterator[Json]:
+        """Yield a job's checkpoints, newest first."""
+        return self._pages(_path("jobs", job_id, "checkpoints"), {}, limit)
+
+    def manifest(self, job_id: str, step: int | str = "best") -> Json:
+        """Return a checkpoint's manifest."""
+        return self._json("GET", _path("jobs", job_id, "checkpoints", step))
+
+    def statistics(self, job_id: str, step: int | str = "best", *, layer: str | None = None, against: int | str | None = None) -> Json:
+        """Return the running statistics of every layer in summary, of one layer in full, or their difference to another checkpoint."""
+        params = _given({"layer": layer, "against": against})
+        return self._json("GET", _path("jobs", job_id, "checkpoints", step, "statistics"), params=params)
+
+    def download(self, job_id: str, step: int | str, directory: Path, progress: Progress = lambda *_: None) -> Json:
+        """Bring a checkpoint into a directory, every file verified, and return its manifest. Going on after a failure is calling again.
+
+        Raises:
+            IntegrityError: the bytes are not those of the manifest. DownloadError: the connection kept breaking.
+        """
+        manifest = self.manifest(job_id, step)
+        # From here on by number: `best` may be another one before the last file is here.
+        fetch_checkpoint(self._transport, _path("jobs", job_id, "checkpoints", manifest["step"]), manifest, directory, progress)
+        return manifest
+
+    # -- the service
+
+    def cluster(self) -> Json:
+        """Return what the cluster has and what is in use."""
+        return self._json("GET", "/v1/cluster")
+
+    def ready(self) -> Json:
+        """Return whether the service can do its work, part by part."""
+        return self._json("GET", "/readyz")
+
+    def _json(self, method: str, path: str, **options: Any) -> Json:
+        response = self._transport.request(method, path, **options)
+        try:
+            answer = response.json()
+        except ValueError:
+            answer = None
+        if not isinstance(answer, dict):
+            raise ClientError(f"{method} {path} answered {response.text[:80]!r}; expected a JSON object; is {self.url} a syncbn service?")
+        return answer
+
+    def _pages(self, path: str, params: Mapping[str, Any], limit: int | None) -> Iterator[Json]:
+        cursor, left = params.get("after"), limit
+        while left is None or left > 0:
+            page = self._json("GET", path, params=_given({**params, "after": cursor, "limit": PAGE if left is None else min(PAGE, left)}))
+            yield from page["data"]
+            left = None if left is None else left - len(page["data"])
+            if not page.get("has_more") or not page["data"]:
+                return
+            cursor = page["next_cursor"]
+
+
+def _path(*parts: str | int) -> str:
+    return "/".join(("/v1", *(quote(str(part), safe="") for part in parts)))
+
+
+def _given(params: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in params.items() if value is not None}
