@@ -12,13 +12,10 @@ import socket
 import subprocess
 import sys
 import tempfile
-import time
-from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-import psutil
-
+from service.processes import ProcessesLeftError, end_marked, marked
 from service.settings import inherited_environment
 
 RECORD_NAME = "ray.json"
@@ -74,14 +71,10 @@ def stop(home: Path) -> None:
     found = _recorded(home)
     if found is None:
         return
-    deadline = time.monotonic() + STOP_TIMEOUT_S
-    # Ranks may be starting while we look, so look until a look finds nothing.
-    while left := list(_processes(found.session)):
-        if time.monotonic() > deadline:
-            raise EmbeddedRayError(f"processes {[process.pid for process in left]} of the embedded Ray did not end; end them with kill -9")
-        for process in left:
-            _kill(process)
-        psutil.wait_procs(left, timeout=0.2)
+    try:
+        end_marked(MARKER, found.session, STOP_TIMEOUT_S)
+    except ProcessesLeftError as error:
+        raise EmbeddedRayError(f"the embedded Ray did not end: {error}") from error
     shutil.rmtree(found.directory, ignore_errors=True)
     (home / RECORD_NAME).unlink(missing_ok=True)
 
@@ -113,8 +106,7 @@ def _launch(pending: EmbeddedRay, log: Path) -> str:
             code = -1
     address = Path(pending.directory) / "ray" / "ray_current_cluster"
     if code != 0 or not address.exists():
-        for process in _processes(pending.session):
-            _kill(process)
+        end_marked(MARKER, pending.session, STOP_TIMEOUT_S)
         tail = log.read_text(errors="replace")[-2000:]
         raise EmbeddedRayError(
             f"the embedded Ray did not start within {START_TIMEOUT_S:.0f} s (exit status {code}); run syncbn doctor; its output:\n{tail}"
@@ -135,12 +127,12 @@ def _command(pending: EmbeddedRay) -> list[str]:
 def _environment(pending: EmbeddedRay) -> dict[str, str]:
     return {
         **inherited_environment(),
-        MARKER: pending.session,
         "RAY_AUTH_MODE": "token",
         "RAY_AUTH_TOKEN_PATH": pending.token_path,
         "RAY_USAGE_STATS_ENABLED": "0",
         # One idle Python worker per slot would otherwise start with the first driver and compete with the ranks.
         "RAY_prestart_worker_first_driver": "0",
+        MARKER: pending.session,
     }
 
 
@@ -165,21 +157,5 @@ def _recorded(home: Path) -> EmbeddedRay | None:
 
 def _is_alive(ray: EmbeddedRay) -> bool:
     """Return whether the head's two servers run; without either, Ray must be started again."""
-    names = {process.name() for process in _processes(ray.session)}
+    names = {process.name() for process in marked(MARKER, ray.session)}
     return bool(ray.address) and {"gcs_server", "raylet"} <= names
-
-
-def _processes(session: str) -> Iterator[psutil.Process]:
-    for process in psutil.process_iter():
-        try:
-            if process.environ().get(MARKER) == session and process.status() != psutil.STATUS_ZOMBIE:
-                yield process
-        except psutil.Error:
-            continue  # another user's, or gone meanwhile
-
-
-def _kill(process: psutil.Process) -> None:
-    try:
-        process.kill()
-    except psutil.NoSuchProcess:
-        return

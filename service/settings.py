@@ -1,5 +1,6 @@
 """The settings of the controller and of its clients. The only file of `service` that reads the environment; read once, at start."""
 
+import os
 from pathlib import Path
 from typing import Annotated, Final
 from urllib.parse import unquote, urlsplit
@@ -90,3 +91,13 @@ class ClientSettings(BaseSettings):
     def files(self) -> Home:
         """The names in the state directory."""
         return Home(self.home)
+
+
+def inherited_environment() -> dict[str, str]:
+    """Return the environment that a child process is to start from."""
+    return dict(os.environ)
+
+
+def export_ray_token(path: str) -> None:
+    """Have this process show the token in the file at `path` to Ray, which takes it from nowhere but the environment."""
+    os.environ.update(RAY_AUTH_MODE="token", RAY_AUTH_TOKEN_PATH=path)

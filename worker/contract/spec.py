@@ -3,24 +3,51 @@
 Public contract: docs/job-spec.md. `parse_spec` in `worker.contract.validation` is the way in for anything a user wrote.
 """
 
+import re
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import BeforeValidator, Field, JsonValue, StrictBool, StrictInt, StringConstraints, field_validator, model_validator
+from pydantic import AfterValidator, BeforeValidator, Field, JsonValue, StrictBool, StrictInt, field_validator, model_validator
 from pydantic_core import PydanticCustomError
 
 from worker.contract.catalogue import DATASETS, MODELS, NORMS, Entry
 from worker.contract.frozen import Frozen
 
-LabelKey = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9._/-]{0,62}$")]
-LabelValue = Annotated[str, StringConstraints(max_length=256)]
-CheckpointReference = Annotated[str, StringConstraints(pattern=r"^job_[0-9A-HJKMNP-TV-Z]{26}/checkpoints/(latest|best|\d{1,15})$")]
-# YAML 1.1 reads an unquoted `off` as the boolean false; a user who wrote off means off.
-OffSwitch = BeforeValidator(lambda value: "off" if value is False else value)
-
 
 def refuse(problem: str, expected: str, remedy: str) -> PydanticCustomError:
     """Build the error of a rule that the field types cannot express, with what was expected and what to do."""
     return PydanticCustomError("rule", "{problem}", {"problem": problem, "expected": expected, "remedy": remedy})
+
+
+def _matching(pattern: str, expected: str, example: str) -> AfterValidator:
+    def check(text: str) -> str:
+        if re.fullmatch(pattern, text) is None:
+            raise refuse("does not match", expected, f"write it like {example}")
+        return text
+
+    return AfterValidator(check)
+
+
+def _one_number(workers: Any) -> Any:
+    if isinstance(workers, dict):
+        raise refuse("elastic workers are not available in this version", "a whole number of workers", "set resources.workers to a number")
+    return workers
+
+
+JobName = Annotated[str, _matching(r"[^\x00-\x1f\x7f]{1,128}", "1 to 128 printable characters", "digits-resnet18")]
+LabelKey = Annotated[
+    str, _matching(r"[A-Za-z0-9][A-Za-z0-9._/-]{0,62}", "a label key: 1 to 63 letters, digits, '.', '_', '/' or '-'", "team/vision")
+]
+LabelValue = Annotated[str, _matching(r"[^\x00-\x1f\x7f]{0,256}", "up to 256 printable characters", "vision")]
+CheckpointReference = Annotated[
+    str,
+    _matching(
+        r"job_[0-9A-HJKMNP-TV-Z]{26}/checkpoints/(latest|best|[0-9]{1,15})",
+        "JOB_ID/checkpoints/STEP, where STEP is a number, latest or best",
+        "job_01J8ZQ4WZ0V5K3T9M2N7R6C1XH/checkpoints/latest",
+    ),
+]
+# YAML 1.1 reads an unquoted `off` as the boolean false; a user who wrote off means off.
+OffSwitch = BeforeValidator(lambda value: "off" if value is False else value)
 
 
 def _known(kind: str, table: dict[str, Entry], name: str) -> str:
@@ -104,7 +131,7 @@ class ScheduleSpec(Frozen):
 class ResourceSpec(Frozen):
     """What the gang needs. Every worker is one rank; all start together or none does."""
 
-    workers: Annotated[StrictInt, Field(ge=1, le=4096)] = 1
+    workers: Annotated[StrictInt, Field(ge=1, le=4096), BeforeValidator(_one_number)] = 1
     gpus_per_worker: Annotated[StrictInt, Field(ge=0, le=1)] = 0
     cpus_per_worker: Annotated[float, Field(gt=0, le=256)] = 1
 
@@ -133,7 +160,7 @@ class RetrySpec(Frozen):
 class JobSpec(Frozen):
     """One training job. batch_size is global: over all ranks and accumulation steps."""
 
-    name: Annotated[str, StringConstraints(pattern=r"^[^\x00-\x1f\x7f]{1,128}$")]
+    name: JobName
     seed: Annotated[StrictInt, Field(ge=0, lt=2**63)] = 0
     task: Literal["classification"] = "classification"
     model: ModelSpec
@@ -155,9 +182,7 @@ class JobSpec(Frozen):
     priority: Annotated[StrictInt, Field(ge=-1000, le=1000)] = 0
     timeout_s: Annotated[float, Field(gt=0)] = 86_400
     labels: dict[LabelKey, LabelValue] = Field(default_factory=dict, max_length=64)
-    initialize_from: (
-        Annotated[str, StringConstraints(pattern=r"^job_[0-9A-HJKMNP-TV-Z]{26}/checkpoints/(latest|best|\d{1,15})$")] | None
-    ) = None
+    initialize_from: CheckpointReference | None = None
 
     @model_validator(mode="before")
     @classmethod

@@ -13,6 +13,18 @@ from worker.contract.spec import JobSpec
 
 # The tags that pydantic puts into the path of a union member; a user never wrote them.
 _UNION_TAGS = {"sgd", "adamw", "RecalibrateSpec", "int", "float", "constrained-int", "constrained-float"}
+_PLAIN_EXPECTATIONS = {
+    "model_type": "a mapping of keys to values",
+    "model_attributes_type": "a mapping of keys to values",
+    "dict_type": "a mapping of keys to values",
+    "int_type": "a whole number",
+    "int_parsing": "a whole number",
+    "int_from_float": "a whole number",
+    "float_type": "a number",
+    "float_parsing": "a number",
+    "bool_type": "true or false",
+    "string_type": "a string",
+}
 
 
 class Problem(Frozen):
@@ -25,7 +37,7 @@ class Problem(Frozen):
 
     def __str__(self) -> str:
         """Return the problem as one sentence."""
-        found = "" if self.value is None else f" is {_short(self.value)}"
+        found = "" if self.value is None else f" is {_short(self.value) or 'empty'}"
         return f"{self.loc or 'the spec'}{found}; expected {self.expected}; {self.remedy}"
 
 
@@ -57,7 +69,7 @@ def parse_spec(raw: Any) -> JobSpec:
     try:
         spec = JobSpec.model_validate(raw)
     except ValidationError as error:
-        raise SpecError([_problem(detail) for detail in _without_union_noise(error.errors())]) from error
+        raise SpecError(_problems(error, JobSpec)) from error
     model, model_problems = _resolve("model.args", MODELS[spec.model.name], spec.model.args)
     data, data_problems = _resolve("data.args", DATASETS[spec.data.name], spec.data.args)
     if model_problems or data_problems:
@@ -71,46 +83,73 @@ def _resolve(loc: str, entry: Entry, args: Mapping[str, Any]) -> tuple[dict[str,
     try:
         return entry.args.model_validate(args).model_dump(mode="json"), []
     except ValidationError as error:
-        return {}, [_problem(detail, prefix=loc, owner=entry.args) for detail in error.errors()]
+        return {}, _problems(error, entry.args, prefix=f"{loc}.")
 
 
-def _without_union_noise(details: Sequence[ErrorDetails]) -> list[ErrorDetails]:
-    """Keep one error per path: a union reports one for every member that did not match, the first names the main one."""
-    kept: dict[str, ErrorDetails] = {}
-    for detail in details:
-        kept.setdefault(_dotted(detail["loc"]), detail)
-    return list(kept.values())
+def _problems(error: ValidationError, owner: type[Frozen], prefix: str = "") -> list[Problem]:
+    """Return one problem for each place. A union reports one error for every member that did not match; they are told as one."""
+    by_loc: dict[str, list[ErrorDetails]] = {}
+    for detail in error.errors():
+        by_loc.setdefault(_dotted(detail), []).append(detail)
+    # A member of a union that matched as far as its keys is what the user meant; the others say nothing.
+    meant = {
+        loc: details for loc, details in by_loc.items() if len(error.errors()) == 1 or not any(o.startswith(f"{loc}.") for o in by_loc)
+    }
+    return [_problem(prefix + loc, details, owner) for loc, details in meant.items()]
 
 
-def _dotted(loc: Sequence[int | str]) -> str:
-    parts = [str(part) for part in loc]
-    return ".".join(part for part in parts if part not in _UNION_TAGS and not part.startswith(("literal[", "constrained", "function-")))
+def _dotted(detail: ErrorDetails) -> str:
+    parts = [str(part) for part in detail["loc"]]
+    if detail["type"] in {"union_tag_invalid", "union_tag_not_found"}:
+        parts.append("name")
+    noise = ("literal[", "constrained", "function-")
+    return ".".join(part for part in parts if part not in _UNION_TAGS and part != "[key]" and not part.startswith(noise))
 
 
-def _problem(detail: ErrorDetails, prefix: str = "", owner: type[Frozen] = JobSpec) -> Problem:
-    loc = ".".join(part for part in (prefix, _dotted(detail["loc"])) if part)
+def _problem(loc: str, details: Sequence[ErrorDetails], owner: type[Frozen]) -> Problem:
+    detail = details[0]
     context = detail.get("ctx", {})
-    value = None if detail["type"] in {"missing", "rule"} and isinstance(detail["input"], dict) else _plain(detail["input"])
-    if detail["type"] == "extra_forbidden":
-        known = _known_keys(owner, detail["loc"][:-1])
-        near = difflib.get_close_matches(str(detail["loc"][-1]), known, n=1, cutoff=0.5)
-        remedy = f"did you mean {near[0]}?" if near else f"remove it; known keys: {', '.join(known) or 'none'}"
-        return Problem(loc=loc, value=value, expected="a known key", remedy=remedy)
-    if detail["type"] == "rule":
-        whole = f"{context['expected']} ({context['problem']})"
-        return Problem(loc=loc, value=value, expected=whole, remedy=context["remedy"])
-    if detail["type"] == "missing":
-        return Problem(loc=loc, expected="a value", remedy=f"add {loc}; docs/job-spec.md has an example")
-    expected = _expectation(detail["msg"])
+    value = _plain(detail["input"])
+    match detail["type"]:
+        case "extra_forbidden":
+            known = _known_keys(owner, detail["loc"][:-1])
+            remedy = _nearest(detail["loc"][-1], known) or f"remove it; known keys: {', '.join(known) or 'none'}"
+            return Problem(loc=loc, value=value, expected="a known key", remedy=remedy)
+        case "rule":
+            # A rule over several fields is given the whole section, which is no news to its author.
+            value = None if isinstance(detail["input"], dict) else value
+            expected = context["expected"] if value is not None else f"{context['expected']} ({context['problem']})"
+            near = _nearest(value, context["expected"].removeprefix("one of ").split(", ")) if expected.startswith("one of ") else None
+            return Problem(loc=loc, value=value, expected=expected, remedy=near or context["remedy"])
+        case "missing" | "union_tag_not_found":
+            return Problem(loc=loc, expected="a value", remedy=f"add {loc}; docs/job-spec.md has an example")
+        case "union_tag_invalid":
+            known = [tag.strip(" '") for tag in context["expected_tags"].split(",")]
+            remedy = _nearest(context["tag"], known) or f"set {loc} to one of them"
+            return Problem(loc=loc, value=context["tag"], expected=f"one of {', '.join(known)}", remedy=remedy)
+        case "literal_error" if len(details) == 1:
+            known = [choice.strip(" '") for choice in context["expected"].replace(" or ", ", ").split(",")]
+            return Problem(
+                loc=loc, value=value, expected=_expectation(detail), remedy=_nearest(value, known) or f"set {loc} to one of them"
+            )
+    expected = " or ".join(_expectation(detail) for detail in details)
     return Problem(loc=loc, value=value, expected=expected, remedy=f"set {loc} to {expected}")
 
 
-def _expectation(message: str) -> str:
-    """Turn pydantic's 'Input should be X' into X."""
+def _nearest(word: Any, known: Sequence[str]) -> str | None:
+    near = difflib.get_close_matches(str(word), known, n=1, cutoff=0.5)
+    return f"did you mean {near[0]}?" if near else None
+
+
+def _expectation(detail: ErrorDetails) -> str:
+    """Say what was expected, from pydantic's 'Input should be X'."""
+    plain = _PLAIN_EXPECTATIONS.get(detail["type"])
+    if plain is not None:
+        return plain
+    text = detail["msg"]
     for start in ("Input should be ", "String should ", "Value should "):
-        if message.startswith(start):
-            return message.removeprefix(start)
-    return message[:1].lower() + message[1:]
+        text = text.removeprefix(start)
+    return f"a number {text}" if text.startswith(("greater", "less")) else text[:1].lower() + text[1:]
 
 
 def _known_keys(owner: type[Frozen], path: Sequence[int | str]) -> list[str]:
