@@ -3,7 +3,7 @@
 import hashlib
 from datetime import UTC, datetime
 
-from sqlalchemy import insert, select
+from sqlalchemy import exists, insert, select
 
 from service.store.database import Database
 from service.store.records import Token
@@ -32,6 +32,11 @@ class Tokens:
             row = (await connection.execute(query)).one_or_none()
         return None if row is None else Token(row.name, row.created_at)
 
+    async def is_any(self) -> bool:
+        """Return whether any token is admitted."""
+        async with self._database.read() as connection:
+            return (await connection.execute(select(exists(tokens.select())))).scalar_one()
+
 
 def _digest(token: str) -> str:
-    return hashlib.sha256(token.encode()).hexdigest()
+    return hashlib.sha256(token.encode("utf-8", "replace")).hexdigest()

@@ -1,0 +1,1 @@
+"""The REST API: routes by noun, thin; what they do is in the modules above."""

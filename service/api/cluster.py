@@ -1,0 +1,65 @@
+"""Routes of what surrounds the jobs: the cluster, the queue, and the names that a spec may use."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from fastapi import APIRouter
+
+from service.api.context import InContext
+from service.api.schemas import CataloguePage, EntryShape, QueuedShape, QueuePage
+from service.states import State
+from worker.contract import DATASETS, MODELS, NORMS
+from worker.contract.catalogue import Entry
+
+router = APIRouter(tags=["cluster"])
+
+
+@router.get("/cluster")
+async def get_cluster(context: InContext) -> dict[str, Any]:
+    """Show the nodes and what is free on them."""
+    if context.controller is None:
+        return {"is_connected": False, "nodes": []}
+    return await context.controller.view()
+
+
+@router.get("/queue")
+async def get_queue(context: InContext) -> QueuePage:
+    """Show the jobs that wait, in the order in which they may start, and why they wait."""
+    waiting = await context.store.jobs.in_states([State.QUEUED])
+    return QueuePage(
+        data=[
+            QueuedShape(
+                position=position,
+                id=job.id,
+                name=job.name,
+                priority=job.priority,
+                workers=job.world_size,
+                created_at=job.created_at,
+                reason=job.reason,
+                message=job.message,
+            )
+            for position, job in enumerate(waiting, 1)
+        ]
+    )
+
+
+@router.get("/models")
+async def list_models() -> CataloguePage:
+    """List the models that a spec may name."""
+    return _page(MODELS)
+
+
+@router.get("/datasets")
+async def list_datasets() -> CataloguePage:
+    """List the data sets that a spec may name."""
+    return _page(DATASETS)
+
+
+@router.get("/norms")
+async def list_norms() -> CataloguePage:
+    """List the kinds of normalization that a spec may name."""
+    return _page(NORMS)
+
+
+def _page(table: Mapping[str, Entry]) -> CataloguePage:
+    return CataloguePage(data=[EntryShape(name=one.name, summary=one.summary, args=one.args.model_json_schema()) for one in table.values()])

@@ -1,0 +1,69 @@
+"""The OpenAPI document: what FastAPI finds out by itself, and what it cannot know: error bodies, the body of a submission."""
+
+from typing import Any, Final
+
+from fastapi import FastAPI
+from fastapi.openapi.utils import get_openapi
+
+from service.api.schemas import JobEdit, ProblemShape
+from worker.contract import JobSpec
+
+_EVERY_ROUTE: Final = {"400": "malformed", "401": "no admitted token", "403": "foreign host", "422": "readable, and wrong"}
+_BY_ROUTE: Final = {
+    ("POST", "/v1/jobs"): {"413": "body too large", "415": "neither JSON nor YAML"},
+    ("PATCH", "/v1/jobs/{job_id}"): {"412": "another edition", "413": "body too large", "415": "not JSON"},
+    ("POST", "/v1/jobs/{job_id}/cancel"): {"409": "ended otherwise"},
+    ("DELETE", "/v1/jobs/{job_id}"): {"409": "not ended"},
+}
+_DOWNLOAD: Final = {"412": "another file", "416": "outside of the file", "500": "the file is not what its manifest says"}
+_BODIES: Final = {
+    ("POST", "/v1/jobs"): (JobSpec, ("application/json", "application/yaml")),
+    ("PATCH", "/v1/jobs/{job_id}"): (JobEdit, ("application/json",)),
+}
+
+
+def describe(app: FastAPI) -> dict[str, Any]:
+    """Return the document of an application, made once."""
+    if app.openapi_schema is None:
+        document = get_openapi(title=app.title, version=app.version, description=app.description, routes=app.routes)
+        _complete(document)
+        app.openapi_schema = document
+    return app.openapi_schema
+
+
+def _complete(document: dict[str, Any]) -> None:
+    schemas = document.setdefault("components", {}).setdefault("schemas", {})
+    for model in (ProblemShape, JobSpec, JobEdit):
+        schema = model.model_json_schema(ref_template="#/components/schemas/{model}")
+        schemas |= schema.pop("$defs", {}) | {model.__name__: schema}
+    for unused in ("HTTPValidationError", "ValidationError"):
+        schemas.pop(unused, None)
+    for path, operations in document["paths"].items():
+        for method, operation in operations.items():
+            _complete_operation(method.upper(), path, operation)
+
+
+def _complete_operation(method: str, path: str, operation: dict[str, Any]) -> None:
+    responses = operation["responses"]
+    responses.pop("422", None)
+    if path.startswith("/v1/"):
+        responses |= {status: _error(text) for status, text in _errors(method, path).items()}
+    if (method, path) in _BODIES:
+        model, media_types = _BODIES[method, path]
+        reference = {"schema": {"$ref": f"#/components/schemas/{model.__name__}"}}
+        operation["requestBody"] = {"required": True, "content": dict.fromkeys(media_types, reference)}
+
+
+def _errors(method: str, path: str) -> dict[str, str]:
+    errors = _EVERY_ROUTE | _BY_ROUTE.get((method, path), {})
+    if "{" in path:
+        errors |= {"404": "not here"}
+    if path.endswith(("/files/{name}", "/archive", "/statistics")):
+        errors |= _DOWNLOAD
+    if path.endswith(("/events", "/logs")):
+        errors |= {"429": "too many streams"}
+    return errors
+
+
+def _error(text: str) -> dict[str, Any]:
+    return {"description": text, "content": {"application/problem+json": {"schema": {"$ref": "#/components/schemas/ProblemShape"}}}}

@@ -1,0 +1,152 @@
+"""Routes of jobs: submit, list, get, edit, cancel, delete."""
+
+import hashlib
+import json
+from typing import Annotated, Any, Final
+
+from fastapi import APIRouter, Depends, Header, Query, Response
+from fastapi.responses import JSONResponse
+from pydantic import ValidationError
+
+from service import jobs as use_cases
+from service.api.bodies import read_json, read_json_or_yaml
+from service.api.context import InContext
+from service.api.parameters import JobId
+from service.api.problems import problems_of
+from service.api.schemas import DryRunShape, JobEdit, JobPage, JobShape
+from service.errors import InvalidError
+from service.jobs import JobView
+from service.states import State
+from service.store.ids import JOB_ID_PATTERN
+from service.store.jobs import JobFilter
+from service.store.records import IdempotencyClaim
+from worker.contract import Problem, parse_spec
+
+router = APIRouter(tags=["jobs"])
+
+IdempotencyKey = Annotated[
+    str | None,
+    Header(min_length=1, max_length=255, pattern=r"^[\x21-\x7e]+$", description="chosen by the client: the same key is the same job"),
+]
+IfMatch = Annotated[str | None, Header(max_length=1000, description="the ETag of the job as it was read")]
+StateFilter = Annotated[list[str], Query(description="only these states; repeated or separated by commas")]
+LabelFilter = Annotated[list[str], Query(description="only with this label, KEY=VALUE; repeated: with all of them")]
+AfterJob = Annotated[str | None, Query(pattern=JOB_ID_PATTERN, description="the next_cursor of the page before")]
+_STATES: Final = ", ".join(State)
+
+
+@router.post("/jobs", status_code=201, response_model=JobShape, responses={200: {"model": DryRunShape | JobShape}})
+async def submit_job(
+    response: Response,
+    context: InContext,
+    document: Annotated[Any, Depends(read_json_or_yaml)],
+    dry_run: Annotated[bool, Query(description="only validate, and answer with the resolved spec")] = False,
+    idempotency_key: IdempotencyKey = None,
+) -> Any:
+    """Submit a job. When the answer is there, the job is stored."""
+    spec = parse_spec(document)
+    if dry_run:
+        await use_cases.check_references(context.artifacts, spec)
+        return JSONResponse({"spec": spec.model_dump(mode="json")})
+    claim = None if idempotency_key is None else IdempotencyClaim(idempotency_key, _fingerprint(document))
+    view, is_new = await use_cases.submit(context.store, context.artifacts, spec, claim)
+    response.headers["Location"] = f"/v1/jobs/{view.job.id}"
+    if not is_new:
+        response.headers["Idempotent-Replayed"] = "true"
+    return _shown(view, response)
+
+
+@router.get("/jobs")
+async def list_jobs(
+    context: InContext,
+    state: StateFilter = [],  # noqa: B006 - FastAPI copies it
+    label: LabelFilter = [],  # noqa: B006 - FastAPI copies it
+    after: AfterJob = None,
+    limit: Annotated[int, Query(ge=1, le=100)] = 20,
+) -> JobPage:
+    """List jobs, newest first."""
+    wanted = JobFilter(_states(state), _labels(label))
+    found = await context.store.jobs.page(wanted, after, limit + 1)
+    views = await use_cases.describe_all(context.store, found[:limit])
+    has_more = len(found) > limit
+    return JobPage(data=[JobShape.of(view) for view in views], has_more=has_more, next_cursor=found[limit - 1].id if has_more else None)
+
+
+@router.get("/jobs/{job_id}")
+async def get_job(job_id: JobId, response: Response, context: InContext) -> JobShape:
+    """Show a job."""
+    return _shown(await use_cases.describe(context.store, await use_cases.find(context.store, job_id)), response)
+
+
+@router.patch("/jobs/{job_id}")
+async def edit_job(
+    job_id: JobId, response: Response, context: InContext, document: Annotated[Any, Depends(read_json)], if_match: IfMatch = None
+) -> JobShape:
+    """Change a job's priority or labels."""
+    try:
+        change = JobEdit.model_validate(document)
+    except ValidationError as error:
+        raise InvalidError.of(problems_of(error.errors(include_url=False, include_context=False))) from error
+    view = await use_cases.edit(
+        context.store,
+        job_id,
+        await _edition(context, job_id, if_match),
+        priority=change.priority if "priority" in change.model_fields_set else None,
+        labels=change.labels if "labels" in change.model_fields_set else None,
+    )
+    return _shown(view, response)
+
+
+@router.post("/jobs/{job_id}/cancel", responses={202: {"model": JobShape, "description": "its processes are being ended"}})
+async def cancel_job(job_id: JobId, response: Response, context: InContext) -> JobShape:
+    """Have a job end as `cancelled`: at once where it has no processes yet (200), else when the last is gone (202)."""
+    view = await use_cases.cancel(context.store, job_id)
+    response.status_code = 202 if view.job.state is State.CANCELLING else 200
+    return _shown(view, response)
+
+
+@router.delete("/jobs/{job_id}", status_code=204)
+async def delete_job(job_id: JobId, context: InContext) -> Response:
+    """Delete a job that has ended, its history and its files."""
+    await use_cases.delete(context.store, context.artifacts, job_id)
+    return Response(status_code=204)
+
+
+def _shown(view: JobView, response: Response) -> JobShape:
+    response.headers["ETag"] = f'"{view.job.edition}"'
+    return JobShape.of(view)
+
+
+def _fingerprint(document: Any) -> str:
+    """Return a digest of what was asked for: the same for JSON and YAML, whatever the order of keys."""
+    return hashlib.sha256(json.dumps(document, sort_keys=True, default=repr).encode()).hexdigest()
+
+
+def _states(given: list[str]) -> frozenset[State]:
+    found = set()
+    for name in (part.strip() for text in given for part in text.split(",")):
+        if name not in set(State):
+            problem = Problem(loc="query.state", value=name, expected=f"one of {_STATES}", remedy="use one of them, or leave it out")
+            raise InvalidError.of([problem])
+        found.add(State(name))
+    return frozenset(found)
+
+
+def _labels(given: list[str]) -> tuple[tuple[str, str], ...]:
+    found = []
+    for text in given:
+        key, equals, value = text.partition("=")
+        if not equals or not key:
+            problem = Problem(loc="query.label", value=text, expected="KEY=VALUE", remedy="write label=team=vision")
+            raise InvalidError.of([problem])
+        found.append((key, value))
+    return tuple(found)
+
+
+async def _edition(context: InContext, job_id: str, if_match: str | None) -> int | None:
+    """Return the edition that the change is meant for; one that never was, where none of the client's tags is the job's."""
+    if if_match is None or if_match.strip() == "*":
+        return None
+    job = await use_cases.find(context.store, job_id)
+    tags = {tag.strip() for tag in if_match.split(",")}
+    return job.edition if f'"{job.edition}"' in tags else -1

@@ -1,0 +1,108 @@
+"""Routes of what a job says while it lives: events and logs, as pages and as streams, and metric series."""
+
+from collections.abc import AsyncIterator, Callable
+from typing import Annotated, Any, Final
+
+from fastapi import APIRouter, Header, Query, Request, Response
+from fastapi.sse import KEEPALIVE_COMMENT, EventSourceResponse, format_sse_event
+from pydantic import BaseModel
+
+from service import jobs as use_cases
+from service.api.context import Context, InContext
+from service.api.downsampling import downsample
+from service.api.parameters import MAX_SEQ, AfterSeq, EventLimit, JobId, RankFilter
+from service.api.schemas import EventPage, EventShape, LogPage, LogShape, MetricsShape, SeriesShape
+from service.logs import log_line
+from service.states import TERMINAL
+from service.store.records import Event
+from service.streams import StreamFilter, follow
+from worker.contract import EventType
+
+router = APIRouter(tags=["streams"])
+
+LastEventId = Annotated[int | None, Header(ge=0, le=MAX_SEQ, description="resumes a stream after this `id`")]
+MetricName = Annotated[list[str], Query(description="only these series; repeated")]
+_STREAM: Final[dict[int | str, dict[str, Any]]] = {
+    200: {"content": {"text/event-stream": {"schema": {"type": "string"}}}},
+    204: {"description": "the stream is over: the job has ended and its `end` has been read"},
+}
+
+
+@router.get("/jobs/{job_id}/events", response_model=EventPage, responses=_STREAM)
+async def list_events(
+    job_id: JobId, request: Request, context: InContext, *, after: AfterSeq = 0, limit: EventLimit = 100, last_event_id: LastEventId = None
+) -> Any:
+    """List a job's events, oldest first; with `Accept: text/event-stream`, follow them live to the `end`."""
+    if _wants_stream(request):
+        return await _stream(context, job_id, _start(after, last_event_id), StreamFilter(), EventShape.model_validate)
+    await use_cases.find(context.store, job_id)
+    return EventPage.of(await context.store.events.page(job_id, after, limit + 1), limit)
+
+
+@router.get("/jobs/{job_id}/logs", response_model=LogPage, responses=_STREAM)
+async def list_logs(
+    job_id: JobId,
+    request: Request,
+    context: InContext,
+    *,
+    rank: RankFilter = None,
+    after: AfterSeq = 0,
+    limit: EventLimit = 100,
+    last_event_id: LastEventId = None,
+) -> Any:
+    """List what the ranks wrote, oldest first; with `Accept: text/event-stream`, follow it live to the `end`."""
+    if _wants_stream(request):
+        wanted = StreamFilter((EventType.LOG, EventType.END), rank)
+        return await _stream(context, job_id, _start(after, last_event_id), wanted, _log_or_end)
+    await use_cases.find(context.store, job_id)
+    found = await context.store.events.page(job_id, after, limit + 1, types=(EventType.LOG,), rank=rank)
+    data, has_more = [LogShape.model_validate(log_line(event)) for event in found[:limit]], len(found) > limit
+    return LogPage(data=data, has_more=has_more, next_cursor=str(data[-1].seq) if has_more else None)
+
+
+@router.get("/jobs/{job_id}/metrics")
+async def get_metrics(
+    job_id: JobId,
+    context: InContext,
+    name: MetricName = [],  # noqa: B006 - FastAPI copies it
+    max_points: Annotated[int, Query(ge=2, le=10_000, description="most points of one series; the peaks stay")] = 1000,
+) -> MetricsShape:
+    """Show metric series, thinned out so that first, last, highest and lowest stay. A name without points has an empty series."""
+    await use_cases.find(context.store, job_id)
+    names = dict.fromkeys(name) or await context.store.metrics.names(job_id)
+    series = [SeriesShape(name=one, points=downsample(await context.store.metrics.points(job_id, one), max_points)) for one in names]
+    return MetricsShape(series=series)
+
+
+def _wants_stream(request: Request) -> bool:
+    return "text/event-stream" in request.headers.get("accept", "").lower()
+
+
+def _start(after: int, last_event_id: int | None) -> int:
+    return after if last_event_id is None else last_event_id
+
+
+def _log_or_end(event: Event) -> BaseModel:
+    return LogShape.model_validate(log_line(event)) if event.type is EventType.LOG else EventShape.model_validate(event)
+
+
+async def _stream(context: Context, job_id: str, after_seq: int, wanted: StreamFilter, shape: Callable[[Event], BaseModel]) -> Response:
+    job = await use_cases.find(context.store, job_id)
+    if job.state in TERMINAL and after_seq >= job.last_seq:
+        # The answer at which an EventSource stops to reconnect.
+        return Response(status_code=204)
+    context.places.check()
+    return EventSourceResponse(_lines(context, job_id, after_seq, wanted, shape), headers={"X-Accel-Buffering": "no"})
+
+
+async def _lines(
+    context: Context, job_id: str, after_seq: int, wanted: StreamFilter, shape: Callable[[Event], BaseModel]
+) -> AsyncIterator[bytes]:
+    with context.places.taken():
+        # Something at once, so that the client knows that it is connected.
+        yield KEEPALIVE_COMMENT
+        async for event in follow(context.store, job_id, after_seq, wanted, context.settings.heartbeat_s):
+            if event is None:
+                yield KEEPALIVE_COMMENT
+            else:
+                yield format_sse_event(data_str=shape(event).model_dump_json(), event=event.type.value, id=str(event.seq))

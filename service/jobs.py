@@ -1,0 +1,142 @@
+"""What can be done with jobs: submit, describe, cancel, edit, delete. Knows neither HTTP nor Ray."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from service.artifacts import Artifacts
+from service.errors import ChangedError, ConflictError, InvalidError, NotFoundError
+from service.states import TERMINAL, State
+from service.store.idempotency import KeyReusedError
+from service.store.ids import new_job_id
+from service.store.records import Attempt, IdempotencyClaim, Job, Transition
+from service.store.store import Store
+from worker.contract import JobSpec, Problem
+
+CANCEL_REQUESTED = "cancel_requested"
+_WITHOUT_GANG = frozenset({State.QUEUED, State.PAUSED})
+
+
+@dataclass(frozen=True)
+class JobView:
+    """A job with its history."""
+
+    job: Job
+    transitions: Sequence[Transition]
+    attempts: Sequence[Attempt]
+
+
+async def submit(store: Store, artifacts: Artifacts, spec: JobSpec, claim: IdempotencyClaim | None = None) -> tuple[JobView, bool]:
+    """Store a job, durably when this returns.
+
+    Returns:
+        The job, and whether it is new; it is not where the same request came before.
+    Raises:
+        InvalidError: `initialize_from` names no checkpoint, or the idempotency key belongs to another request.
+    """
+    await check_references(artifacts, spec)
+    try:
+        job_id, is_new = await store.jobs.create(new_job_id(), spec, claim)
+    except KeyReusedError as error:
+        problem = Problem(
+            loc="header.idempotency-key",
+            value=str(error),
+            expected="a key of this request alone",
+            remedy="send a new key for a new request",
+        )
+        raise InvalidError.of([problem], code="idempotency_key_reused") from error
+    return await describe(store, await find(store, job_id)), is_new
+
+
+async def check_references(artifacts: Artifacts, spec: JobSpec) -> None:
+    """Raise InvalidError where the spec names a checkpoint that is not there."""
+    if spec.initialize_from is None:
+        return
+    job_id, _, step = spec.initialize_from.split("/")
+    try:
+        await artifacts.find(job_id, step)
+    except NotFoundError as error:
+        problem = Problem(
+            loc="initialize_from",
+            value=spec.initialize_from,
+            expected="a checkpoint that is there",
+            remedy=f"see the checkpoints of {job_id}",
+        )
+        raise InvalidError.of([problem], code="invalid_spec") from error
+
+
+async def find(store: Store, job_id: str) -> Job:
+    """Return a job, or raise NotFoundError."""
+    job = await store.jobs.get(job_id)
+    if job is None:
+        raise NotFoundError(f"job {job_id} is not here; expected the id of a job; GET /v1/jobs lists them", code="job_not_found")
+    return job
+
+
+async def describe(store: Store, job: Job) -> JobView:
+    """Return a job with its history."""
+    return (await describe_all(store, [job]))[0]
+
+
+async def describe_all(store: Store, jobs: Sequence[Job]) -> list[JobView]:
+    """Return jobs with their histories, in the same order."""
+    ids = [job.id for job in jobs]
+    transitions, attempts = await store.jobs.transitions_of(ids), await store.attempts.of_jobs(ids)
+    return [JobView(job, transitions[job.id], attempts[job.id]) for job in jobs]
+
+
+async def cancel(store: Store, job_id: str) -> JobView:
+    """Have a job end as `cancelled`: at once where it has no processes, else when the last of them is gone.
+
+    Doing it again changes nothing.
+
+    Raises:
+        NotFoundError: no such job.
+        ConflictError: it has ended otherwise.
+    """
+    while True:
+        job = await find(store, job_id)
+        if job.state in {State.CANCELLING, State.CANCELLED}:
+            return await describe(store, job)
+        if job.state in TERMINAL:
+            raise ConflictError(
+                f"job {job_id} is {job.state}; expected one that has not ended; there is nothing to cancel", code="job_already_ended"
+            )
+        # False where the job moved on since it was read: look again.
+        to = State.CANCELLED if job.state in _WITHOUT_GANG else State.CANCELLING
+        if await store.jobs.transition(job_id, to, from_={job.state}, reason=CANCEL_REQUESTED, message="cancelled on request"):
+            store.changes.jobs.set()
+            return await describe(store, await find(store, job_id))
+
+
+async def edit(store: Store, job_id: str, edition: int | None, *, priority: int | None, labels: Mapping[str, str] | None) -> JobView:
+    """Change a job's priority or labels.
+
+    Args:
+        store: where the job is.
+        job_id: the job.
+        edition: the one that the user has seen; None for whichever there is.
+        priority: the new one, or None to keep it.
+        labels: all of the new ones, or None to keep them.
+    Raises:
+        NotFoundError: no such job.
+        ChangedError: it is of another edition by now.
+    """
+    if not await store.jobs.edit(job_id, edition, priority=priority, labels=labels):
+        job = await find(store, job_id)
+        raise ChangedError(f'job {job_id} has ETag "{job.edition}" now; expected "{edition}"; read it again and repeat the change')
+    return await describe(store, await find(store, job_id))
+
+
+async def delete(store: Store, artifacts: Artifacts, job_id: str) -> None:
+    """Delete a job that is over, and its files.
+
+    Raises:
+        NotFoundError: no such job.
+        ConflictError: it is not over.
+    """
+    job = await find(store, job_id)
+    if job.state not in TERMINAL:
+        raise ConflictError(f"job {job_id} is {job.state}; expected one that has ended; cancel it first", code="job_not_ended")
+    # Files first: a crash between the two leaves a job that can be deleted again, not files that nobody knows.
+    await artifacts.delete(job_id)
+    await store.jobs.delete(job_id)
