@@ -49,7 +49,7 @@ class Events:
         mine = (events.c.job_id == job_id) & (events.c.attempt == attempt_number) & events.c.rank_seq.is_not(None)
         query = select(events.c.rank, func.max(events.c.rank_seq)).where(mine).group_by(events.c.rank)
         async with self._database.read() as connection:
-            return {int(rank or 0): last for rank, last in (await connection.execute(query)).tuples()}
+            return {int(rank or 0): last for rank, last in (await connection.execute(query))}
 
     async def page(
         self, job_id: str, after_seq: int, limit: int, *, types: Collection[EventType] = (), rank: int | None = None

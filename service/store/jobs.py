@@ -81,7 +81,7 @@ class Jobs:
         """Return how many jobs are in each state; every state is there."""
         query = select(jobs.c.state, func.count()).group_by(jobs.c.state)
         async with self._database.read() as connection:
-            found = {State(state): number for state, number in (await connection.execute(query)).tuples()}
+            found = {State(state): number for state, number in (await connection.execute(query))}
         return {state: found.get(state, 0) for state in State}
 
     async def transitions_of(self, job_ids: Sequence[str]) -> dict[str, list[Transition]]:

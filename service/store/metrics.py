@@ -30,7 +30,7 @@ class Metrics:
         mine = (metric_points.c.job_id == job_id) & (metric_points.c.name == name)
         query = select(metric_points.c.step, metric_points.c.value).where(mine).order_by(metric_points.c.step)
         async with self._database.read() as connection:
-            return [(step, value) for step, value in (await connection.execute(query)).tuples()]
+            return [(step, value) for step, value in (await connection.execute(query))]
 
 
 async def take_metrics(write: Write, job_id: str, batch: Sequence[dict[str, Any]]) -> None:

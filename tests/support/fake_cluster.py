@@ -1,0 +1,124 @@
+"""A cluster in memory with the interface of service/cluster.py: ranks are event buffers that a test speaks through."""
+
+import asyncio
+from collections.abc import Callable
+from typing import Any
+
+from service.cluster import ClusterError, NoRoomError, RankDiedError
+from service.scheduling import Room
+from worker.contract import Assignment, Drain, EventType
+from worker.progress import EventBuffer
+
+POLL_S = 0.05
+
+
+class FakeGang:
+    """Ranks without processes. `say` and `kill` are for the test; the rest is what the controller sees."""
+
+    def __init__(self, world_size: int) -> None:
+        self.world_size = world_size
+        self.buffers = [EventBuffer() for _ in range(world_size)]
+        self.dead: set[int] = set()
+        self.assignments: list[Assignment] = []
+        self.is_asked_to_stop = False
+        self.is_dissolved = False
+        self.is_silent = False
+        self.drains = 0
+
+    def say(self, type_: EventType, data: dict[str, Any], ranks: list[int] | None = None) -> None:
+        """Emit an event on some ranks, or all."""
+        for rank in range(self.world_size) if ranks is None else ranks:
+            self.buffers[rank].emit(type_, data)
+
+    def end(self, outcome: str = "succeeded", failure: dict[str, Any] | None = None, ranks: list[int] | None = None) -> None:
+        """Let ranks say their last word."""
+        self.say(EventType.END, {"outcome": outcome, "failure": failure}, ranks)
+
+    async def start(self, assignment: Callable[[int, str, int], Assignment]) -> None:
+        """Remember what each rank was told."""
+        self.assignments = [assignment(rank, "127.0.0.1", 1) for rank in range(self.world_size)]
+
+    async def drain(self, rank: int, after_seq: int) -> Drain:
+        """Answer a long poll, short."""
+        self.drains += 1
+        for _ in range(10):
+            if self.is_silent:
+                raise ClusterError("silence")
+            if rank in self.dead or self.is_dissolved:
+                raise RankDiedError(f"rank {rank}")
+            events, is_ended = self.buffers[rank].drain(after_seq, 0)
+            if events or is_ended:
+                break
+            await asyncio.sleep(POLL_S / 10)
+        fence = self.assignments[0].fence if self.assignments else 0
+        return Drain(rank=rank, fence=fence, events=events, is_ended=is_ended)
+
+    async def stop(self) -> None:
+        """Remember that the ranks were asked."""
+        self.is_asked_to_stop = True
+
+    async def dissolve(self) -> None:
+        """End the ranks."""
+        if self.is_silent:
+            raise ClusterError("silence")
+        self.is_dissolved = True
+
+
+class FakeCluster:
+    """Room for `cpus` single-CPU ranks. Outlives controllers, as a cluster does."""
+
+    def __init__(self, cpus: int = 8) -> None:
+        self.cpus = cpus
+        self.gangs: dict[tuple[str, int], FakeGang] = {}
+        self.formed = asyncio.Condition()
+        self.form_error: Exception | None = None
+
+    async def gang(self, job_id: str, attempt: int = 1, timeout_s: float = 5.0) -> FakeGang:
+        """Wait until the gang of an attempt has been started."""
+        async with asyncio.timeout(timeout_s):
+            while (job_id, attempt) not in self.gangs or not self.gangs[job_id, attempt].assignments:
+                await asyncio.sleep(0.005)
+        return self.gangs[job_id, attempt]
+
+    def alive(self) -> list[FakeGang]:
+        """Return the gangs that are not dissolved."""
+        return [gang for gang in self.gangs.values() if not gang.is_dissolved]
+
+    async def connect(self) -> None:
+        """Do nothing: it is there."""
+
+    async def disconnect(self) -> None:
+        """Do nothing: gangs go on."""
+
+    async def room(self) -> Room:
+        """Count the ranks of living gangs as taken."""
+        return Room(self.cpus, 0, self.cpus - sum(gang.world_size for gang in self.alive()), 0)
+
+    async def nodes(self) -> list[dict[str, Any]]:
+        """Return one node."""
+        return [{"id": "fake", "address": "127.0.0.1", "is_alive": True, "resources": {"CPU": self.cpus}}]
+
+    async def form(self, job_id: str, attempt: int, world_size: int, *, cpus: float, gpus: int) -> FakeGang:
+        """Form a gang of one CPU each; refuses a second one for the same attempt."""
+        assert (cpus, gpus) == (1, 0)
+        if self.form_error is not None:
+            raise self.form_error
+        if world_size > (await self.room()).free_cpus:
+            raise NoRoomError("full")
+        assert not any(job == job_id for (job, _), gang in self.gangs.items() if not gang.is_dissolved), "a second gang for one job"
+        return self.gangs.setdefault((job_id, attempt), FakeGang(world_size))
+
+    async def adopt(self, job_id: str, attempt: int, world_size: int) -> FakeGang | None:
+        """Return the gang if a rank of it lives and was told what to do."""
+        gang = self.gangs.get((job_id, attempt))
+        if gang is None or gang.is_dissolved or not gang.assignments or len(gang.dead) == world_size:
+            return None
+        if gang.is_silent:
+            raise ClusterError("silence")
+        return gang
+
+    async def dissolve(self, job_id: str, attempt: int, world_size: int) -> None:
+        """End what there is."""
+        gang = self.gangs.get((job_id, attempt))
+        if gang is not None:
+            await gang.dissolve()
