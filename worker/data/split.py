@@ -1,0 +1,40 @@
+"""What training needs to know of a data set."""
+
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+import numpy.typing as npt
+from torch import Tensor
+
+Indices = npt.NDArray[np.int64]
+
+
+class Split(Protocol):
+    """Samples that can be fetched by index, in any order, by any rank."""
+
+    @property
+    def num_samples(self) -> int:
+        """Samples in the split."""
+
+    @property
+    def num_classes(self) -> int:
+        """Classes, numbered from 0."""
+
+    @property
+    def image_shape(self) -> tuple[int, int, int]:
+        """Channels, height, width."""
+
+    def batch(self, indices: Indices, epoch: int) -> tuple[Tensor, Tensor]:
+        """Return images (n, C, H, W) float32 and labels (n,) int64 on the CPU; n may be 0.
+
+        Augmentation depends on (seed, epoch, index) and never on the rank or on the other samples.
+        """
+
+
+@dataclass(frozen=True)
+class Splits:
+    """A data set: what is trained on and what is held out. Samples of `test` are never augmented."""
+
+    train: Split
+    test: Split

@@ -1,0 +1,200 @@
+"""The ranks of a gang as one group: how they meet, speak and part. The worker's only file with torch.distributed.
+
+Owns the process group, its device and its network interface. Knows nothing of models, data or jobs.
+
+Every collective must be called by every rank of the group, in the same order; a rank that does not is noticed after
+`WorkerSettings.collective_timeout_s`, one that died at once.
+"""
+
+import gc
+import ipaddress
+import socket
+from collections.abc import Iterable
+from contextlib import AbstractContextManager
+from datetime import timedelta
+from inspect import signature
+from typing import Any, Protocol, cast
+
+import psutil
+import torch
+import torch.distributed as dist
+
+# Imported before any group exists: it keeps `group.WORLD` of the moment of its import in default arguments, for ever. Left to DDP, which
+# imports it lazily, it would keep the group and its sockets alive, and peers would not notice that this rank has left.
+import torch.distributed.nn.functional
+from torch import Tensor, nn
+from torch._C._distributed_c10d import Store, TCPStore
+from torch.nn.parallel import DistributedDataParallel
+
+from worker.errors import GangStartError
+from worker.settings import WorkerSettings, export_interface, read_settings
+
+
+# DDP's own synchronization of buffers before every forward; torch 2.13 renamed it.
+_SYNC_BUFFERS = "forward_sync_buffers" if "forward_sync_buffers" in signature(DistributedDataParallel).parameters else "broadcast_buffers"
+
+
+class Pending(Protocol):
+    """A collective under way."""
+
+    def wait(self) -> Any:
+        """Wait until the tensor holds the result."""
+
+
+def host_store(host: str) -> TCPStore:
+    """Serve the store at which the ranks meet, on a free port of the interface with address `host`."""
+    timeout = timedelta(seconds=read_settings().meet_timeout_s)
+    listener = socket.create_server((host, 0), family=socket.AF_INET6 if ":" in host else socket.AF_INET)
+    port = listener.getsockname()[1]
+    # The store takes the descriptor over, so that it listens on this one interface and not on all.
+    return TCPStore(host, port, is_master=True, timeout=timeout, wait_for_workers=False, master_listen_fd=listener.detach(), use_libuv=True)
+
+
+def connect_store(host: str, port: int) -> TCPStore:
+    """Connect to the store that rank 0 serves.
+
+    Raises:
+        GangStartError: nothing answers there within `meet_timeout_s`.
+    """
+    timeout = timedelta(seconds=read_settings().meet_timeout_s)
+    try:
+        return TCPStore(host, port, is_master=False, timeout=timeout, wait_for_workers=False)
+    except RuntimeError as error:
+        raise GangStartError(f"the store of rank 0 at {host}:{port} does not answer: {error}") from error
+
+
+def bind_interface(node_ip: str) -> None:
+    """Make the communication libraries use the network interface that carries `node_ip`.
+
+    Their own choice follows the host name, which on many machines resolves to 127.0.0.1; ranks on two hosts then never meet.
+
+    Raises:
+        GangStartError: no interface carries the address.
+    """
+    export_interface(interface_of(node_ip))
+
+
+def interface_of(node_ip: str) -> str:
+    """Return the name of the network interface that carries an IPv4 or IPv6 address."""
+    wanted = ipaddress.ip_address(node_ip)
+    seen = []
+    for name, addresses in psutil.net_if_addrs().items():
+        for entry in addresses:
+            if entry.family not in {socket.AF_INET, socket.AF_INET6}:
+                continue
+            address = ipaddress.ip_address(entry.address.partition("%")[0])
+            if address == wanted or (address.is_loopback and wanted.is_loopback):
+                return name
+            seen.append(f"{name}={address}")
+    raise GangStartError(
+        f"no network interface of this host carries {node_ip}; expected one of {', '.join(seen)}; check the node address of Ray"
+    )
+
+
+class Ranks:
+    """One rank's membership in the group: who it is, and the collectives it may take part in."""
+
+    def __init__(self, rank: int, world_size: int, device: torch.device) -> None:
+        self.rank = rank
+        self.world_size = world_size
+        self.device = device
+
+    def sum(self, tensor: Tensor) -> Tensor:
+        """Replace the tensor on every rank by the sum over all ranks. Collectives: one all_reduce(SUM)."""
+        dist.all_reduce(tensor)
+        return tensor
+
+    def start_sum(self, tensor: Tensor) -> Pending:
+        """Begin a `sum`; the tensor must not be touched before `wait`. Collectives: one all_reduce(SUM)."""
+        return cast("Pending", dist.all_reduce(tensor, async_op=True))
+
+    def gather(self, tensor: Tensor) -> list[Tensor]:
+        """Return every rank's tensor, in the order of ranks; shapes must be equal. Collectives: one all_gather."""
+        parts = [torch.empty_like(tensor) for _ in range(self.world_size)]
+        dist.all_gather(parts, tensor)
+        return parts
+
+    def adopt_first(self, tensors: Iterable[Tensor]) -> None:
+        """Replace the tensors on every rank by those of rank 0. Collectives: one broadcast per tensor."""
+        for tensor in tensors:
+            dist.broadcast(tensor, src=0)
+
+    def replicate(self, model: nn.Module) -> "Replica":
+        """Wrap a model so that gradients are averaged over all ranks. Collectives: parameters of rank 0 are broadcast now."""
+        return Replica(model, self.device)
+
+
+def leave() -> None:
+    """Leave the group at once, so that peers waiting in a collective see it and fail.
+
+    Hazard: the connections close only when nothing refers to the group any more. The caller must have dropped every Replica, every
+    layer with a group, and every traceback whose frames hold one.
+    """
+    if dist.is_initialized():
+        dist.destroy_process_group()
+    gc.collect()
+
+
+class Replica:
+    """A model whose gradients are averaged over the ranks during backward.
+
+    DistributedDataParallel, told not to broadcast buffers: running statistics are equal already, or are the ranks' own business.
+    """
+
+    def __init__(self, model: nn.Module, device: torch.device) -> None:
+        self._parallel = DistributedDataParallel(
+            model,
+            device_ids=[device] if device.type == "cuda" else None,
+            gradient_as_bucket_view=True,
+            **{_SYNC_BUFFERS: False},
+        )
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """Run the model forward."""
+        return cast("Tensor", self._parallel(x))
+
+    def without_averaging(self) -> AbstractContextManager[None]:
+        """Return a context in which backward only adds to this rank's own gradients; covers forward and backward."""
+        return cast("AbstractContextManager[None]", self._parallel.no_sync())
+
+
+def join(store: Store, rank: int, world_size: int, device: torch.device, settings: WorkerSettings | None = None) -> Ranks:
+    """Meet the other ranks at the store and form the process group: gloo on CPU; on CUDA, NCCL with gloo beside it for CPU tensors.
+
+    Raises:
+        GangStartError: the ranks did not all come within `meet_timeout_s`.
+    """
+    settings = settings or read_settings()
+    store.set_timeout(timedelta(seconds=settings.meet_timeout_s))
+    backend = "gloo" if device.type == "cpu" else "cpu:gloo,cuda:nccl"
+    try:
+        dist.init_process_group(
+            backend,
+            store=store,
+            rank=rank,
+            world_size=world_size,
+            timeout=timedelta(seconds=settings.collective_timeout_s),
+            device_id=None if device.type == "cpu" else device,
+        )
+        dist.barrier()
+    except RuntimeError as error:
+        leave()
+        raise GangStartError(f"rank {rank} of {world_size} did not meet the others: {error}") from error
+    return Ranks(rank, world_size, device)
+
+
+def device_for(gpus_per_worker: int) -> torch.device:
+    """Return the device of this process: its one GPU where it was given one, else the CPU.
+
+    Raises:
+        GangStartError: a GPU was promised and none is visible.
+    """
+    if not gpus_per_worker:
+        return torch.device("cpu")
+    if not torch.cuda.is_available():
+        raise GangStartError(
+            "gpus_per_worker is 1 and this process sees no CUDA device; expected one; check the node's driver and torch build"
+        )
+    device = torch.device("cuda", 0)
+    torch.cuda.set_device(device)
+    return device

@@ -1,0 +1,58 @@
+"""What rank 0 says while training: metrics at a bearable rate, and phases. Owns the shapes of these events and the throughput."""
+
+import math
+import time
+from collections import deque
+from collections.abc import Mapping
+
+from worker.contract.events import EventType
+from worker.progress import EventBuffer
+from worker.sampler import Plan
+from worker.training import StepResult
+
+# Jobs of up to so many steps report every one; longer ones at most so often.
+EVERY_STEP_UP_TO = 5000
+INTERVAL_S = 0.2
+THROUGHPUT_WINDOW = 20
+
+
+class Reporter:
+    """The events of one rank. Metrics come from rank 0 only, phases from all."""
+
+    def __init__(self, events: EventBuffer, plan: Plan, rank: int) -> None:
+        self._events, self._plan, self._rank = events, plan, rank
+        self._reported_at = 0.0
+        # (time, samples trained on by then) of the last steps.
+        self._marks: deque[tuple[float, int]] = deque(maxlen=THROUGHPUT_WINDOW)
+
+    def phase(self, name: str) -> None:
+        """Say what this rank does now. The throughput starts anew: what comes between steps is no training."""
+        self._marks.clear()
+        self._events.emit(EventType.STATE, {"phase": name})
+
+    def step(self, step: int, result: StepResult) -> None:
+        """Report a completed step, unless the last report was a moment ago and the job is long."""
+        if self._rank != 0:
+            return
+        now = time.monotonic()
+        self._marks.append((now, self._plan.samples_after(step)))
+        is_due = self._plan.total_steps <= EVERY_STEP_UP_TO or now - self._reported_at >= INTERVAL_S or step == self._plan.total_steps
+        if is_due:
+            self._reported_at = now
+            values = {"train/loss": result.loss, "train/accuracy": result.accuracy, "lr": result.learning_rate}
+            self.metrics(step, values | self._throughput())
+
+    def metrics(self, step: int, values: Mapping[str, float]) -> dict[str, float]:
+        """Report values after `step` steps; return the finite ones. A value that is no number becomes a warning instead."""
+        finite = {name: value for name, value in values.items() if math.isfinite(value)}
+        if self._rank == 0:
+            for name in values.keys() - finite.keys():
+                message = f"{name} is {values[name]} at step {step} and is left out"
+                self._events.emit(EventType.WARNING, {"code": "metric_not_finite", "message": message, "step": step})
+            position = {"step": step, "total_steps": self._plan.total_steps, "epoch": self._plan.epochs_after(step)}
+            self._events.emit(EventType.METRICS, {**position, "samples": self._plan.samples_after(step), "values": finite})
+        return finite
+
+    def _throughput(self) -> dict[str, float]:
+        (started_at, samples_before), (now, samples) = self._marks[0], self._marks[-1]
+        return {"throughput/samples_per_s": (samples - samples_before) / (now - started_at)} if now > started_at else {}

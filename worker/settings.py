@@ -1,0 +1,49 @@
+"""The environment of a rank: what it reads, and what it exports for the communication libraries. The worker's only file with os.environ.
+
+Owns names, units and ranges; decides nothing.
+"""
+
+import os
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class WorkerSettings:
+    """Bounds on waiting, in seconds."""
+
+    meet_timeout_s: float = 120.0
+    """SYNCBN_MEET_TIMEOUT_S: longest wait for all ranks to meet at the start; above 0."""
+    collective_timeout_s: float = 300.0
+    """SYNCBN_COLLECTIVE_TIMEOUT_S: longest wait for the peers in one collective; above the longest pause of any rank."""
+
+
+def read_settings() -> WorkerSettings:
+    """Read the settings from the environment.
+
+    Raises:
+        ValueError: naming the variable, its value and what was expected.
+    """
+    defaults = WorkerSettings()
+    return WorkerSettings(
+        meet_timeout_s=_seconds("SYNCBN_MEET_TIMEOUT_S", defaults.meet_timeout_s),
+        collective_timeout_s=_seconds("SYNCBN_COLLECTIVE_TIMEOUT_S", defaults.collective_timeout_s),
+    )
+
+
+def export_interface(name: str) -> None:
+    """Tell gloo and NCCL which network interface to use. They read it when a process group is made."""
+    os.environ["GLOO_SOCKET_IFNAME"] = name
+    os.environ["NCCL_SOCKET_IFNAME"] = name
+
+
+def _seconds(name: str, default: float) -> float:
+    raw = os.environ.get(name, "")
+    if not raw:
+        return default
+    try:
+        seconds = float(raw)
+    except ValueError:
+        seconds = 0.0
+    if not 0 < seconds < float("inf"):
+        raise ValueError(f"{name} is {raw!r}; expected a number of seconds above 0; unset it for the default of {default:g}")
+    return seconds

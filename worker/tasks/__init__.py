@@ -1,0 +1,1 @@
+"""Tasks by name: what is minimized and what is counted."""
