@@ -66,16 +66,10 @@ class Artifacts:
         Raises:
             NotFoundError: there is none such.
         """
-        if step not in {"latest", "best"}:
-            found = await self._store.checkpoints.get(job_id, int(step))
-        else:
-            chosen = [listed for listed in await self.of(job_id) if (listed.is_best if step == "best" else listed.is_latest)]
-            found = chosen[0].checkpoint if chosen else None
+        found = await (self._chosen(job_id, step) if step in {"latest", "best"} else self._store.checkpoints.get(job_id, int(step)))
         if found is None:
-            detail = (
-                f"checkpoint {step} of {job_id} is not here; expected a step that is listed; GET /v1/jobs/{job_id}/checkpoints lists them"
-            )
-            raise NotFoundError(detail, code="checkpoint_not_found")
+            expected = f"expected a step that is listed; GET /v1/jobs/{job_id}/checkpoints lists them"
+            raise NotFoundError(f"checkpoint {step} of {job_id} is not here; {expected}", code="checkpoint_not_found")
         return found
 
     async def open(self, checkpoint: Checkpoint, name: str) -> OpenedFile:
@@ -103,12 +97,20 @@ class Artifacts:
         directory = self._root / checkpoints_directory(job_id).parent
         await asyncio.to_thread(_remove_tree, directory)
 
+    async def _chosen(self, job_id: str, which: str) -> Checkpoint | None:
+        for listed in await self.of(job_id):
+            if listed.is_latest if which == "latest" else listed.is_best:
+                return listed.checkpoint
+        return None
+
     def _directory(self, checkpoint: Checkpoint) -> Path:
         return self._root / checkpoints_directory(checkpoint.job_id) / checkpoint_name(checkpoint.step)
 
 
 def best_step(checkpoints: Sequence[Checkpoint], metric: str | None) -> int | None:
-    """Return the step of the best healthy checkpoint by a metric, the earliest of equals; None where there is none.
+    """Return the step of the best healthy checkpoint by a metric, the newest of equals; None where there is none.
+
+    The same rule as that by which the worker keeps the best one.
 
     Args:
         checkpoints: in any order.
@@ -118,11 +120,11 @@ def best_step(checkpoints: Sequence[Checkpoint], metric: str | None) -> int | No
         return None
     sign = 1 if _IS_BETTER_HIGH[metric] else -1
     rated = [
-        (sign * checkpoint.manifest.metrics[metric], -checkpoint.step)
+        (sign * checkpoint.manifest.metrics[metric], checkpoint.step)
         for checkpoint in checkpoints
         if metric in checkpoint.manifest.metrics and checkpoint.manifest.health.status == "healthy"
     ]
-    return -max(rated)[1] if rated else None
+    return max(rated)[1] if rated else None
 
 
 async def read_chunks(opened: OpenedFile, start: int, end: int) -> AsyncIterator[bytes]:

@@ -18,7 +18,7 @@ router = APIRouter(tags=["cluster"])
 async def get_cluster(context: InContext) -> dict[str, Any]:
     """Show the nodes and what is free on them."""
     if context.controller is None:
-        return {"is_connected": False, "nodes": []}
+        return {"connected": False, "message": "this controller runs no jobs", "nodes": [], "room": None, "gangs": []}
     return await context.controller.view()
 
 
