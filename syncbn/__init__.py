@@ -1,1 +1,48 @@
 """Synchronized BatchNorm by all-reduce, and everything about normalization statistics."""
+
+from syncbn.agreement import assert_synchronized
+from syncbn.collectives import norm_groups
+from syncbn.convert import convert_sync_batchnorm, revert_sync_batchnorm
+from syncbn.errors import (
+    BatchTooSmallError,
+    ConversionError,
+    EmptyBatchError,
+    GroupError,
+    InputError,
+    OptionError,
+    OutOfSyncError,
+    RecalibrationError,
+    ShapeError,
+    SyncBNError,
+)
+from syncbn.functional import sync_batch_norm
+from syncbn.health import Finding, HealthReport, check_health
+from syncbn.layer import SyncBatchNorm
+from syncbn.norms.build import build_norm, norm_kinds
+from syncbn.statistics import LayerStatistics, layer_statistics
+
+__all__ = [
+    "BatchTooSmallError",
+    "ConversionError",
+    "EmptyBatchError",
+    "Finding",
+    "GroupError",
+    "HealthReport",
+    "InputError",
+    "LayerStatistics",
+    "OptionError",
+    "OutOfSyncError",
+    "RecalibrationError",
+    "ShapeError",
+    "SyncBNError",
+    "SyncBatchNorm",
+    "assert_synchronized",
+    "build_norm",
+    "check_health",
+    "convert_sync_batchnorm",
+    "layer_statistics",
+    "norm_groups",
+    "norm_kinds",
+    "revert_sync_batchnorm",
+    "sync_batch_norm",
+]

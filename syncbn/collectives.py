@@ -1,0 +1,155 @@
+"""The one caller of `torch.distributed`: which group, how many ranks, and the reductions over them.
+
+Owns: resolving a process group, the sum over ranks (plain, and differentiable any number of times), gathering small tensors,
+and making sub-groups. Does not own: what is in a vector (`moments.py`) or what is done with the sum.
+
+Every function that communicates must be called by every rank of the group, in the same order, with vectors of the same length.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from syncbn.errors import GroupError, OptionError
+
+_OPS = torch.ops._c10d_functional  # noqa: SLF001  the functional collectives have no public name
+
+ProcessGroup = Any
+"""A `torch.distributed.ProcessGroup`; None stands for the default group of all ranks."""
+
+
+def resolve(process_group: ProcessGroup | None) -> ProcessGroup | None:
+    """The group to reduce over, or None where there is nobody to reduce with.
+
+    Args:
+        process_group: the group asked for; None is the default group.
+    Returns:
+        A group of at least two ranks, or None: no process group initialised, or a group of one.
+    Raises:
+        GroupError: this process is not a member of the group.
+    """
+    if not (dist.is_available() and dist.is_initialized()):
+        return None
+    group = dist.group.WORLD if process_group is None else process_group
+    size = dist.get_world_size(group)
+    if size < 1:
+        raise GroupError(
+            f"process_group {process_group!r} does not contain this process (rank {dist.get_rank()} of the default group): "
+            "expected a group that it belongs to; give each rank the sub-group that torch.distributed.new_group returned for it"
+        )
+    return None if size == 1 else group
+
+
+def size(group: ProcessGroup | None) -> int:
+    """Number of ranks in a resolved group; 1 for None."""
+    return 1 if group is None else int(dist.get_world_size(group))
+
+
+def rank(group: ProcessGroup | None) -> int:
+    """This process's number within a resolved group; 0 for None."""
+    return 0 if group is None else int(dist.get_rank(group))
+
+
+def sum_over_ranks(vector: Tensor, group: ProcessGroup | None) -> Tensor:
+    """Elementwise sum of every rank's vector, in a new tensor; the vector itself for a group of one.
+
+    Written with functional collectives, so that it can be traced by torch.compile without a break. On CUDA it waits on the stream only,
+    never on the host.
+
+    Collectives: one all_reduce(SUM) of `vector`, none when group is None.
+    """
+    if group is None:
+        return vector
+    summed: Tensor = _OPS.all_reduce(vector, "sum", group.group_name)
+    waited: Tensor = _OPS.wait_tensor(summed)
+    return waited
+
+
+class _SumOverRanks(torch.autograd.Function):
+    """`sum_over_ranks` with its gradient, the sum of the gradients: out_r = sum_q in_q, so d(sum_r L_r) / d in_q = sum_r dL_r / d out_r."""
+
+    @staticmethod
+    def forward(ctx: Any, vector: Tensor, group: ProcessGroup) -> Tensor:
+        ctx.group = group
+        return sum_over_ranks(vector.contiguous(), group)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
+        return differentiable_sum_over_ranks(grads[0], ctx.group), None
+
+
+def differentiable_sum_over_ranks(vector: Tensor, group: ProcessGroup | None) -> Tensor:
+    """`sum_over_ranks` as an operation of autograd, differentiable any number of times.
+
+    Collectives: one all_reduce(SUM) here and one in each backward, none when group is None. Every rank must run the backward too.
+    """
+    if group is None:
+        return vector
+    result: Tensor = _SumOverRanks.apply(vector, group)  # type: ignore[no-untyped-call]
+    return result
+
+
+def gather(vector: Tensor, group: ProcessGroup | None) -> Tensor:
+    """Every rank's vector, stacked along a new first dimension in rank order.
+
+    Collectives: one all_gather of `vector`, none when group is None.
+    """
+    if group is None:
+        return vector.unsqueeze(0)
+    parts = [torch.empty_like(vector) for _ in range(size(group))]
+    dist.all_gather(parts, vector.contiguous(), group=group)
+    return torch.stack(parts)
+
+
+def norm_groups(size: int, prefer_node_local: bool = True) -> ProcessGroup | None:
+    """Cut the ranks into groups of `size` and return the one of this process, for `process_group` of a SyncBatchNorm.
+
+    Args:
+        size: ranks per group; must divide the number of ranks.
+        prefer_node_local: put ranks of the same host into the same group as far as possible, so that the reduction stays inside a node.
+            False cuts consecutive ranks.
+    Returns:
+        The group that contains this process, or None where no process group is initialised and size is 1.
+    Raises:
+        OptionError: `size` does not divide the number of ranks.
+
+    Collectives: one gather of host names, then one new_group per group. Every rank of the default group must call.
+    """
+    world = dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
+    if size < 1 or world % size:
+        divisors = [d for d in range(1, world + 1) if world % d == 0]
+        raise OptionError(f"size {size} does not divide the {world} ranks: expected one of {divisors}; choose one of these")
+    if not (dist.is_available() and dist.is_initialized()):
+        return None
+    ranks = _ranks_by_host(world) if prefer_node_local else list(range(world))
+    mine = None
+    for start in range(0, world, size):
+        members = sorted(ranks[start : start + size])
+        group = dist.new_group(members)
+        if dist.get_rank() in members:
+            mine = group
+    return mine
+
+
+def _ranks_by_host(world: int) -> list[int]:
+    """All ranks, those of one host next to each other; hosts in the order of their lowest rank."""
+    import socket
+
+    hosts: list[Any] = [None] * world
+    dist.all_gather_object(hosts, socket.gethostname())
+    first = {host: hosts.index(host) for host in hosts}
+    return sorted(range(world), key=lambda r: (first[hosts[r]], r))
+
+
+def unwrap(module: torch.nn.Module) -> torch.nn.Module:
+    """The model inside a DistributedDataParallel wrapper, or the module itself.
+
+    The wrapper's forward may broadcast buffers, which hangs when ranks run different numbers of batches.
+    """
+    inner = getattr(module, "module", None)
+    is_wrapped = type(module).__name__ == "DistributedDataParallel" and isinstance(inner, torch.nn.Module)
+    return inner if is_wrapped and inner is not None else module

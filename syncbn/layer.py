@@ -1,0 +1,131 @@
+"""`SyncBatchNorm`, the module: parameters, buffers, modes.
+
+Owns: construction, the state dict, copying and pickling, and which tensors enter `sync_batch_norm`. Does not own the arithmetic.
+"""
+
+from __future__ import annotations
+
+import copy
+from typing import Any, final
+
+import torch
+from torch import Tensor, nn
+
+from syncbn.activations import activation_named
+from syncbn.collectives import ProcessGroup
+from syncbn.functional import sync_batch_norm
+from syncbn.running import averaging_factor
+
+
+@final
+class SyncBatchNorm(nn.modules.batchnorm._BatchNorm):  # noqa: SLF001  torch and others find batch norms by this class
+    """Batch normalization whose statistics are those of all ranks' batches together.
+
+        y = (x - mean) / sqrt(var + eps) * weight + bias
+
+    A drop-in for `torch.nn.SyncBatchNorm`: same arguments in the same order, and a state dict that goes both ways to it and to
+    `torch.nn.BatchNorm1d/2d/3d`. Works on any device that has a backend for `torch.distributed`. Without an initialized process
+    group, in a group of one, and in eval mode it is local batch normalization, and communicates nothing.
+
+    Args:
+        num_features: C, the size of dimension 1.
+        eps: added to the biased variance.
+        momentum: weight of the new batch in the running statistics; None for the average over all batches.
+        affine: learn weight and bias.
+        track_running_stats: keep running_mean, running_var and num_batches_tracked. Without, eval mode uses the (local) batch.
+        process_group: ranks to synchronize with; None for all. Copied by reference with deepcopy; not pickled: an unpickled layer has None.
+        device, dtype: of the parameters and buffers. Statistics are computed and sent in float64 whatever this is.
+        activation: name of an activation to apply to the result (see `build_norm`), or None.
+        unbiased_running_var: enter n / (n - 1) times the batch's variance into running_var, as torch does; False keeps the biased
+            variance, as Keras, Flax and Paddle do.
+    Shape: (N, C) or (N, C, *spatial) -> the same. N may differ between ranks and be 0 on some.
+
+    Collectives: in training mode one all_reduce(SUM) of 2C+1 float64 forward and one of 2C float64 backward. Every rank of the group
+        must call the same layers in the same order, also with an empty batch, and run backward too.
+
+    >>> import torch
+    >>> layer = SyncBatchNorm(3)
+    >>> layer(torch.randn(4, 3, 5, 5)).shape
+    torch.Size([4, 3, 5, 5])
+    >>> int(layer.num_batches_tracked)
+    1
+    """
+
+    process_group: ProcessGroup | None
+
+    def __init__(  # noqa: PLR0917  the order of torch.nn.SyncBatchNorm
+        self,
+        num_features: int,
+        eps: float = 1e-5,
+        momentum: float | None = 0.1,
+        affine: bool = True,
+        track_running_stats: bool = True,
+        process_group: ProcessGroup | None = None,
+        *,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+        activation: str | None = None,
+        unbiased_running_var: bool = True,
+    ) -> None:
+        super().__init__(num_features, eps, momentum, affine, track_running_stats, device=device, dtype=dtype)
+        activation_named(activation)
+        self.process_group = process_group
+        self.activation = activation
+        self.unbiased_running_var = unbiased_running_var
+
+    def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
+        """Normalize x (N, C, *spatial).
+
+        Args:
+            x: floating input; may be empty where other ranks' are not.
+            mask: boolean, broadcastable to (N, *spatial): True where x counts. Elsewhere the result and the gradients are 0.
+        Returns:
+            Same shape, dtype and memory format as x.
+        Raises:
+            ShapeError, BatchTooSmallError, GroupError: as `sync_batch_norm`.
+
+        Collectives: see the class.
+        """
+        tracked = self.num_batches_tracked if self.training and self.track_running_stats else None
+        y = sync_batch_norm(
+            x,
+            self.running_mean if not self.training or self.track_running_stats else None,
+            self.running_var if not self.training or self.track_running_stats else None,
+            self.weight,
+            self.bias,
+            training=self.training,
+            momentum=0.0 if tracked is None else averaging_factor(self.momentum, tracked),
+            eps=self.eps,
+            process_group=self.process_group,
+            mask=mask,
+            unbiased_running_var=self.unbiased_running_var,
+        )
+        if tracked is not None:
+            tracked.add_(1)
+        return activation_named(self.activation)(y)
+
+    @classmethod
+    def convert_sync_batchnorm(cls, module: nn.Module, process_group: ProcessGroup | None = None) -> nn.Module:
+        """`syncbn.convert_sync_batchnorm`, under the name that torch users look for."""
+        from syncbn.convert import convert_sync_batchnorm  # it needs this class
+
+        return convert_sync_batchnorm(module, process_group)
+
+    def extra_repr(self) -> str:
+        """Arguments that differ from torch's, after torch's own."""
+        text = str(super().extra_repr())  # type: ignore[no-untyped-call]
+        if self.activation is not None:
+            text += f", activation={self.activation}"
+        return text if self.unbiased_running_var else text + ", unbiased_running_var=False"
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> SyncBatchNorm:
+        # A process group is a handle of this process: the copy shares it.
+        if self.process_group is not None:
+            memo[id(self.process_group)] = self.process_group
+        twin = type(self).__new__(type(self))
+        memo[id(self)] = twin
+        twin.__dict__.update({name: copy.deepcopy(value, memo) for name, value in self.__dict__.items()})
+        return twin
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "process_group": None}

@@ -1,0 +1,124 @@
+"""Normalization layers that torch lacks in a form that takes (N, C) and (N, C, *spatial) alike.
+
+Owns: `BatchNorm` (local, any number of dimensions), `LayerNorm` and `InstanceNorm` (channels first) and `FrozenBatchNorm`.
+"""
+
+from __future__ import annotations
+
+from typing import Any, final
+
+import torch
+from torch import Tensor, nn
+
+from syncbn.errors import ShapeError
+
+
+@final
+class BatchNorm(nn.modules.batchnorm._BatchNorm):  # noqa: SLF001  torch and others find batch norms by this class
+    """torch's local batch normalization for any number of dimensions; same arguments, same state dict.
+
+    >>> BatchNorm(3)(torch.randn(4, 3, 5)).shape
+    torch.Size([4, 3, 5])
+    """
+
+    def _check_input_dim(self, x: Tensor) -> None:
+        if x.dim() < 2:
+            raise ShapeError(
+                f"expected at least 2D input (got {x.dim()}D input of shape {tuple(x.shape)}): pass (N, C) or (N, C, *spatial)"
+            )
+
+
+@final
+class LayerNorm(nn.Module):
+    """Layer normalization over the channels of channels-first input, at each position by itself.
+
+        y = (x - mean_c x) / sqrt(var_c x + eps) * weight_c + bias_c        (var biased)
+
+    Deviation: torch.nn.LayerNorm normalizes trailing dimensions; this one dimension 1.
+
+    >>> LayerNorm(3)(torch.randn(4, 3, 5, 5)).shape
+    torch.Size([4, 3, 5, 5])
+    """
+
+    def __init__(
+        self, num_features: int, eps: float = 1e-5, affine: bool = True, *, device: Any = None, dtype: torch.dtype | None = None
+    ) -> None:
+        super().__init__()
+        self.num_features, self.eps, self.affine = num_features, eps, affine
+        self.weight = nn.Parameter(torch.ones(num_features, device=device, dtype=dtype)) if affine else None
+        self.bias = nn.Parameter(torch.zeros(num_features, device=device, dtype=dtype)) if affine else None
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Normalize x (N, C, *spatial)."""
+        return torch.nn.functional.layer_norm(x.movedim(1, -1), (self.num_features,), self.weight, self.bias, self.eps).movedim(-1, 1)
+
+    def extra_repr(self) -> str:
+        """The arguments."""
+        return f"{self.num_features}, eps={self.eps}, affine={self.affine}"
+
+
+@final
+class InstanceNorm(nn.Module):
+    """Instance normalization: each channel of each sample by its own statistics over space, in training and evaluation.
+
+        y = (x - mean_s x) / sqrt(var_s x + eps) * weight_c + bias_c        (var biased)
+
+    >>> InstanceNorm(3)(torch.randn(4, 3, 5, 5)).shape
+    torch.Size([4, 3, 5, 5])
+    """
+
+    def __init__(
+        self, num_features: int, eps: float = 1e-5, affine: bool = True, *, device: Any = None, dtype: torch.dtype | None = None
+    ) -> None:
+        super().__init__()
+        self.num_features, self.eps, self.affine = num_features, eps, affine
+        self.weight = nn.Parameter(torch.ones(num_features, device=device, dtype=dtype)) if affine else None
+        self.bias = nn.Parameter(torch.zeros(num_features, device=device, dtype=dtype)) if affine else None
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Normalize x (N, C, *spatial), with more than one position."""
+        if x.dim() < 3:
+            raise ShapeError(
+                f"expected at least 3D input (got shape {tuple(x.shape)}): instance normalization needs space; choose group_norm for (N, C)"
+            )
+        return torch.nn.functional.instance_norm(x, weight=self.weight, bias=self.bias, eps=self.eps)
+
+    def extra_repr(self) -> str:
+        """The arguments."""
+        return f"{self.num_features}, eps={self.eps}, affine={self.affine}"
+
+
+@final
+class FrozenBatchNorm(nn.Module):
+    """Batch normalization with fixed statistics, weight and bias: all buffers, never updated, the same in training and evaluation.
+
+        y = (x - running_mean) / sqrt(running_var + eps) * weight + bias
+
+    The state dict is that of torch.nn.BatchNorm; num_batches_tracked is ignored on loading.
+
+    >>> list(FrozenBatchNorm(3).state_dict())
+    ['weight', 'bias', 'running_mean', 'running_var']
+    """
+
+    def __init__(self, num_features: int, eps: float = 1e-5, *, device: Any = None, dtype: torch.dtype | None = None) -> None:
+        super().__init__()
+        self.num_features, self.eps = num_features, eps
+        for name, value in (("weight", 1.0), ("bias", 0.0), ("running_mean", 0.0), ("running_var", 1.0)):
+            self.register_buffer(name, torch.full((num_features,), value, device=device, dtype=dtype))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Normalize x (N, C, *spatial)."""
+        return torch.nn.functional.batch_norm(x, self.running_mean, self.running_var, self.weight, self.bias, training=False, eps=self.eps)
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *rest: Any) -> None:
+        state_dict.pop(prefix + "num_batches_tracked", None)
+        super()._load_from_state_dict(state_dict, prefix, *rest)
+
+    def extra_repr(self) -> str:
+        """The arguments."""
+        return f"{self.num_features}, eps={self.eps}"
+
+    running_mean: Tensor
+    running_var: Tensor
+    weight: Tensor
+    bias: Tensor

@@ -1,0 +1,42 @@
+"""Where the channels are: shapes, memory layouts and accumulation types that the inner loops share. Pure."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+
+class Centred(NamedTuple):
+    """A batch with a value per channel subtracted: x = values + origin. `values` is the accumulation dtype and nobody else's tensor."""
+
+    values: Tensor
+    origin: Tensor  # (C,), float64
+
+
+Affine = tuple[Tensor, Tensor]
+"""Scale and bias per channel, float64."""
+
+Factors = tuple[Tensor, Tensor, Tensor]
+"""a, b, c of the input gradient a dy + b (x - mean) + c, per channel, float64."""
+
+
+def accumulation_dtype(x: Tensor) -> torch.dtype:
+    """The dtype that elementwise arithmetic on x is done in: float64 for float64, float32 for everything else."""
+    return torch.float64 if x.dtype == torch.float64 else torch.float32
+
+
+def reduced_dims(x: Tensor) -> tuple[int, ...]:
+    """All dimensions but the channels'."""
+    return (0, *range(2, x.dim()))
+
+
+def along_channels(vector_C: Tensor, x: Tensor) -> Tensor:
+    """A vector (C,) shaped to broadcast over x (N, C, *spatial)."""
+    return vector_C.view(1, -1, *([1] * (x.dim() - 2)))
+
+
+def values_per_channel(x: Tensor) -> int:
+    """How many values each channel of x has."""
+    return x.numel() // max(x.shape[1], 1)
