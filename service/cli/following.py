@@ -74,14 +74,15 @@ class _Lines:
         self._console = console
         self._clock = clock
         self._last = -LINE_INTERVAL_S
+        self._step = 0
 
     def note(self, line: str) -> None:
         self._console.print(Text(clean(line)), soft_wrap=True)
 
     def refresh(self, view: View) -> None:
-        is_last = view.step == view.total_steps
-        if view.step and (self._clock() - self._last >= LINE_INTERVAL_S or is_last):
-            self._last = self._clock()
+        is_due = self._clock() - self._last >= LINE_INTERVAL_S or view.step == view.total_steps
+        if view.step != self._step and is_due:
+            self._last, self._step = self._clock(), view.step
             self.note(f"step {view.step}/{number(view.total_steps)}  {view.figures()}")
 
 

@@ -129,7 +129,7 @@ def metrics(
     ctx: typer.Context,
     job: JobArgument,
     names: Annotated[list[str] | None, typer.Option("--name", help="Only this metric; may be repeated.", show_default=False)] = None,
-    max_points: Annotated[int, typer.Option(min=1, help="Thin every series out to so many points.")] = 500,
+    max_points: Annotated[int, typer.Option(min=2, max=10_000, help="Thin every series out to so many points.")] = 500,
     as_json: JsonFlag = False,
 ) -> None:
     """Show a job's metrics: every series in summary, with --json every point."""

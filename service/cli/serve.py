@@ -1,11 +1,14 @@
 """`syncbn serve`: one controller on one home, on one port. Owns the process: its lock, its socket, its signals, its end."""
 
+import logging
 import signal
 import socket
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Annotated, Any
 
+import structlog
 import typer
 import uvicorn
 from pydantic import ValidationError
@@ -13,7 +16,7 @@ from pydantic import ValidationError
 from service.cli.exits import JOB_FAILED, UsageError
 from service.cli.home import announced, claimed
 from service.cli.options import HomeOption, Target
-from service.cli.output import complain, say
+from service.cli.output import complain, console, say
 from service.settings import Settings
 
 GRACE_S = 2
@@ -33,9 +36,8 @@ def serve(  # noqa: PLR0917 - one option of the command line each
 ) -> None:
     """Run the controller, its dashboard and, where no Ray address is set, an embedded Ray."""
     target = ctx.find_object(Target) or Target(None, None)
-    flags = {
-        "home": home or target.home, "host": host, "port": port, "database_url": database_url, "storage": storage, "ray_address": ray_address,
-    }  # fmt: skip
+    places = {"home": home or target.home, "database_url": database_url, "storage": storage}
+    flags = places | {"host": host, "port": port, "ray_address": ray_address}
     settings = read_settings({name: value for name, value in flags.items() if value is not None})
     with claimed(settings.files), bound(settings.host, settings.port) as listener:
         if not _run(settings, listener):
@@ -91,7 +93,7 @@ def _run(settings: Settings, listener: socket.socket) -> bool:
     from service.app import create_app
     from service.controller import build_controller
 
-    known_token = _token(settings)
+    _log_to_stderr()
     url = url_of(settings.host, listener.getsockname()[1])
     application = create_app(settings, controller=build_controller(settings))
     config = uvicorn.Config(
@@ -101,24 +103,25 @@ def _run(settings: Settings, listener: socket.socket) -> bool:
 
         def listening() -> None:
             until_the_end.enter_context(announced(settings.files, url))
-            _greet(settings, url, known_token)
+            _greet(settings, url, application.state.first_token)
 
         server = _Server(config, listening)
         server.run(sockets=[listener])
         return server.started
 
 
-def _token(settings: Settings) -> str:
-    try:
-        return settings.files.token.read_text(encoding="ascii", errors="replace").strip()
-    except OSError:
-        return ""
+def _log_to_stderr() -> None:
+    """Keep stdout for the address, and colours out of files."""
+    renderer = structlog.dev.ConsoleRenderer(colors=sys.stderr.isatty() and not console(stderr=True).no_color)
+    stamp = structlog.processors.TimeStamper(fmt="iso", utc=True)
+    chain: list[structlog.typing.Processor] = [structlog.processors.add_log_level, stamp, structlog.processors.format_exc_info, renderer]
+    structlog.configure(processors=chain, logger_factory=structlog.PrintLoggerFactory(sys.stderr))
+    logging.basicConfig(level=logging.WARNING, stream=sys.stderr, format="%(asctime)s [%(levelname)s] %(name)s: %(message)s")
 
 
-def _greet(settings: Settings, url: str, known_token: str) -> None:
-    token = _token(settings)
-    if token != known_token:
-        print(f"{url}/#token={token}", flush=True)
+def _greet(settings: Settings, url: str, first_token: str | None) -> None:
+    if first_token:
+        print(f"{url}/#token={first_token}", flush=True)
         say("This address of the dashboard, token included, is shown this once; the token stays in the home.")
     else:
         print(url, flush=True)

@@ -1,4 +1,4 @@
-"""From a SPEC on the command line to plain values: a file or stdin, YAML or JSON, `--set a.b=c` on top. The service says whether it is a job."""
+"""From a SPEC on the command line to plain values: YAML or JSON, from a file or stdin, `--set a.b=c` on top. Judges nothing."""
 
 import json
 import re

@@ -95,10 +95,10 @@ class Stage:
     def _await_cluster(self, client: Client) -> None:
         self._say("2. Wait for its cluster", f"curl -H 'Authorization: Bearer TOKEN' {client.url}/v1/cluster")
         deadline = time.monotonic() + CLUSTER_TIMEOUT_S
-        while not (cluster := client.cluster())["connected"]:
+        while not (cluster := client.cluster()).get("connected"):
             self.guard.check()
             if time.monotonic() > deadline:
-                raise DemoError(f"the embedded Ray did not come up within {CLUSTER_TIMEOUT_S:.0f} s: {cluster['message']}")
+                raise DemoError(f"the embedded Ray did not come up within {CLUSTER_TIMEOUT_S:.0f} s: {cluster.get('message', '')}")
             time.sleep(0.1)
         self.out.print("   Ray runs, as processes of its own: a controller that is restarted finds its jobs training", soft_wrap=True)
 

@@ -89,7 +89,7 @@ def _fetch(transport: Transport, file: Wanted, directory: Path, progress: Progre
                 is_right = _fill(transport, file, part, progress)
             if not is_right:
                 raise IntegrityError(
-                    f"{file.name} arrived as SHA-256 {part.sha256}; expected the manifest's {file.sha256}; it was deleted: download it again"
+                    f"{file.name} arrived as SHA-256 {part.sha256}; expected the manifest's {file.sha256}; deleted: download it again"
                 )
         except IntegrityError:
             part.discard()

@@ -6,6 +6,7 @@ Owns what was seen and when to give up; parsing is sse's, opening is the transpo
 import json
 import time
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager
 from typing import Any
 
 import httpx
@@ -36,11 +37,14 @@ def follow(
     last_id, failures, silent_since = after, 0, clock()
     while True:
         try:
-            for message in _connection(transport, path, params, last_id):
-                failures, silent_since, last_id = 0, clock(), message.id or last_id
-                yield _decoded(message)
-                if message.event == "end":
+            with _connection(transport, path, params, last_id) as response:
+                if response.status_code == httpx.codes.NO_CONTENT:  # the end event was the last one seen
                     return
+                for message in messages(response.iter_bytes()):
+                    failures, silent_since, last_id = 0, clock(), message.id or last_id
+                    yield _decoded(message)
+                    if message.event == "end":
+                        return
             cause = "the stream ended without an end event"
         except (Unreachable, Failing, httpx.TransportError) as error:
             cause = str(error) or type(error).__name__
@@ -50,11 +54,11 @@ def follow(
         time.sleep(transport.patience.wait_s(failures))
 
 
-def _connection(transport: Transport, path: str, params: Mapping[str, Any] | None, last_id: str | None) -> Iterator[Message]:
+def _connection(
+    transport: Transport, path: str, params: Mapping[str, Any] | None, last_id: str | None
+) -> AbstractContextManager[httpx.Response]:
     headers = {"Accept": "text/event-stream", "Cache-Control": "no-store", **({"Last-Event-ID": last_id} if last_id else {})}
-    timeout = httpx.Timeout(10.0, read=SILENCE_S)
-    with transport.stream(path, params=params, headers=headers, timeout=timeout, tries=1) as response:
-        yield from messages(response.iter_bytes())
+    return transport.stream(path, params=params, headers=headers, timeout=httpx.Timeout(10.0, read=SILENCE_S), tries=1)
 
 
 def _decoded(message: Message) -> dict[str, Any]:
