@@ -29,7 +29,6 @@ from torch.nn.parallel import DistributedDataParallel
 from worker.errors import GangStartError
 from worker.settings import WorkerSettings, export_interface, read_settings
 
-
 # DDP's own synchronization of buffers before every forward; torch 2.13 renamed it.
 _SYNC_BUFFERS = "forward_sync_buffers" if "forward_sync_buffers" in signature(DistributedDataParallel).parameters else "broadcast_buffers"
 
