@@ -1,0 +1,132 @@
+"""The controller as its operator meets it: real processes, real Ray, real signals."""
+
+import os
+import signal
+
+import pytest
+
+from service.client import Conflict
+from tests.support.serving import Serving, is_alive, spec, until
+
+pytestmark = pytest.mark.ray
+STEPS = 150
+
+
+@pytest.fixture(scope="module")
+def serving(tmp_path_factory):
+    """One controller for the module; a test that kills it starts it again."""
+    serving = Serving(tmp_path_factory.mktemp("home"))
+    serving.start().close()
+    yield serving
+    serving.close()
+
+
+@pytest.fixture
+def client(serving):
+    """A client of the running controller."""
+    if serving.process.poll() is not None:
+        serving.start().close()
+    from service.client import Client
+
+    with Client(home=serving.home) as client:
+        yield client
+
+
+def _at_step(client, job_id, step):
+    until(lambda: client.job(job_id)["progress"]["step"] >= step, 60, f"step {step} of {job_id}")
+
+
+def _gapless(client, job_id):
+    """Assert that the events count 1, 2, 3 ... and end with the one end; return them."""
+    events = list(client.events(job_id))
+
+    assert [event["seq"] for event in events] == list(range(1, len(events) + 1))
+    assert [event["type"] for event in events].count("end") == 1
+    assert events[-1]["type"] == "end"
+    return events
+
+
+def test_a_killed_controller_finds_its_job_misses_nothing_and_finishes_it(serving, client):
+    """SIGKILL in mid-training: the ranks train on, and every step of every rank is on record exactly once."""
+    job_id = client.submit(spec(STEPS))["id"]
+    _at_step(client, job_id, 20)
+    ranks = {process.pid for process in serving.ranks()}
+    serving.kill()
+    assert {process.pid for process in serving.ranks()} == ranks
+
+    with serving.start() as again:
+        job = again.wait(job_id, timeout_s=90)
+        steps = [point[0] for point in again.metrics(job_id, ["train/loss"])["series"][0]["points"]]
+        _gapless(again, job_id)
+
+    assert job["state"] == "succeeded"
+    assert len(job["attempts"]) == 1
+    assert steps == list(range(1, STEPS + 1))
+    assert not serving.ranks()
+
+
+def test_a_controller_killed_while_a_gang_forms_leaves_one_gang(serving, client):
+    """Whatever was half made is ended before the next attempt begins."""
+    job_id = client.submit(spec(10))["id"]
+    until(lambda: client.job(job_id)["state"] == "starting", 30, "the attempt to begin")
+    serving.kill()
+
+    with serving.start() as again:
+        job = again.wait(job_id, timeout_s=90)
+
+    assert job["state"] == "succeeded"
+    assert len(serving.ranks()) == 0
+
+
+def test_a_killed_rank_fails_the_job_by_name(serving, client):
+    """SIGKILL of rank 1: failed, rank_lost, rank 1 named, every process gone."""
+    job_id = client.submit(spec(100_000))["id"]
+    _at_step(client, job_id, 5)
+    ranks = serving.ranks()
+    victim = max(ranks, key=lambda process: process.pid)
+    os.kill(victim.pid, signal.SIGKILL)
+    job = client.wait(job_id, timeout_s=40)
+
+    assert (job["state"], job["reason"]) == ("failed", "rank_lost")
+    assert "rank 1 is lost" in job["message"] or "rank 0 is lost" in job["message"]
+    assert not any(is_alive(process.pid) for process in ranks)
+    assert _gapless(client, job_id)[-1]["data"]["reason"] == "rank_lost"
+
+
+def test_cancelled_means_that_the_processes_are_gone(serving, client):
+    """At the moment the job says cancelled, no process of it is left."""
+    job_id = client.submit(spec(100_000))["id"]
+    _at_step(client, job_id, 5)
+    ranks = serving.ranks()
+    assert len(ranks) == 2
+    assert client.cancel(job_id)["state"] == "cancelling"
+    until(lambda: client.job(job_id)["state"] == "cancelled", 20, "the cancel")
+
+    assert not any(is_alive(process.pid) for process in ranks)
+    with pytest.raises(Conflict):
+        client.cancel(client.wait(client.submit(spec(1))["id"], timeout_s=60)["id"])
+
+
+def test_three_workers_train_like_one(client):
+    """World-size invariance over the whole service: same losses at every step, up to rounding."""
+    losses = {}
+    for workers in (1, 3):
+        resources = {"workers": workers, "cpus_per_worker": 0.5}
+        job_id = client.submit(spec(8, precision="fp64", resources=resources))["id"]
+        assert client.wait(job_id, timeout_s=90)["state"] == "succeeded"
+        losses[workers] = [point[1] for point in client.metrics(job_id, ["train/loss"])["series"][0]["points"]]
+
+    assert losses[1] == pytest.approx(losses[3], abs=1e-9)
+
+
+def test_a_terminated_controller_ends_well_and_leaves_its_jobs_running(serving, client):
+    """SIGTERM: exit status 0, and the ranks train on."""
+    job_id = client.submit(spec(100_000))["id"]
+    _at_step(client, job_id, 1)
+    ranks = {process.pid for process in serving.ranks()}
+
+    assert serving.terminate() == 0
+    assert {process.pid for process in serving.ranks()} == ranks
+    with serving.start() as again:
+        again.cancel(job_id)
+        assert again.wait(job_id, timeout_s=30)["state"] == "cancelled"
