@@ -30,7 +30,9 @@ from worker.errors import GangStartError
 from worker.settings import WorkerSettings, export_interface, read_settings
 
 # DDP's own synchronization of buffers before every forward; torch 2.13 renamed it.
-_SYNC_BUFFERS = "forward_sync_buffers" if "forward_sync_buffers" in signature(DistributedDataParallel).parameters else "broadcast_buffers"
+_KEEP_BUFFERS: dict[str, Any] = {
+    "forward_sync_buffers" if "forward_sync_buffers" in signature(DistributedDataParallel).parameters else "broadcast_buffers": False
+}
 
 
 class Pending(Protocol):
@@ -145,7 +147,7 @@ class Replica:
             model,
             device_ids=[device] if device.type == "cuda" else None,
             gradient_as_bucket_view=True,
-            **{_SYNC_BUFFERS: False},
+            **_KEEP_BUFFERS,
         )
 
     def __call__(self, x: Tensor) -> Tensor:

@@ -120,6 +120,15 @@ class Sampler:
         return [part[shares(len(part), self.world_size)[self.rank]] for part in micro_batches]
 
 
+def even_batches(num_samples: int, batch_size: int) -> Sequence[slice]:
+    """Cut the first samples of a data set into batches of at most `batch_size`, as even as can be, so that none has a single sample.
+
+    >>> even_batches(7, 3)
+    [slice(0, 3, None), slice(3, 5, None), slice(5, 7, None)]
+    """
+    return shares(num_samples, -(-num_samples // batch_size))
+
+
 def evaluation_batches(num_samples: int, rank: int, world_size: int, batch_size: int) -> Iterator[Indices]:
     """Yield this rank's part of a data set in batches; over all ranks, every sample comes exactly once."""
     share = shares(num_samples, world_size)[rank]

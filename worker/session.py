@@ -5,10 +5,11 @@ Owns the order of things: meet, build, adopt state, train, evaluate, save, leave
 
 import threading
 import traceback
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
 import torch
 
 import syncbn
@@ -26,7 +27,7 @@ from worker.progress import EventBuffer
 from worker.publisher import Publisher
 from worker.ranks import Ranks, connect_store, device_for, join, leave
 from worker.reports import Reporter
-from worker.sampler import Plan, evaluation_batches
+from worker.sampler import Plan, even_batches
 from worker.snapshot import draft_manifest
 from worker.state import capture, restore_model, restore_training, seed_generators
 from worker.training import Precision, Trainer
@@ -163,14 +164,19 @@ class _Session:
         return max(1, self.spec.batch_size // (self.spec.accumulate * self.ranks.world_size))
 
     def _recalibrate(self, num_samples: int) -> None:
-        """Re-estimate the running statistics over the first samples of the training set, unaugmented as they are in epoch 0."""
-        count = min(num_samples, self.splits.train.num_samples)
-        batches = evaluation_batches(count, self.ranks.rank, self.ranks.world_size, self._samples_per_pass())
-        with blame(TaskError):
-            syncbn.recalibrate(self.trainer.model, self._images(batches))
+        """Re-estimate the running statistics over the first samples of the training set.
 
-    def _images(self, batches: Iterator[Any]) -> Iterator[torch.Tensor]:
-        for indices in batches:
+        Whole batches are dealt out to the ranks, because each is normalized by its own statistics: so the result does not depend on the
+        world size. They have the size of the batches that were normalized together in training.
+        """
+        count = min(num_samples, self.splits.train.num_samples)
+        together = max(1, self.spec.batch_size // self.spec.accumulate)
+        with blame(TaskError), self.trainer.precision.forward():
+            syncbn.recalibrate(self.trainer.model, self._images(even_batches(count, together)[self.ranks.rank :: self.ranks.world_size]))
+
+    def _images(self, batches: Sequence[slice]) -> Iterator[torch.Tensor]:
+        for batch in batches:
+            indices = np.arange(batch.start, batch.stop, dtype=np.int64)
             yield self.trainer.precision.place(*self.splits.train.batch(indices, 0))[0]
 
     def _resumed_from(self) -> Loaded | None:
