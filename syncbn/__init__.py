@@ -15,10 +15,12 @@ from syncbn.errors import (
     ShapeError,
     SyncBNError,
 )
+from syncbn.fold import fold_batchnorm
 from syncbn.functional import sync_batch_norm
 from syncbn.health import Finding, HealthReport, check_health
 from syncbn.layer import SyncBatchNorm
 from syncbn.norms.build import build_norm, norm_kinds
+from syncbn.population import Recalibration, recalibrate
 from syncbn.statistics import LayerStatistics, layer_statistics
 
 __all__ = [
@@ -32,6 +34,7 @@ __all__ = [
     "LayerStatistics",
     "OptionError",
     "OutOfSyncError",
+    "Recalibration",
     "RecalibrationError",
     "ShapeError",
     "SyncBNError",
@@ -40,9 +43,11 @@ __all__ = [
     "build_norm",
     "check_health",
     "convert_sync_batchnorm",
+    "fold_batchnorm",
     "layer_statistics",
     "norm_groups",
     "norm_kinds",
+    "recalibrate",
     "revert_sync_batchnorm",
     "sync_batch_norm",
 ]

@@ -13,7 +13,7 @@ from syncbn import running
 from syncbn.collectives import ProcessGroup, resolve
 from syncbn.errors import BatchTooSmallError, OptionError, ShapeError
 from syncbn.function import Parameters, normalize_batch
-from syncbn.shapes import values_per_channel
+from syncbn.shapes import aligned_mask, values_per_channel
 
 
 def sync_batch_norm(
@@ -63,7 +63,7 @@ def sync_batch_norm(
     [-1.0, 1.0]
     """
     _check(x, running_mean, running_var, weight)
-    mask = None if mask is None else _aligned(mask, x)
+    mask = None if mask is None else aligned_mask(mask, x)
     if not training:
         y = torch.nn.functional.batch_norm(x, running_mean, running_var, weight, bias, training=running_mean is None, momentum=0.0, eps=eps)
         return y if mask is None else torch.where(mask, y, 0)
@@ -104,20 +104,6 @@ def _check(x: Tensor, running_mean: Tensor | None, running_var: Tensor | None, w
             f"input of shape {tuple(x.shape)} has {x.shape[1]} channels: expected {channels} in dimension 1, the layer's num_features; "
             "check the order of dimensions or build the layer with the right number"
         )
-
-
-def _aligned(mask: Tensor, x: Tensor) -> Tensor:
-    """The mask as (N, 1, *spatial)."""
-    target = (x.shape[0], *x.shape[2:])
-    if mask.dtype != torch.bool:
-        raise ShapeError(f"mask has dtype {mask.dtype}: expected torch.bool, True where the input counts; convert it with .bool()")
-    try:
-        return mask.expand(target).unsqueeze(1)
-    except RuntimeError as error:
-        raise ShapeError(
-            f"mask of shape {tuple(mask.shape)} does not broadcast to {target}: expected the input's shape {tuple(x.shape)} without "
-            "its channels; drop the channel dimension"
-        ) from error
 
 
 def _refuse_one_value(x: Tensor) -> None:

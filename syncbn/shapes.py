@@ -7,6 +7,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from syncbn.errors import ShapeError
+
 
 class Centred(NamedTuple):
     """A batch with a value per channel subtracted: x = values + origin. `values` is the accumulation dtype and nobody else's tensor."""
@@ -40,3 +42,21 @@ def along_channels(vector_C: Tensor, x: Tensor) -> Tensor:
 def values_per_channel(x: Tensor) -> int:
     """How many values each channel of x has."""
     return x.numel() // max(x.shape[1], 1)
+
+
+def aligned_mask(mask: Tensor, x: Tensor) -> Tensor:
+    """The caller's mask, broadcast to (N, 1, *spatial).
+
+    Raises:
+        ShapeError: not boolean, or not broadcastable to (N, *spatial).
+    """
+    target = (x.shape[0], *x.shape[2:])
+    if mask.dtype != torch.bool:
+        raise ShapeError(f"mask has dtype {mask.dtype}: expected torch.bool, True where the input counts; convert it with .bool()")
+    try:
+        return mask.expand(target).unsqueeze(1)
+    except RuntimeError as error:
+        raise ShapeError(
+            f"mask of shape {tuple(mask.shape)} does not broadcast to {target}: expected the input's shape {tuple(x.shape)} without "
+            "its channels; drop the channel dimension"
+        ) from error
