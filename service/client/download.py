@@ -16,7 +16,7 @@ from typing import Any
 import httpx
 
 from service.client.errors import DownloadError, IntegrityError
-from service.client.part import CHUNK_BYTES, Part, sha256_of
+from service.client.part import Part, sha256_of
 from service.client.transport import Transport
 
 MANIFEST_NAME = "manifest.json"
@@ -127,7 +127,8 @@ def _receive(transport: Transport, file: Wanted, part: Part, progress: Progress)
         elif not response.headers.get("content-range", "").startswith(f"bytes {part.size}-"):
             sent = response.headers.get("content-range")
             raise DownloadError(f"{file.name} came as {sent!r}; expected bytes from {part.size}; delete {part.path} and try again")
-        for chunk in response.iter_raw(CHUNK_BYTES):
+        # As they come: collected into larger chunks, what has arrived of the last one would be lost with the connection.
+        for chunk in response.iter_raw():
             if part.size + len(chunk) > file.size:
                 raise IntegrityError(f"{file.name} is longer than the {file.size} bytes of the manifest; it was deleted: download it again")
             part.append(chunk)

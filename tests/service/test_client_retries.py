@@ -21,6 +21,7 @@ class Script(httpx.BaseTransport):
         self.requests = []
 
     def handle_request(self, request):
+        """Give the next answer."""
         request.read()
         self.requests.append(request)
         answer = self.answers.pop(0)
@@ -29,31 +30,33 @@ class Script(httpx.BaseTransport):
         return answer
 
 
-def client_of(script):
+def _client_of(script):
     return Client("http://127.0.0.1:1", "secret", patience=QUICK, http=script)
 
 
-def problem(status, code="a_code", **rest):
-    return httpx.Response(status, json={"type": "about:blank", "title": "T", "status": status, "code": code, "detail": "what and why", **rest})
+def _problem(status, code="a_code", **rest):
+    return httpx.Response(
+        status, json={"type": "about:blank", "title": "T", "status": status, "code": code, "detail": "what and why", **rest}
+    )
 
 
 def test_a_get_survives_passing_failures():
     """I ask while the controller restarts, and still get my answer."""
     script = Script(httpx.ConnectError("refused"), httpx.Response(503), httpx.Response(200, json=JOB))
-    assert client_of(script).job("job_1") == JOB
+    assert _client_of(script).job("job_1") == JOB
     assert len(script.requests) == 3
 
 
 def test_a_get_gives_up_with_the_address_and_the_remedy():
     """Nobody answers: I am told where nobody answered and how to start a controller."""
     with pytest.raises(Unreachable, match=r"no service answers at http://127\.0\.0\.1:1 \(refused\): start one with `syncbn serve`"):
-        client_of(Script(*[httpx.ConnectError("refused")] * 3)).job("job_1")
+        _client_of(Script(*[httpx.ConnectError("refused")] * 3)).job("job_1")
 
 
 def test_a_submission_is_repeated_under_one_key():
     """My submission's answer is lost; the client repeats it, and it is one job."""
     script = Script(httpx.ReadError("reset"), httpx.Response(201, json=JOB))
-    assert client_of(script).submit({"name": "a"}) == JOB
+    assert _client_of(script).submit({"name": "a"}) == JOB
     first, second = script.requests
     assert first.headers["idempotency-key"] == second.headers["idempotency-key"]
     assert first.content == second.content
@@ -63,7 +66,7 @@ def test_a_submission_is_repeated_under_one_key():
 def test_two_submissions_have_two_keys():
     """Submitting twice on purpose makes two jobs."""
     script = Script(httpx.Response(201, json=JOB), httpx.Response(201, json=JOB))
-    client = client_of(script)
+    client = _client_of(script)
     client.submit({})
     client.submit({})
     first, second = script.requests
@@ -74,7 +77,7 @@ def test_a_delete_is_not_repeated():
     """What may not be repeated is sent once."""
     script = Script(httpx.ReadError("reset"))
     with pytest.raises(Unreachable):
-        client_of(script).delete("job_1")
+        _client_of(script).delete("job_1")
 
 
 def test_a_body_that_breaks_off_is_asked_for_again():
@@ -86,7 +89,7 @@ def test_a_body_that_breaks_off_is_asked_for_again():
             raise httpx.ReadError("reset")
 
     script = Script(httpx.Response(200, stream=Broken()), httpx.Response(200, json=JOB))
-    assert client_of(script).job("job_1") == JOB
+    assert _client_of(script).job("job_1") == JOB
 
 
 @pytest.mark.parametrize(
@@ -97,7 +100,7 @@ def test_a_refusal_is_an_error_of_its_kind_and_not_repeated(status, kind):
     """The service says no; the client says so at once, with everything the answer holds."""
     rows = [{"loc": "epoch", "value": 3, "expected": "a known key", "remedy": "did you mean epochs?"}]
     with pytest.raises(kind) as caught:
-        client_of(Script(problem(status, errors=rows))).job("job_1")
+        _client_of(Script(_problem(status, errors=rows))).job("job_1")
     assert (caught.value.status, caught.value.code, str(caught.value)) == (status, "a_code", "what and why")
     assert caught.value.errors == tuple(rows)
 
@@ -120,22 +123,22 @@ def test_a_strange_retry_after_does_no_harm(header):
 @pytest.mark.parametrize("body", [b"<html>", b"[]", b"", b"\xff\xfe", b'"text"', b'{"detail": null, "errors": 3}'])
 def test_an_error_of_something_else_than_our_service_is_an_error_too(body):
     """A proxy answers instead of the service: an error with the status, not a traceback."""
-    with pytest.raises(NotFound, match="the service answered 404 Not Found") as caught:
-        client_of(Script(httpx.Response(404, content=body))).job("job_1")
+    with pytest.raises(NotFound, match=r"the service answered 404 Not Found") as caught:
+        _client_of(Script(httpx.Response(404, content=body))).job("job_1")
     assert caught.value.code == "http_404"
 
 
 def test_an_answer_that_is_no_object_is_refused():
     """SYNCBN_URL points at some web page: I am told that it is no syncbn service."""
-    with pytest.raises(ClientError, match="is http://127.0.0.1:1 a syncbn service"):
-        client_of(Script(httpx.Response(200, text="<html>"))).job("job_1")
+    with pytest.raises(ClientError, match=r"is http://127.0.0.1:1 a syncbn service"):
+        _client_of(Script(httpx.Response(200, text="<html>"))).job("job_1")
 
 
 def test_an_id_cannot_lead_to_another_route():
     """An id with slashes in it stays one part of the path."""
-    script = Script(problem(404))
+    script = Script(_problem(404))
     with pytest.raises(NotFound):
-        client_of(script).job("../../healthz?x#y")
+        _client_of(script).job("../../healthz?x#y")
     assert script.requests[0].url.raw_path == b"/v1/jobs/..%2F..%2Fhealthz%3Fx%23y"
 
 
@@ -143,24 +146,27 @@ def test_pages_are_fetched_until_the_limit():
     """I ask for three jobs and the pages hold two."""
     pages = [{"data": [1, 2], "has_more": True, "next_cursor": "c"}, {"data": [3], "has_more": True, "next_cursor": "d"}]
     script = Script(*(httpx.Response(200, json=page) for page in pages))
-    assert list(client_of(script).jobs(state="running", limit=3)) == [1, 2, 3]
+    assert list(_client_of(script).jobs(state="running", limit=3)) == [1, 2, 3]
     assert [dict(request.url.params) for request in script.requests] == [
         {"state": "running", "limit": "3"},
         {"state": "running", "limit": "1", "after": "c"},
     ]
 
 
-def sse(*events):
+def _sse(*events):
     return "".join(f"id: {seq}\nevent: {kind}\ndata: {json.dumps({'seq': seq, 'type': kind})}\n\n" for seq, kind in events).encode()
 
 
 def test_a_stream_goes_on_after_the_last_event_seen():
     """The connection of a live stream breaks; no event is missed and none comes twice."""
-    half = sse((1, "state"), (2, "log")) + b'id: 3\nevent: log\ndata: {"se'
+    half = _sse((1, "state"), (2, "log")) + b'id: 3\nevent: log\ndata: {"se'
     script = Script(
-        httpx.Response(200, content=half), httpx.ConnectError("away"), httpx.Response(503), httpx.Response(200, content=sse((3, "log"), (4, "end")))
+        httpx.Response(200, content=half),
+        httpx.ConnectError("away"),
+        httpx.Response(503),
+        httpx.Response(200, content=_sse((3, "log"), (4, "end"))),
     )
-    assert [event["seq"] for event in client_of(script).follow_events("job_1")] == [1, 2, 3, 4]
+    assert [event["seq"] for event in _client_of(script).follow_events("job_1")] == [1, 2, 3, 4]
     assert [request.headers.get("last-event-id") for request in script.requests] == [None, "2", "2", "2"]
 
 
@@ -169,15 +175,15 @@ def test_a_stream_that_stays_away_is_given_up():
     from service.client.streams import follow
 
     now = iter(range(0, 1000, 7))
-    transport = client_of(Script(*[httpx.ConnectError("away")] * 100))._transport
-    with pytest.raises(Unreachable, match="the stream was lost for 30 s: no service answers"):
+    transport = _client_of(Script(*[httpx.ConnectError("away")] * 100))._transport
+    with pytest.raises(Unreachable, match=r"the stream was lost for 30 s: no service answers"):
         list(follow(transport, "/v1/x", outage_s=30, clock=lambda: next(now)))
 
 
 def test_a_stream_that_is_refused_is_not_tried_again():
     """Following a job that is not there fails at once."""
     with pytest.raises(NotFound):
-        list(client_of(Script(problem(404))).follow_events("job_1"))
+        list(_client_of(Script(_problem(404))).follow_events("job_1"))
 
 
 def test_lines_of_a_stream_end_where_sse_says():
@@ -209,6 +215,7 @@ def test_a_controller_that_comes_back_on_another_port_is_found(tmp_path):
 
     class Moving(Script):
         def handle_request(self, request):
+        """Give the next answer."""
             note.write_text('{"url": "http://127.0.0.1:8", "pid": 2}')
             return super().handle_request(request)
 
@@ -231,5 +238,5 @@ def test_a_home_in_the_call_goes_before_the_environment(tmp_path, monkeypatch):
 @pytest.mark.parametrize("url", ["localhost:8470", "ftp://host", "http://", "nonsense"])
 def test_a_url_that_is_none_is_refused(url):
     """A typing error in SYNCBN_URL is named, with what was expected."""
-    with pytest.raises(ClientError, match="expected http://HOST:PORT"):
+    with pytest.raises(ClientError, match=r"expected http://HOST:PORT"):
         Client(url)
