@@ -140,15 +140,21 @@ class Replica:
     """A model whose gradients are averaged over the ranks during backward.
 
     DistributedDataParallel, told not to broadcast buffers: running statistics are equal already, or are the ranks' own business.
+
+    DDP lays its buckets out anew after the first backward, in the order in which gradients came. Where a gradient lies in its bucket
+    decides the order in which the ranks' parts are added, so that a resumed job, whose first step uses the first layout, would differ in
+    the last bits. Therefore the first backward is a rehearsal without the model, and all real steps use the second layout.
     """
 
     def __init__(self, model: nn.Module, device: torch.device) -> None:
         self._parallel = DistributedDataParallel(
-            model,
+            _Rehearsable(model),
             device_ids=[device] if device.type == "cuda" else None,
             gradient_as_bucket_view=True,
             **_KEEP_BUFFERS,
         )
+        torch.autograd.backward(self._parallel(None))
+        self._parallel.zero_grad(set_to_none=True)
 
     def __call__(self, x: Tensor) -> Tensor:
         """Run the model forward."""
@@ -157,6 +163,22 @@ class Replica:
     def without_averaging(self) -> AbstractContextManager[None]:
         """Return a context in which backward only adds to this rank's own gradients; covers forward and backward."""
         return cast("AbstractContextManager[None]", self._parallel.no_sync())
+
+
+class _Rehearsable(nn.Module):
+    """The model; or, called with None, a zero that depends on every parameter, whose gradients come in the reverse of their order."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, x: Tensor | None) -> Tensor:
+        if x is not None:
+            return cast("Tensor", self.model(x))
+        total = torch.zeros((), device=next(self.model.parameters()).device)
+        for parameter in self.model.parameters():
+            total = total + parameter.sum()
+        return total * 0
 
 
 def join(store: Store, rank: int, world_size: int, device: torch.device, settings: WorkerSettings | None = None) -> Ranks:

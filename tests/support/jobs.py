@@ -1,0 +1,179 @@
+"""Run whole jobs on a pool of processes, without Ray: what a gang does, with the real store, process group, data and checkpoints.
+
+Owns: specs for tests, the assignment of every rank, and what each rank said. Every wait is bounded by the pool.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import threading
+import time
+import uuid
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from worker.contract import Assignment, FailureCode, JobFailure, JobSpec, parse_spec
+from worker.progress import EventBuffer
+
+if TYPE_CHECKING:
+    from tests.support.ranks import RankPool
+
+JOB = "job_" + "0" * 25 + "A"
+OTHER_JOB = "job_" + "0" * 25 + "B"
+MARKER = "shared.marker"
+PORT_TIMEOUT_S = 30.0
+
+
+@dataclass(frozen=True)
+class RankRun:
+    """How one rank ended, and what it said."""
+
+    outcome: str
+    failure: JobFailure | None
+    events: list[tuple[str, dict[str, Any]]]
+    seconds_to_end: float
+
+    def of(self, kind: str) -> list[dict[str, Any]]:
+        """The data of the events of one type."""
+        return [data for type_, data in self.events if type_ == kind]
+
+    def series(self, name: str) -> list[float]:
+        """The values of one metric in order."""
+        return [data["values"][name] for data in self.of("metrics") if name in data["values"]]
+
+
+@dataclass(frozen=True)
+class Faults:
+    """What goes wrong, where. Steps are counted from 0."""
+
+    raise_on: tuple[int, int] | None = None
+    """(rank, step): the data of this rank raises."""
+    nan_on: tuple[int, int] | None = None
+    """(rank, step): the data of this rank is not a number."""
+    stop_on: tuple[int, int] | None = None
+    """(rank, step): this rank is asked to stop before the step."""
+    environment: dict[str, str] = field(default_factory=dict)
+
+
+def small_spec(workers: int = 1, **overrides: Any) -> JobSpec:
+    """The smallest job that has every part: a ResNet-18 of width 4 on the digits."""
+    raw = {
+        "name": "test",
+        "model": {"name": "resnet18", "args": {"width": 4}},
+        "data": {"name": "digits"},
+        "batch_size": 97,
+        "steps": 3,
+        "optimizer": {"name": "sgd", "lr": 0.05, "momentum": 0.9},
+        "resources": {"workers": workers},
+    }
+    return parse_spec(raw | overrides)
+
+
+def run_job(
+    pool: RankPool,
+    spec: JobSpec,
+    storage: Path,
+    *,
+    job_id: str = JOB,
+    attempt: int = 1,
+    resume: str | None = None,
+    marker: str = MARKER,
+    faults: Faults | None = None,
+) -> list[RankRun]:
+    """Run every rank of a job to its end; a rank that fails is reported, not raised."""
+    (storage / MARKER).write_text("here")
+    common = {"job_id": job_id, "attempt": attempt, "fence": attempt, "spec": spec, "storage": storage, "marker": marker, "resume": resume}
+    answers = pool.run(spec.resources.workers, run_one_rank, common, str(storage / f".port-{uuid.uuid4().hex}"), faults or Faults())
+    return [RankRun(*answer) for answer in answers]
+
+
+def run_one_rank(rank: int, world_size: int, common: dict[str, Any], port_file: str, faults: Faults) -> tuple[Any, ...]:
+    """The program of a rank: meet, run, report the fields of a RankRun."""
+    import torch.distributed as dist
+
+    from worker.errors import to_failure
+    from worker.ranks import bind_interface, host_store, leave
+    from worker.session import run_rank
+
+    if dist.is_initialized():
+        # The pool's own group; all must have formed it before one may leave it.
+        dist.barrier()
+        leave()
+    os.environ.update(faults.environment)
+    bind_interface("127.0.0.1")
+    store = host_store("127.0.0.1") if rank == 0 else None
+    port = _announce(port_file, store.port) if store is not None else _await(port_file)
+    events, stop = EventBuffer(), threading.Event()
+    assignment = Assignment(rank=rank, world_size=world_size, store_host="127.0.0.1", store_port=port, **common)
+    failure = None
+    started = time.monotonic()
+    with _planted(faults, rank, stop):
+        try:
+            outcome: str = run_rank(assignment, store, events, stop)
+        except Exception as error:  # noqa: BLE001  the test looks at it
+            outcome, failure = "failed", to_failure(error, rank)
+    said, _ = events.drain(0, 0, 1_000_000)
+    return (outcome, failure, [(event.type.value, event.data) for event in said], time.monotonic() - started)
+
+
+class _planted:
+    """Plant faults into the trainer for the length of a run."""
+
+    def __init__(self, faults: Faults, rank: int, stop: threading.Event) -> None:
+        self._faults, self._rank, self._stop = faults, rank, stop
+
+    def __enter__(self) -> None:
+        from worker.training import Trainer
+
+        self._step, faults, rank, stop = Trainer.step, self._faults, self._rank, self._stop
+
+        def step(trainer: Trainer, number: int, asked: threading.Event) -> Any:
+            if (rank, number) == faults.raise_on:
+                trainer._data = _Raising()
+            if (rank, number) == faults.nan_on:
+                trainer._data = _NotANumber(trainer._data)
+            if (rank, number) == faults.stop_on:
+                stop.set()
+            return self._step(trainer, number, asked)
+
+        Trainer.step = step
+
+    def __exit__(self, *_: object) -> None:
+        from worker.training import Trainer
+
+        Trainer.step = self._step
+
+
+class _Raising:
+    def batch(self, indices: Any, epoch: int) -> Any:
+        raise ValueError("sample 7 is broken")
+
+
+class _NotANumber:
+    def __init__(self, data: Any) -> None:
+        self._data = data
+
+    def batch(self, indices: Any, epoch: int) -> Any:
+        x, y = self._data.batch(indices, epoch)
+        return x * float("nan"), y
+
+
+def _announce(port_file: str, port: int) -> int:
+    temporary = Path(f"{port_file}.tmp")
+    temporary.write_text(json.dumps(port))
+    temporary.rename(port_file)
+    return port
+
+
+def _await(port_file: str) -> int:
+    deadline = time.monotonic() + PORT_TIMEOUT_S
+    while not Path(port_file).exists():
+        if time.monotonic() > deadline:
+            raise TimeoutError(f"rank 0 has not announced its port in {port_file}")
+        time.sleep(0.005)
+    return int(json.loads(Path(port_file).read_text()))
+
+
+__all__ = ["JOB", "OTHER_JOB", "FailureCode", "Faults", "RankRun", "run_job", "run_one_rank", "small_spec"]
