@@ -9,7 +9,7 @@ import typer
 from typer.core import TyperGroup
 
 from service.cli.output import complain, problems
-from service.client import ClientError, ServiceError, Unreachable
+from service.client import AddressError, ClientError, ServiceError, Unreachable
 
 OK: Final = 0
 JOB_FAILED: Final = 1
@@ -53,4 +53,4 @@ def code_of(error: BaseException) -> int:
     complain(str(error))
     if isinstance(error, Unreachable):
         return UNREACHABLE
-    return USAGE if isinstance(error, UsageError | OSError) else JOB_FAILED
+    return USAGE if isinstance(error, UsageError | AddressError | OSError) else JOB_FAILED

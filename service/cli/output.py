@@ -51,8 +51,8 @@ def problems(rows: Iterable[Mapping[str, Any]]) -> None:
 
 
 def print_json(value: Any, *, is_line: bool = False) -> None:
-    """Print one JSON document to stdout, on one line where it is part of a stream."""
-    sys.stdout.write(json.dumps(value, ensure_ascii=False, indent=None if is_line else 2) + "\n")
+    """Print one JSON document to stdout, in ASCII; on one line where it is part of a stream."""
+    sys.stdout.write(json.dumps(value, indent=None if is_line else 2) + "\n")
     sys.stdout.flush()
 
 

@@ -6,6 +6,7 @@ rule, because `from service.client import Client` is public.
 
 from service.client.client import Client
 from service.client.errors import (
+    AddressError,
     BadRequest,
     ClientError,
     Conflict,
@@ -19,6 +20,7 @@ from service.client.errors import (
 )
 
 __all__ = [
+    "AddressError",
     "BadRequest",
     "Client",
     "ClientError",

@@ -7,7 +7,7 @@ import json
 from pathlib import Path
 from urllib.parse import urlsplit
 
-from service.client.errors import ClientError, Unreachable
+from service.client.errors import AddressError, Unreachable
 from service.settings import ClientSettings, Home
 
 _LOOPBACK = frozenset({"localhost", "127.0.0.1", "::1"})
@@ -25,7 +25,7 @@ class Address:
         given = url or settings.url
         self._fixed = _checked(given) if given else ""
         self.url = self._fixed
-        self.token = token or settings.token.get_secret_value() or ""
+        self.token = _printable((token or settings.token.get_secret_value()).strip())
         self.refresh()
 
     @property
@@ -36,7 +36,7 @@ class Address:
     def refresh(self) -> None:
         """Look again into the home; what was given stays."""
         self.url = self._fixed or running_url(self._home)
-        self.token = self.token or _read_token(self._home)
+        self.token = self.token or _printable(_read_token(self._home))
 
     def require(self) -> None:
         """Raise Unreachable where no address is known at all."""
@@ -62,6 +62,19 @@ def _read_token(home: Home) -> str:
 
 def _checked(url: str) -> str:
     parts = urlsplit(url)
-    if parts.scheme not in {"http", "https"} or not parts.hostname:
-        raise ClientError(f"the service's URL is {url!r}; expected http://HOST:PORT or https://HOST; mend SYNCBN_URL or the url argument")
+    try:
+        is_good = parts.scheme in {"http", "https"} and bool(parts.hostname) and parts.port != 0
+    except ValueError:  # a port beyond 65535
+        is_good = False
+    if not is_good:
+        raise AddressError(f"the service's URL is {url!r}; expected http://HOST:PORT or https://HOST; mend SYNCBN_URL or the url given")
     return url.rstrip("/")
+
+
+def _printable(token: str) -> str:
+    """Return a token that can stand in a header. The message does not repeat it: it is a secret, if a damaged one."""
+    if not (token.isascii() and token.isprintable()):
+        raise AddressError(
+            "the token has characters that no token has; expected the content of the file `token` of the home; mend SYNCBN_TOKEN"
+        )
+    return token

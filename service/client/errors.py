@@ -1,6 +1,7 @@
 """What can go wrong between a client and the service, as one tree.
 
 ClientError
+|-- AddressError        the URL or the token that was given cannot be one; the user's to mend
 |-- Unreachable         nobody answered; trying again helps once a controller runs
 |-- ServiceError        the service answered and refused, or failed
 |   |-- BadRequest          400, 413, 415, 416, 422: what was asked cannot be done; the user's to mend
@@ -21,6 +22,10 @@ import httpx
 
 class ClientError(Exception):
     """Anything that this client raises on purpose."""
+
+
+class AddressError(ClientError):
+    """The URL or the token that was given cannot be one."""
 
 
 class Unreachable(ClientError):  # noqa: N818 - the word a user knows

@@ -15,6 +15,7 @@ from contextlib import asynccontextmanager, contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 
+import structlog
 import uvicorn
 
 from service.app import create_app
@@ -39,6 +40,8 @@ class LiveService:
 @contextmanager
 def live_service(home: Path):
     """Run the service in a thread; announced in its home as `syncbn serve` does it."""
+    # The service's log would come into the stdout that a test looks at: both are in one process here.
+    structlog.configure(logger_factory=structlog.ReturnLoggerFactory())
     settings = Settings(home=home, port=0, heartbeat_s=0.2)
     cluster = FakeCluster(cpus=1000)
     app = create_app(settings, controller=Reconciler(cluster, settings.storage_path))
@@ -57,6 +60,7 @@ def live_service(home: Path):
         server.should_exit = True
         thread.join(20)
         assert not thread.is_alive()
+        structlog.reset_defaults()
 
 
 def _while_it_runs(app, play):
