@@ -8,13 +8,13 @@ import asyncio
 import fcntl
 import os
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable, Coroutine, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
-from sqlalchemy import event
+from sqlalchemy import CursorResult, Executable, event
 from sqlalchemy.engine import URL, Connection, make_url
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
 
@@ -24,16 +24,38 @@ BUSY_TIMEOUT_MS: Final = 10_000
 NUM_READERS: Final = 4
 LOCK_WAIT_S: Final = 5.0
 
+T = TypeVar("T")
+
 
 class DatabaseError(RuntimeError):
     """The database cannot be used as asked. The operator's to mend; trying again does not help."""
 
 
+class Session:
+    """An open transaction. A caller that is cancelled waits for the statement at hand, so that the connection stays sound."""
+
+    def __init__(self, connection: AsyncConnection) -> None:
+        self._connection = connection
+
+    @property
+    def dialect_name(self) -> str:
+        """Which SQL is spoken: `sqlite`."""
+        return self._connection.dialect.name
+
+    async def execute(self, statement: Executable, rows: Sequence[Mapping[str, Any]] | None = None) -> CursorResult[*tuple[Any, ...]]:
+        """Run a statement, once or for each row of values."""
+        return await _finished(self._connection.execute(statement, rows))
+
+    async def run_sync(self, function: Callable[[Connection], T]) -> T:
+        """Run a function that takes SQLAlchemy's synchronous connection."""
+        return await _finished(self._connection.run_sync(function))
+
+
 @dataclass
 class Write:
-    """One write transaction: its connection, and which jobs' readers to wake once it is committed."""
+    """One write transaction, and which jobs' readers to wake once it is committed."""
 
-    connection: AsyncConnection
+    connection: Session
     newest: dict[str, int] = field(default_factory=dict)
 
 
@@ -69,23 +91,56 @@ class Database:
     async def write(self) -> AsyncIterator[Write]:
         """Begin a transaction that may write; commit at the end, roll back on any error, then wake the readers."""
         async with self._turn:
-            async with self._writer.begin() as connection:
-                write = Write(connection)
+            async with _transaction(self._writer) as session:
+                write = Write(session)
                 yield write
             for job_id, seq in write.newest.items():
                 self._changes.publish(job_id, seq)
 
     @asynccontextmanager
-    async def read(self) -> AsyncIterator[AsyncConnection]:
+    async def read(self) -> AsyncIterator[Session]:
         """Begin a transaction that only reads: every query in it sees the same moment."""
-        async with self._reader.begin() as connection:
-            yield connection
+        async with _transaction(self._reader) as session:
+            yield session
 
     async def close(self) -> None:
         """Close readers, then the writer, then let another process have the database."""
         await self._reader.dispose()
         await self._writer.dispose()
         os.close(self._lock)
+
+
+@asynccontextmanager
+async def _transaction(engine: AsyncEngine) -> AsyncIterator[Session]:
+    """Lend a connection: committed at the end, rolled back when it is given back after any error."""
+    connection = engine.connect()
+    try:
+        await _finished(connection.start())
+    except asyncio.CancelledError:
+        await _finished(connection.close())
+        raise
+    try:
+        yield Session(connection)
+        await _finished(connection.commit())
+    finally:
+        await _finished(connection.close())
+
+
+async def _finished(work: Coroutine[Any, Any, T]) -> T:
+    """Wait for work to its end, also when cancelled meanwhile; then the cancellation goes on.
+
+    SQLAlchemy gives up a connection whose statement is cancelled, and aiosqlite may then keep it, and its lock on the database.
+    """
+    task = asyncio.ensure_future(work)
+    cancelled: asyncio.CancelledError | None = None
+    while not task.done():
+        try:
+            await asyncio.wait([task])
+        except asyncio.CancelledError as error:
+            cancelled = error
+    if cancelled is not None:
+        raise cancelled
+    return task.result()
 
 
 def _engine(url: URL, *, size: int, begin: str, pragmas: tuple[str, ...]) -> AsyncEngine:

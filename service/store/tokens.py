@@ -35,7 +35,7 @@ class Tokens:
     async def is_any(self) -> bool:
         """Return whether any token is admitted."""
         async with self._database.read() as connection:
-            return (await connection.execute(select(exists(tokens.select())))).scalar_one()
+            return bool((await connection.execute(select(exists(tokens.select())))).scalar_one())
 
 
 def _digest(token: str) -> str:

@@ -13,7 +13,7 @@ async def upsert(write: Write, table: Table, rows: Sequence[dict[str, Any]]) -> 
     """Store rows; where the primary key is there already, the new row wins. Within one call the last one wins."""
     if not rows:
         return
-    is_sqlite = write.connection.dialect.name == "sqlite"
+    is_sqlite = write.connection.dialect_name == "sqlite"
     statement = sqlite.insert(table) if is_sqlite else postgresql.insert(table)
     keys = [column.name for column in table.primary_key]
     others = {column.name: statement.excluded[column.name] for column in table.columns if column.name not in keys}

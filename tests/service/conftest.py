@@ -1,0 +1,29 @@
+"""Fixtures of the service's tests: a real store on a real file."""
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+
+import pytest
+
+from service.store.store import Store
+
+
+@pytest.fixture
+def database_url(tmp_path: Path) -> str:
+    """Where this test's database is."""
+    return f"sqlite:///{tmp_path / 'test.db'}"
+
+
+@pytest.fixture
+def with_store(database_url: str) -> Callable[[Callable[[Store], Awaitable[None]]], None]:
+    """Run a scenario with an open store; called again, with the same database opened anew."""
+
+    def run(scenario: Callable[[Store], Awaitable[None]]) -> None:
+        async def whole() -> None:
+            async with await Store.open(database_url) as store:
+                await asyncio.wait_for(scenario(store), 20)
+
+        asyncio.run(whole())
+
+    return run
