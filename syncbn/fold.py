@@ -111,8 +111,8 @@ def _fold_node(traced: torch.fx.GraphModule, node: torch.fx.Node, norm: _BatchNo
     )
     if reason is not None or before is None:
         raise ConversionError(
-            f"layer {node.target!s} ({type(norm).__name__}) cannot be folded: {reason}: expected a norm with running statistics right after "
-            "one convolution, transposed convolution or linear layer; keep it unfolded, or change the model"
+            f"layer {node.target!s} ({type(norm).__name__}) cannot be folded: {reason}: expected a norm with running statistics right "
+            "after one convolution, transposed convolution or linear layer; keep it unfolded, or change the model"
         )
     _absorb(before, norm)
     node.replace_all_uses_with(source)

@@ -15,11 +15,13 @@ from torch import Tensor
 
 from syncbn import loops_plain
 from syncbn.moments import Moments
-from syncbn.shapes import Affine, Centred, Factors, accumulation_dtype, along_channels, values_per_channel
+from syncbn.shapes import Affine, Centred, Factors, accumulation_dtype, along_channels, reduced_dims, values_per_channel
 
-_PLANE = 4096  # values that one float32 accumulation of the contiguous kernel may span (it keeps 16 or more partial sums)
-_ROWS = 256  # rows that the channels-last kernel may add up one after the other
-_SAMPLES = 64  # values per channel that the shift is the mean of
+_PLANE = 1024  # values that one float32 accumulation of the contiguous kernel may span (it keeps 16 or more partial sums)
+_ROWS = 512  # rows that the channels-last kernel may add up one after the other
+_WIDTH = 2048  # channels, real and folded, whose partial sums stay in the nearest cache
+_SAMPLES = 64  # about how many values per channel the shift is the mean of
+_SMALL = 4.0  # |b mean| / |a| up to which b x may cancel against b mean in the input gradient a dy + b (x - mean) + c
 _FAR = 16.0  # (shift - mean)^2 / variance beyond which the shift is taken anew: it costs that factor in accuracy
 
 
@@ -70,18 +72,27 @@ def input_gradient(dy: Tensor, x: Tensor, mean_C: Tensor, factors: Factors, mask
     """Return a dy + b (x - mean) + c with factors (a, b, c) per channel, rounded once to the dtype of x; 0 outside the mask."""
     a_C, b_C, c_C = factors
     dtype = accumulation_dtype(x)
-    origin_C = mean_C.to(dtype)
-    dx = _scale_and_shift_(_minus(x, origin_C), b_C, torch.addcmul(c_C, origin_C - mean_C, b_C))
+    if x.dtype == dtype and bool(((b_C * mean_C).abs() <= _SMALL * a_C.abs()).all()):
+        # One fused pass for b x + (c - b mean). It cancels, but what it loses is small against a dy.
+        ones_C = torch.ones_like(mean_C, dtype=dtype)
+        dx = torch.native_batch_norm(x, b_C.to(dtype), c_C.to(dtype), mean_C.to(dtype), ones_C, False, 0.0, 0.0)[0]
+    else:
+        origin_C = mean_C.to(dtype)
+        dx = _scale_and_shift_(_minus(x, origin_C), b_C, torch.addcmul(c_C, origin_C - mean_C, b_C))
     dx.addcmul_(dy.to(dtype), along_channels(a_C.to(dtype), x))
     return (dx if mask is None else dx.masked_fill_(~mask, 0)).to(x.dtype)
 
 
 def _sample_mean(x: Tensor) -> Tensor:
-    """Mean over one value from the middle of each of a few samples, in the accumulation dtype."""
-    sample = x[:: max(x.shape[0] // _SAMPLES, 1)]
-    while sample.dim() > 2:
-        sample = sample.select(-1, sample.shape[-1] // 2)
-    return sample.mean(0, dtype=accumulation_dtype(x))
+    """Mean over some values spread over batch and space, in the accumulation dtype."""
+    left = _SAMPLES
+    spread = [slice(None)] * x.dim()
+    for dim in reduced_dims(x):
+        wanted = max(min(left, x.shape[dim]) if dim == 0 else round(left ** (1 / (x.dim() - dim))), 1)
+        step = max(x.shape[dim] // wanted, 1)
+        spread[dim] = slice(step // 2, None, step)
+        left = max(left // wanted, 1)
+    return x[tuple(spread)].to(accumulation_dtype(x)).mean(reduced_dims(x))
 
 
 def _minus(x: Tensor, origin_C: Tensor) -> Tensor:
@@ -116,25 +127,25 @@ def _rows(x: Tensor) -> Tensor | None:
 
 
 def _dots_of_rows(a_RC: Tensor, b_RC: Tensor, origin_C: Tensor | None) -> tuple[Tensor, Tensor]:
-    """`_dots` for channels-last rows: neighbouring rows are folded into channels, the rows left over are added apart."""
+    """`_dots` for channels-last rows, slab by slab: within a slab, neighbouring rows are folded into channels."""
     R, C = b_RC.shape
-    folds = 1 if b_RC.dtype == torch.float64 else max(R // _ROWS, 1)
-    kept = R // folds * folds
-    sum_C, dot_C = _fused_dots(_folded(a_RC[:kept], folds), _folded(b_RC[:kept], folds), _repeated(origin_C, folds))
-    sum_C, dot_C = sum_C.view(folds, C).sum(0), dot_C.view(folds, C).sum(0)
-    if kept < R:
-        a, b = a_RC[kept:].double(), b_RC[kept:].double()
-        sum_C, dot_C = sum_C + a.sum(0), dot_C + (a * (b if origin_C is None else b - origin_C)).sum(0)
+    if b_RC.dtype == torch.float64:
+        return _fused_dots(_folded(a_RC, 1), _folded(b_RC, 1), origin_C)
+    sum_C = dot_C = torch.zeros((), dtype=torch.float64)
+    start = 0
+    while start < R:
+        folds = min(max(_WIDTH // C, 1), max((R - start) // _ROWS, 1))
+        stop = start + min((R - start) // folds, _ROWS) * folds
+        origin = origin_C if origin_C is None or folds == 1 else origin_C.repeat(folds)
+        sums, dots = _fused_dots(_folded(a_RC[start:stop], folds), _folded(b_RC[start:stop], folds), origin)
+        sum_C, dot_C = sum_C + sums.view(folds, C).sum(0), dot_C + dots.view(folds, C).sum(0)
+        start = stop
     return sum_C, dot_C
 
 
 def _folded(x_RC: Tensor, folds: int) -> Tensor:
     """Rows (R, C) as (1, folds * C, R / folds, 1) in channels-last layout, without a copy."""
-    return x_RC.reshape(-1, folds * x_RC.shape[1]).t()[None, :, :, None]
-
-
-def _repeated(origin_C: Tensor | None, folds: int) -> Tensor | None:
-    return origin_C if origin_C is None or folds == 1 else origin_C.repeat(folds)
+    return x_RC.view(-1, folds * x_RC.shape[1]).t()[None, :, :, None]
 
 
 def _dots_of_planes(a: Tensor, b: Tensor, origin_C: Tensor | None) -> tuple[Tensor, Tensor]:

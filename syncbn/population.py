@@ -3,8 +3,8 @@
 Owns: feeding the model, collecting each layer's moments, the one merge over ranks, and writing the buffers. Does not own the moments
 (`moments.py`) or the data.
 
-How it works. Each rank feeds its own batches, as many as it has. While feeding, every layer normalizes by the statistics of the batch at hand
-on this rank, as in training, and communicates nothing: ranks may have different numbers of batches and cannot wait for each other.
+How it works. Each rank feeds its own batches, as many as it has. While feeding, every layer normalizes by the statistics of the batch at
+hand on this rank, as in training, and communicates nothing: ranks may have different numbers of batches and cannot wait for each other.
 (By the running statistics it would be wrong: deeper layers would be measured behind layers normalized by what is about to be
 replaced.) Everything else is in eval mode: no dropout. At the end one all-reduce merges all moments in float64.
 
@@ -97,7 +97,8 @@ def recalibrate(
         estimator: "exact" or "mean_of_batches".
         num_samples: stop after about so many samples over all ranks. Each rank stops with the batch that reaches its even share.
     Returns:
-        What was fed and which layers changed; the same on every rank, as are the statistics. num_batches_tracked becomes the number of batches.
+        What was fed and which layers changed; the same on every rank, as are the statistics. num_batches_tracked becomes the number
+        of batches.
     Raises:
         OptionError: unknown estimator, num_samples below 1.
         RecalibrationError: feeding failed on some rank, or no rank fed a sample. Raised on every rank; nothing is changed on any.

@@ -14,7 +14,7 @@ from syncbn.moments import Moments, variance
 def update_(running_mean_C: Tensor, running_var_C: Tensor, batch: Moments, momentum: float | Tensor, *, unbiased: bool) -> None:
     """Move the buffers towards the statistics of a batch, in place.
 
-        running = running + f (batch - running)        f = momentum where n >= 2, else 0   (in float64, rounded once)
+        running = (1 - f) running + f batch        f = momentum where n >= 2, else 0   (in float64, rounded once)
 
     Args:
         running_mean_C, running_var_C: buffers of any floating dtype; written in place, never rebound.
@@ -26,8 +26,7 @@ def update_(running_mean_C: Tensor, running_var_C: Tensor, batch: Moments, momen
     factor = (batch.n > 1).double() * momentum
     with torch.no_grad():
         for buffer, value_C in ((running_mean_C, batch.mean), (running_var_C, variance(batch, unbiased=unbiased))):
-            old_C = buffer.double()
-            buffer.copy_(old_C + factor * (value_C - old_C))
+            buffer.copy_((1 - factor) * buffer.double() + factor * value_C)
 
 
 def averaging_factor(momentum: float | None, num_batches_tracked: Tensor) -> float | Tensor:

@@ -70,7 +70,7 @@ class RankPool:
         answers = _answers(workers, self._answer_timeout_s)
         problems = [f"rank {rank} {answer}" for rank, (fine, answer) in answers.items() if not fine]
         if problems:
-            self._stop()
+            self._recover(answers)
             raise RankError(f"{program.__qualname__} on {world_size} ranks: " + "\n".join(problems))
         return [answers[rank][1] for rank in range(world_size)]
 
@@ -87,6 +87,13 @@ class RankPool:
         if problems:
             self._stop()
             raise RankError("starting: " + "\n".join(problems))
+
+    def _recover(self, answers: dict[int, tuple[bool, Any]]) -> None:
+        """After a failure: a new group if every rank has answered, new processes if one has not."""
+        if all(fine or str(answer).startswith("raised") for fine, answer in answers.values()):
+            self._world_size = 0
+        else:
+            self._stop()
 
     def _store_for(self, world_size: int) -> str | None:
         """The file at which to form a new group; None where the last call's group can be used again."""
