@@ -28,9 +28,10 @@ def _trajectories(pool, tmp_path, **overrides):
     for workers in (1, 2, 3):
         storage = tmp_path / str(workers)
         storage.mkdir()
-        first, *_ = run_job(pool, small_spec(workers, **TRAJECTORY | overrides), storage)
+        spec = small_spec(workers, **TRAJECTORY | overrides)
+        first, *_ = run_job(pool, spec, storage)
         assert first.outcome == "succeeded", first.failure
-        runs[workers] = (first.series("train/loss"), _statistics(storage, 20), first.series("val/loss"))
+        runs[workers] = (first.series("train/loss"), _statistics(storage, spec.steps), first.series("val/loss"))
     return runs
 
 
@@ -48,8 +49,12 @@ def test_any_number_of_ranks_trains_alike_in_fp64(pool, tmp_path):
 
 
 def test_any_number_of_ranks_begins_alike_in_fp32(pool, tmp_path):
-    """In single precision the first five losses agree to 1e-4; later ones drift apart as rounding does."""
-    runs = _trajectories(pool, tmp_path, steps=20)
+    """In single precision the first five losses agree to 1e-4.
+
+    Later ones drift apart, as those of any two builds of plain PyTorch do: rounding turns some ReLU on or off, and the larger the rate, the
+    more that weighs. In fp64 it happens to none.
+    """
+    runs = _trajectories(pool, tmp_path, steps=5, optimizer={"name": "sgd", "lr": 0.01})
 
     for workers in (2, 3):
         assert runs[workers][0][:5] == pytest.approx(runs[1][0][:5], abs=1e-4)

@@ -1,0 +1,42 @@
+"""Tests of worker/retention.py."""
+
+import pytest
+
+from tests.support.checkpoints import draft
+from worker.contract.spec import CheckpointSpec
+from worker.retention import best_step, steps_to_prune
+
+
+def _manifests(*accuracies, unhealthy=()):
+    return {
+        step: draft(step, metrics={"val/accuracy": accuracy, "val/loss": -accuracy}, is_healthy=step not in unhealthy)
+        for step, accuracy in enumerate(accuracies, 1)
+    }
+
+
+@pytest.mark.parametrize(
+    ("accuracies", "unhealthy", "keep_last", "keep_best", "pruned"),
+    [
+        ([0.1, 0.2, 0.3], (), 3, "val/accuracy", []),
+        ([0.1, 0.2, 0.3], (), 1, None, [1, 2]),
+        ([0.9, 0.2, 0.3], (), 1, "val/accuracy", [2]),
+        ([0.9, 0.2, 0.3], (), 1, "val/loss", [2]),
+        ([0.9, 0.8, 0.3], (1,), 1, "val/accuracy", [1]),
+        ([0.9, 0.9, 0.3], (), 1, "val/accuracy", [1]),
+        ([0.9, 0.8, 0.3], (1, 2, 3), 1, "val/accuracy", [1, 2]),
+        ([], (), 1, "val/accuracy", []),
+    ],
+)
+def test_what_the_rule_deletes(accuracies, unhealthy, keep_last, keep_best, pruned):
+    """The newest ones stay, and the best healthy one, the newest of equals."""
+    spec = CheckpointSpec(keep_last=keep_last, keep_best=keep_best)
+
+    assert steps_to_prune(_manifests(*accuracies, unhealthy=unhealthy), spec) == pruned
+
+
+def test_a_checkpoint_without_the_metric_is_not_the_best():
+    """A value that was no number is not in the manifest, and cannot win."""
+    manifests = {1: draft(1, metrics={}), 2: draft(2, metrics={"val/loss": 3.0})}
+
+    assert best_step(manifests, "val/loss") == 2
+    assert best_step(manifests, "val/accuracy") is None
