@@ -4,6 +4,7 @@ The one file of `service` that imports Ray. `Cluster` and `RunningGang` are what
 """
 
 import asyncio
+import socket
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +17,8 @@ from worker.contract import Assignment, Drain
 
 POLL_S = 20.0
 """Length of a long poll. Longer is cheaper; a dead rank is noticed at once whatever it is."""
+
+LISTENER_TIMEOUT_S = 5.0
 
 
 class ClusterError(RuntimeError):
@@ -157,6 +160,7 @@ class RayCluster:
             found = embedded.ensure(self.home)
             export_ray_token(found.token_path)
             address = found.address
+        _require_listener(address)
         import ray
 
         if ray.is_initialized():
@@ -205,6 +209,18 @@ class RayCluster:
         from worker import gang
 
         await _off_loop(gang.dissolve, job_id, attempt, world_size)
+
+
+def _require_listener(address: str) -> None:
+    """Raise ClusterError where nothing listens at host:port: Ray itself would try for minutes before it says so."""
+    host, _, port = address.rpartition(":")
+    try:
+        socket.create_connection((host, int(port)), timeout=LISTENER_TIMEOUT_S).close()
+    except (OSError, ValueError, OverflowError) as error:
+        raise ClusterError(
+            f"no Ray at {address!r} ({error}); expected the host:port that `ray start --head` printed; start Ray there, "
+            "or leave SYNCBN_RAY_ADDRESS empty for an embedded one"
+        ) from error
 
 
 def _described(node: dict[str, Any]) -> dict[str, Any]:

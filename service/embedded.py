@@ -4,6 +4,7 @@ Owns `HOME/ray.json` and the processes it names. Imports no Ray: it starts Ray's
 session's marker in its environment, and whatever Ray starts inherits it; that is how the last of them is found.
 """
 
+import contextlib
 import json
 import os
 import secrets
@@ -83,8 +84,8 @@ def _start(home: Path) -> EmbeddedRay:
     home.mkdir(parents=True, exist_ok=True, mode=0o700)
     directory = tempfile.mkdtemp(prefix="syncbn-")
     token_path = home / "ray-token"
-    token_path.unlink(missing_ok=True)
-    with os.fdopen(os.open(token_path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as stream:
+    # One token for the life of the home: Ray reads it once in a process and would not see a new one.
+    with contextlib.suppress(FileExistsError), os.fdopen(os.open(token_path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as stream:
         stream.write(secrets.token_hex(32))
     pending = EmbeddedRay(session=secrets.token_hex(8), address="", token_path=str(token_path), directory=directory)
     # Recorded before anything runs: a controller killed from here on leaves nothing that `stop` cannot find.

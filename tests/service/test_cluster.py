@@ -1,0 +1,112 @@
+"""Tests of service/cluster.py and worker/gang.py: one suite that the cluster in memory and real Ray both pass."""
+
+import asyncio
+import multiprocessing
+import os
+import signal
+
+import pytest
+
+from service import embedded
+from service.cluster import ClusterError, RankDiedError, RayCluster
+from tests.support.fake_cluster import FakeCluster
+from tests.support.serving import is_alive
+from worker.contract import Assignment, EventType, parse_spec
+
+JOB_ID = "job_00000000000000000000000001"
+SPEC = parse_spec({"name": "t", "model": {"name": "resnet18"}, "data": {"name": "digits"}, "resources": {"workers": 2}})
+
+
+def _assignment(tmp_path):
+    """Return assignments whose marker does not exist, so that a real rank ends at once and says why."""
+
+    def make(rank, store_host, store_port):
+        return Assignment(
+            job_id=JOB_ID, attempt=1, fence=7, rank=rank, world_size=2, spec=SPEC, storage=tmp_path, marker="missing",
+            store_host=store_host, store_port=store_port,
+        )  # fmt: skip
+
+    return make
+
+
+async def _last_word(gang, rank, after_seq=0):
+    """Drain a rank to its end; return every event."""
+    events = []
+    async with asyncio.timeout(60):
+        while not events or events[-1].type is not EventType.END:
+            drain = await gang.drain(rank, events[-1].seq if events else after_seq)
+            events += drain.events
+    assert drain.is_ended
+    assert drain.fence == 7
+    return events
+
+
+async def _suite(cluster, tmp_path, finish, kill):
+    await cluster.connect()
+    try:
+        assert await cluster.adopt(JOB_ID, 1, 2) is None
+        before = await cluster.room()
+        gang = await cluster.form(JOB_ID, 1, 2, cpus=1, gpus=0)
+        assert await cluster.adopt(JOB_ID, 1, 2) is None, "formed, but never told what to do"
+
+        await gang.start(_assignment(tmp_path))
+        finish(gang)
+        events = await _last_word(gang, 0)
+        assert [event.seq for event in events] == list(range(1, len(events) + 1))
+        assert events[-1].data["outcome"] == "failed"
+        assert events[-1].data["failure"]["code"] == "storage_not_shared"
+        assert await _last_word(gang, 0) == events, "an unacknowledged event is handed out again"
+
+        adopted = await cluster.adopt(JOB_ID, 1, 2)
+        assert adopted.world_size == 2
+        kill(gang, 1)
+        with pytest.raises(RankDiedError):
+            await _last_word(adopted, 1, after_seq=10**6)
+        assert (await _last_word(adopted, 0))[-1] == events[-1], "the other rank is still there"
+
+        await adopted.stop()
+        await adopted.dissolve()
+        await adopted.dissolve()
+        assert await cluster.adopt(JOB_ID, 1, 2) is None
+        await cluster.dissolve(JOB_ID, 1, 2)
+        async with asyncio.timeout(10):
+            while (await cluster.room()).free_cpus != before.free_cpus:
+                await asyncio.sleep(0.05)
+        return gang
+    finally:
+        await cluster.disconnect()
+
+
+def test_a_cluster_in_memory(tmp_path):
+    """The fake that other tests rely on behaves like the real one."""
+
+    def finish(gang):
+        gang.end("failed", {"code": "storage_not_shared", "message": "no marker", "rank": 0, "retryable": False})
+
+    asyncio.run(_suite(FakeCluster(), tmp_path, finish, lambda gang, rank: gang.dead.add(rank)))
+
+
+def _real(tmp_path):
+    gang = asyncio.run(
+        _suite(RayCluster(tmp_path, ""), tmp_path, lambda _: None, lambda gang, rank: os.kill(gang.members[rank].pid, signal.SIGKILL))
+    )
+    assert not any(is_alive(member.pid) for member in gang.members)
+
+
+@pytest.mark.ray
+def test_a_real_ray(tmp_path):
+    """Real actors, a real SIGKILL; no process is left and the room is given back."""
+    # In a process of its own: Ray reads its token once in the life of a process.
+    process = multiprocessing.get_context("spawn").Process(target=_real, args=(tmp_path,))
+    process.start()
+    process.join(120)
+    embedded.stop(tmp_path)
+
+    assert process.exitcode == 0
+
+
+@pytest.mark.parametrize("address", ["127.0.0.1:1", "nonsense", "127.0.0.1:99999", "ray://127.0.0.1:10001"])
+def test_an_address_where_nobody_answers_is_an_error(tmp_path, address):
+    """A wrong SYNCBN_RAY_ADDRESS is found at once, with the address in the message."""
+    with pytest.raises(ClusterError, match=f"no Ray at '{address}'.*leave SYNCBN_RAY_ADDRESS empty"):
+        asyncio.run(RayCluster(tmp_path, address).connect())
