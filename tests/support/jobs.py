@@ -109,7 +109,7 @@ def run_one_rank(rank: int, world_size: int, common: dict[str, Any], port_file: 
     assignment = Assignment(rank=rank, world_size=world_size, store_host="127.0.0.1", store_port=port, **common)
     failure = None
     started = time.monotonic()
-    with _planted(faults, rank, stop):
+    with Planted(faults, rank, stop):
         try:
             outcome: str = run_rank(assignment, store, events, stop)
         except Exception as error:  # noqa: BLE001  the test looks at it
@@ -118,7 +118,7 @@ def run_one_rank(rank: int, world_size: int, common: dict[str, Any], port_file: 
     return (outcome, failure, [(event.type.value, event.data) for event in said], time.monotonic() - started)
 
 
-class _planted:
+class Planted:
     """Plant faults into the trainer for the length of a run."""
 
     def __init__(self, faults: Faults, rank: int, stop: threading.Event) -> None:

@@ -50,7 +50,9 @@ def test_a_flipped_bit_is_found(tmp_path, name):
             read(tmp_path / checkpoint_name(1))
 
 
-@pytest.mark.parametrize("damage", [lambda path: path.unlink(), lambda path: path.write_bytes(path.read_bytes()[:-1])], ids=["gone", "short"])
+@pytest.mark.parametrize(
+    "damage", [lambda path: path.unlink(), lambda path: path.write_bytes(path.read_bytes()[:-1])], ids=["gone", "short"]
+)
 def test_a_missing_or_short_file_is_found(tmp_path, damage):
     """A checkpoint with a hole is none."""
     publish(tmp_path, snapshot(1))
@@ -83,7 +85,7 @@ def test_a_failed_fsync_discards_the_directory(tmp_path, monkeypatch, call):
             raise OSError(errno.EIO, "Input/output error")
 
     monkeypatch.setattr(os, "fsync", failing)
-    with pytest.raises(CheckpointWriteError, match="checkpoint of step 2 was not written .* Input/output error"):
+    with pytest.raises(CheckpointWriteError, match=r"checkpoint of step 2 was not written .* Input/output error"):
         publish(tmp_path, snapshot(2))
 
     monkeypatch.undo()
@@ -94,13 +96,13 @@ def test_a_failed_fsync_discards_the_directory(tmp_path, monkeypatch, call):
 def test_the_calls_of_fsync_are_as_many_as_the_test_above_tries(tmp_path, monkeypatch):
     """The test above is complete; and the parent directory comes last."""
     synced = []
-    monkeypatch.setattr(os, "fsync", lambda descriptor: synced.append(os.readlink(f"/proc/self/fd/{descriptor}")))
+    monkeypatch.setattr(os, "fsync", lambda descriptor: synced.append(Path(f"/proc/self/fd/{descriptor}").readlink()))
 
     publish(tmp_path, snapshot(1))
 
     assert len(synced) == CALLS_OF_FSYNC
-    assert [Path(path).name for path in synced[-3:-1]] == ["manifest.json", ".tmp-step-00000001-1"]
-    assert synced[-1] == str(tmp_path)
+    assert [path.name for path in synced[-3:-1]] == ["manifest.json", ".tmp-step-00000001-1"]
+    assert synced[-1] == tmp_path
 
 
 KILLED = """

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from worker.errors import DataError
-from worker.sampler import Plan, Sampler, even_batches, evaluation_batches, permutation, shares
+from worker.sampler import Plan, Sampler, evaluation_batches, even_batches, permutation, shares
 
 
 def _plan(num_samples=10, batch_size=4, epochs=3, steps=None):

@@ -1,0 +1,61 @@
+"""Tests of worker/data/synthetic.py and noise.py."""
+
+import numpy as np
+import pytest
+import torch
+
+from worker.contract.catalogue import SyntheticArgs
+from worker.data.noise import bits, normals
+from worker.data.synthetic import build
+
+
+def test_a_sample_is_a_function_of_seed_and_index():
+    """The size of the set, the batch and the epoch do not matter."""
+    small, large = (build(SyntheticArgs(num_samples=size), 5).train for size in (100, 2**40))
+    x, y = small.batch(np.array([3, 99]), 0)
+    again, labels = large.batch(np.array([99, 2**40 - 1, 3]), 7)
+
+    assert torch.equal(x, again[[2, 0]])
+    assert labels.tolist() == [9, (2**40 - 1) % 10, 3]
+    assert x.dtype == torch.float32
+    assert y.dtype == torch.int64
+
+
+def test_seeds_splits_and_samples_differ():
+    """Training and test samples of the same index have the same class and other noise."""
+    one, other = build(SyntheticArgs(), 0), build(SyntheticArgs(), 1)
+    indices = np.array([0])
+
+    images = [split.batch(indices, 0)[0] for split in (one.train, one.test, other.train)]
+    assert not any(torch.equal(a, b) for number, a in enumerate(images) for b in images[number + 1 :])
+
+
+def test_it_can_be_learned():
+    """The nearest class mean of the training samples finds the class of a test sample."""
+    splits = build(SyntheticArgs(num_samples=200, num_test_samples=50, image_size=8), 0)
+    x, y = splits.train.batch(np.arange(200), 0)
+    means = torch.stack([x[y == label].mean(0) for label in range(10)]).flatten(1)
+    x_test, y_test = splits.test.batch(np.arange(50), 0)
+
+    assert (torch.cdist(x_test.flatten(1), means).argmin(1) == y_test).all()
+
+
+def test_normals_are_normal():
+    """Mean 0, variance 1, and the tails of the bell."""
+    drawn = normals((1, 2), 200_001)
+
+    assert drawn.dtype == np.float32
+    assert len(drawn) == 200_001
+    assert abs(drawn.mean()) < 0.01
+    assert abs(drawn.var() - 1) < 0.02
+    assert abs((np.abs(drawn) > 2).mean() - 0.0455) < 0.003
+
+
+@pytest.mark.parametrize("other", [(1, 0, 0), (0, 1, 0), (0, 0, 1)])
+def test_bits_differ_by_seed_epoch_and_lane(other):
+    """No stream is another's copy."""
+    indices = np.arange(100)
+    seed, epoch, lane = other
+
+    assert not (bits(0, 0, indices, 0) == bits(seed, epoch, indices, lane)).any()
+    assert len(set(bits(0, 0, indices, 0).tolist())) == 100

@@ -1,0 +1,87 @@
+"""Tests of worker/ranks.py."""
+
+import threading
+import time
+
+import psutil
+import pytest
+import torch
+
+from worker.errors import GangStartError
+from worker.ranks import connect_store, device_for, host_store, interface_of, join, leave
+from worker.settings import WorkerSettings
+
+
+def _listening(port):
+    return [found.laddr.ip for found in psutil.Process().net_connections("tcp") if found.status == "LISTEN" and found.laddr.port == port]
+
+
+def test_the_store_listens_on_one_interface_only():
+    """Nobody on another network can reach the store."""
+    store = host_store("127.0.0.1")
+
+    assert _listening(store.port) == ["127.0.0.1"]
+    other = connect_store("127.0.0.1", store.port)
+    store.set("key", "value")
+    assert other.get("key") == b"value"
+
+
+def test_a_store_that_is_not_there_fails_in_time(monkeypatch):
+    """The wait is bounded, and the message names the address."""
+    monkeypatch.setenv("SYNCBN_MEET_TIMEOUT_S", "1")
+    started = time.monotonic()
+
+    with pytest.raises(GangStartError, match=r"the store of rank 0 at 127\.0\.0\.1:1 does not answer"):
+        connect_store("127.0.0.1", 1)
+    assert time.monotonic() - started < 20
+
+
+def test_the_interface_is_the_one_with_the_address():
+    """Whatever the host name resolves to."""
+    for name, addresses in psutil.net_if_addrs().items():
+        for entry in addresses:
+            if entry.family.name == "AF_INET" and not entry.address.startswith("127."):
+                assert interface_of(entry.address) == name
+    assert interface_of("127.0.0.1") == interface_of("127.0.0.2")
+
+
+def test_an_address_of_another_host_is_refused():
+    """The message names what there is."""
+    with pytest.raises(GangStartError, match=r"no network interface of this host carries 203\.0\.113\.9; expected one of .*127\.0\.0\.1"):
+        interface_of("203.0.113.9")
+
+
+def test_a_rank_that_nobody_joins_gives_up_in_time():
+    """One of two ranks comes: it says that they did not meet."""
+    store = host_store("127.0.0.1")
+    settings = WorkerSettings(meet_timeout_s=1, collective_timeout_s=1)
+
+    with pytest.raises(GangStartError, match="rank 0 of 2 did not meet the others"):
+        join(store, 0, 2, torch.device("cpu"), settings)
+
+
+def test_leaving_closes_every_thread_and_socket():
+    """After a model was trained in it, a group that was left keeps no connection open, by which alone the peers see it."""
+    before = threading.active_count(), psutil.Process().num_threads()
+    store = host_store("127.0.0.1")
+    with_store = psutil.Process().num_threads()
+    ranks = join(store, 0, 1, torch.device("cpu"))
+    replica = ranks.replicate(torch.nn.Linear(2, 2))
+    torch.autograd.backward(replica(torch.ones(3, 2)).sum())
+    assert psutil.Process().num_threads() > with_store
+
+    del replica, ranks
+    leave()
+
+    assert psutil.Process().num_threads() <= with_store
+    assert threading.active_count() == before[0]
+    leave()  # a second time does nothing
+
+
+def test_no_gpu_where_one_was_promised_is_said_so(monkeypatch):
+    """A rank never falls back to the CPU in silence."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+
+    assert device_for(0) == torch.device("cpu")
+    with pytest.raises(GangStartError, match="gpus_per_worker is 1 and this process sees no CUDA device"):
+        device_for(1)

@@ -1,0 +1,34 @@
+"""Tests of worker/settings.py."""
+
+import os
+
+import pytest
+
+from worker.settings import WorkerSettings, export_interface, read_settings
+
+
+def test_defaults_and_values(monkeypatch):
+    """Unset or empty means the default."""
+    monkeypatch.setenv("SYNCBN_MEET_TIMEOUT_S", "7.5")
+    monkeypatch.setenv("SYNCBN_COLLECTIVE_TIMEOUT_S", "")
+
+    assert read_settings() == WorkerSettings(meet_timeout_s=7.5)
+
+
+@pytest.mark.parametrize("raw", ["soon", "0", "-1", "inf", "nan"])
+def test_a_bad_value_is_named(monkeypatch, raw):
+    """The message has the variable, the value and what was expected."""
+    monkeypatch.setenv("SYNCBN_MEET_TIMEOUT_S", raw)
+
+    with pytest.raises(ValueError, match=f"SYNCBN_MEET_TIMEOUT_S is '{raw}'; expected a number of seconds above 0"):
+        read_settings()
+
+
+def test_the_interface_reaches_both_libraries(monkeypatch):
+    """Gloo and NCCL each read a variable of their own."""
+    monkeypatch.setenv("GLOO_SOCKET_IFNAME", "x")
+    monkeypatch.setenv("NCCL_SOCKET_IFNAME", "x")
+
+    export_interface("eth7")
+
+    assert os.environ["GLOO_SOCKET_IFNAME"] == os.environ["NCCL_SOCKET_IFNAME"] == "eth7"
