@@ -1,0 +1,69 @@
+"""Groups: who is resolved to whom, and how ranks are cut into groups."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+import torch.distributed as dist
+
+from syncbn import OptionError, SyncBatchNorm, collectives, norm_groups
+
+
+def groups(rank: int, world_size: int, size: int, *, local: bool) -> list[int]:
+    """The ranks of this rank's group, after a reduction in it."""
+    group = norm_groups(size, prefer_node_local=local)
+    members = dist.get_process_group_ranks(group)
+    layer = SyncBatchNorm(1, momentum=1.0, process_group=group, dtype=torch.float64)
+    layer(torch.tensor([[float(rank)], [float(rank)]]).double())
+    assert layer.running_mean.item() == pytest.approx(sum(members) / len(members))
+    return members
+
+
+@pytest.mark.ranks
+def test_groups_are_cut_evenly(ranks) -> None:
+    """Four ranks in twos: neighbours together, each in the group it was given."""
+    for local in (True, False):
+        assert ranks.run(4, groups_of_two, local) == [[0, 1], [0, 1], [2, 3], [2, 3]]
+
+
+def groups_of_two(rank: int, world_size: int, local: bool) -> list[int]:
+    """Twos."""
+    return groups(rank, world_size, 2, local=local)
+
+
+def test_ranks_of_one_host_are_neighbours(monkeypatch) -> None:
+    """Interleaved hosts are sorted apart before the cut."""
+
+    def gather(hosts: list, _: str) -> None:
+        hosts[:] = ["b", "a", "b", "a"]
+
+    monkeypatch.setattr(dist, "all_gather_object", gather)
+    assert collectives._ranks_by_host(4) == [0, 2, 1, 3]
+
+
+def refused(rank: int, world_size: int) -> str:
+    """Five ranks do not go into twos."""
+    try:
+        norm_groups(2)
+    except OptionError as error:
+        return str(error)
+    return ""
+
+
+@pytest.mark.ranks
+def test_a_size_that_does_not_divide_is_refused(ranks) -> None:
+    """The error lists the sizes that do."""
+    assert set(ranks.run(3, refused)) == {"size 2 does not divide the 3 ranks: expected one of [1, 3]; choose one of these"}
+
+
+def test_alone_there_is_no_group() -> None:
+    """Without a process group everything is local."""
+    assert norm_groups(1) is None
+    assert collectives.resolve(None) is None
+    assert (collectives.size(None), collectives.rank(None)) == (1, 0)
+    vector = torch.ones(3)
+    assert collectives.sum_over_ranks(vector, None) is vector
+    assert collectives.differentiable_sum_over_ranks(vector, None) is vector
+    assert collectives.gather(vector, None).shape == (1, 3)
+    with pytest.raises(OptionError, match="size 2 does not divide the 1 ranks"):
+        norm_groups(2)
