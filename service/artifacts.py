@@ -6,6 +6,7 @@ import io
 import os
 import re
 import shutil
+import stat
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -159,7 +160,11 @@ def _open(directory: Path, checkpoint: Checkpoint, name: str) -> OpenedFile:
         file = io.FileIO(os.open(directory / name, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC))
     except OSError as error:
         raise DamagedError(f"file {name} of checkpoint {checkpoint.step} cannot be opened: {error.strerror}") from error
-    size = os.fstat(file.fileno()).st_size
+    status = os.fstat(file.fileno())
+    size = status.st_size
+    if not stat.S_ISREG(status.st_mode):
+        file.close()
+        raise DamagedError(f"file {name} of checkpoint {checkpoint.step} is no plain file; use another checkpoint")
     if entry is None:
         return OpenedFile(name, size, hashlib.sha256(os.pread(file.fileno(), size, 0)).hexdigest(), file)
     if size != entry.size:

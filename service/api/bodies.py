@@ -75,7 +75,8 @@ def _media_type(request: Request, known: frozenset[str]) -> str:
     if media_type not in known:
         expected = " or ".join(sorted(known))
         raise MediaTypeError(
-            f"Content-Type {given[:100]!r} is not read here; expected {expected}; set the header", headers={"Accept": expected}
+            f"Content-Type {given[:100]!r} is not read here; expected {expected}; set the header",
+            headers={"Accept": ", ".join(sorted(known))},
         )
     return media_type
 

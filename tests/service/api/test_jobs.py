@@ -1,0 +1,238 @@
+"""Tests of service/api/jobs.py and service/jobs.py: the life of a job over HTTP."""
+
+import json
+import re
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+import yaml
+
+from service.states import State
+from tests.service.api.world import running
+from tests.service.store.ranks import SPEC, metrics
+
+JOB_KEYS = [
+    "id", "name", "state", "reason", "message", "labels", "priority", "created_at", "started_at", "finished_at", "progress",
+    "metrics", "world_size", "transitions", "attempts", "spec",
+]  # fmt: skip
+
+
+def test_a_submitted_job_has_the_public_shape(world):
+    """201, where to find it, and every field of the contract."""
+    answer = world.client.post("/v1/jobs", json=SPEC | {"labels": {"team": "vision"}})
+    job = answer.json()
+
+    assert answer.status_code == 201
+    assert answer.headers["location"] == f"/v1/jobs/{job['id']}"
+    assert list(job) == JOB_KEYS
+    assert re.fullmatch(r"job_[0-9A-HJKMNP-TV-Z]{26}", job["id"])
+    assert re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d+Z", job["created_at"])
+    assert (job["state"], job["reason"], job["labels"]) == ("queued", "submitted", {"team": "vision"})
+    assert job["progress"] == {"step": 0, "total_steps": None, "epoch": 0, "samples": 0}
+    assert [(change["state"], change["reason"]) for change in job["transitions"]] == [("queued", "submitted")]
+    assert (job["spec"]["epochs"], job["spec"]["optimizer"]["lr"]) == (10, 0.1)
+    assert world.client.get(answer.headers["location"]).json() == job
+
+
+def test_a_running_job_shows_attempts_progress_and_latest_metrics(world):
+    """What a user looks at while it trains."""
+    job_id = world.start()
+    world.say(job_id, 0, metrics(1, 3, train_loss=1.5))
+    job = world.client.get(f"/v1/jobs/{job_id}").json()
+
+    assert (job["state"], job["metrics"], job["world_size"]) == ("running", {"train/loss": 1.5}, 2)
+    assert job["progress"] == {"step": 3, "total_steps": 100, "epoch": 0.3, "samples": 24}
+    assert [list(attempt) for attempt in job["attempts"]] == [["number", "reason", "started_at", "finished_at", "world_size"]]
+
+
+def test_yaml_is_the_same_job(world):
+    """A spec file can be sent as it is."""
+    answer = world.client.post("/v1/jobs", content=yaml.safe_dump(SPEC), headers={"Content-Type": "application/yaml; charset=utf-8"})
+
+    assert answer.status_code == 201
+    assert answer.json()["spec"] == world.submit()["spec"]
+
+
+def test_a_dry_run_answers_with_the_resolved_spec_and_stores_nothing(world):
+    """Validation alone."""
+    answer = world.client.post("/v1/jobs?dry_run=true", json=SPEC)
+
+    assert answer.status_code == 200
+    assert answer.json()["spec"]["model"]["args"] == {"stem": "small", "width": 64}
+    assert world.client.get("/v1/jobs").json()["data"] == []
+
+
+def test_every_problem_of_a_spec_is_named(world):
+    """Key, value, expectation and remedy, all at once."""
+    answer = world.client.post("/v1/jobs", json=SPEC | {"epoch": 3, "batch_size": 0})
+    body = answer.json()
+
+    assert (answer.status_code, body["code"], answer.headers["content-type"]) == (422, "invalid_spec", "application/problem+json")
+    found = {error["loc"]: error for error in body["errors"]}
+    assert found["batch_size"]["value"] == 0
+    assert "greater than or equal to 1" in found["batch_size"]["expected"]
+    assert found["epoch"]["remedy"] == "did you mean epochs?"
+
+
+def test_a_checkpoint_to_start_from_must_be_there(world):
+    """Known at submission, not after an hour in the queue."""
+    job_id = world.start()
+    world.checkpoint(job_id, 10, seq=1)
+    missing = world.client.post("/v1/jobs", json=SPEC | {"initialize_from": f"{job_id}/checkpoints/11"})
+    present = world.client.post("/v1/jobs", json=SPEC | {"initialize_from": f"{job_id}/checkpoints/best"})
+
+    assert (missing.status_code, missing.json()["errors"][0]["loc"]) == (422, "initialize_from")
+    assert present.status_code == 201
+
+
+def test_the_same_key_and_body_is_the_same_job(world):
+    """A client that lost the answer asks again; another body under the key is refused; another key is another job."""
+    send = lambda key, **changes: world.client.post("/v1/jobs", json=SPEC | changes, headers={"Idempotency-Key": key})  # noqa: E731
+    first, again, other = send("k1"), send("k1"), send("k2")
+
+    assert (first.status_code, again.status_code) == (201, 201)
+    assert "idempotent-replayed" not in first.headers
+    assert again.headers["idempotent-replayed"] == "true"
+    assert again.json() == first.json()
+    assert again.headers["location"] == first.headers["location"]
+    assert other.json()["id"] != first.json()["id"]
+    reused = send("k1", seed=1)
+    assert (reused.status_code, reused.json()["code"]) == (422, "idempotency_key_reused")
+    assert len(world.client.get("/v1/jobs").json()["data"]) == 2
+
+
+def test_twins_at_once_are_one_job(world):
+    """Twenty requests with one key at the same moment."""
+    with ThreadPoolExecutor(20) as pool:
+        answers = list(pool.map(lambda _: world.client.post("/v1/jobs", json=SPEC, headers={"Idempotency-Key": "k"}), range(20)))
+
+    assert {answer.status_code for answer in answers} == {201}
+    assert len({answer.json()["id"] for answer in answers}) == 1
+    assert sum("idempotent-replayed" not in answer.headers for answer in answers) == 1
+
+
+def test_a_key_is_known_after_a_restart(tmp_path):
+    """The promise outlives the process."""
+    with running(tmp_path) as world:
+        first = world.client.post("/v1/jobs", json=SPEC, headers={"Idempotency-Key": "k"}).json()
+    with running(tmp_path) as world:
+        assert world.client.post("/v1/jobs", json=SPEC, headers={"Idempotency-Key": "k"}).json() == first
+
+
+@pytest.mark.parametrize("key", ["", "a b", "é", "x" * 256])
+def test_a_key_that_is_none_is_refused(world, key):
+    """Not silently ignored: the client believes to be safe."""
+    answer = world.client.post("/v1/jobs", json=SPEC, headers={"Idempotency-Key": key.encode("latin-1")})
+
+    assert (answer.status_code, answer.json()["errors"][0]["loc"]) == (422, "header.idempotency-key")
+
+
+def test_pages_hold_every_job_once_newest_first(world):
+    """Also where jobs arrive while someone pages."""
+    ids = [world.submit()["id"] for _ in range(5)]
+    first = world.client.get("/v1/jobs?limit=2").json()
+    world.submit()
+    second = world.client.get(f"/v1/jobs?limit=2&after={first['next_cursor']}").json()
+    third = world.client.get(f"/v1/jobs?limit=2&after={second['next_cursor']}").json()
+
+    assert [job["id"] for page in (first, second, third) for job in page["data"]] == ids[::-1]
+    assert [(page["has_more"], page["next_cursor"] is None) for page in (first, second, third)] == [
+        (True, False),
+        (True, False),
+        (False, True),
+    ]
+
+
+def test_lists_are_filtered(world):
+    """By states, repeated or with commas, and by labels."""
+    plain, labelled = world.submit()["id"], world.submit(labels={"team": "a=b"})["id"]
+    world.client.post(f"/v1/jobs/{plain}/cancel")
+    ids = lambda query: [job["id"] for job in world.client.get(f"/v1/jobs?{query}").json()["data"]]  # noqa: E731
+
+    assert ids("state=cancelled") == [plain]
+    assert ids("state=cancelled,queued") == ids("state=cancelled&state=queued") == [labelled, plain]
+    assert ids("label=team=a%3Db") == [labelled]
+    assert ids("label=team=b") == []
+
+
+def test_a_queued_job_is_cancelled_at_once(world):
+    """Nothing runs, nothing to wait for; doing it again changes nothing."""
+    job_id = world.submit()["id"]
+    first, again = (world.client.post(f"/v1/jobs/{job_id}/cancel") for _ in range(2))
+
+    assert (first.status_code, first.json()["state"]) == (200, "cancelled")
+    assert again.json() == first.json()
+
+
+def test_a_live_job_is_cancelling_until_its_processes_are_gone(world):
+    """202, and idempotent; the reconciler does the rest."""
+    job_id = world.start()
+    first, again = (world.client.post(f"/v1/jobs/{job_id}/cancel") for _ in range(2))
+
+    assert (first.status_code, first.json()["state"], first.json()["reason"]) == (202, "cancelling", "cancel_requested")
+    assert (again.status_code, again.json()) == (202, first.json())
+
+
+def test_a_job_that_has_ended_cannot_be_cancelled(world):
+    """409: it is too late, and the client should know."""
+    job_id = world.start()
+    world.finish(job_id)
+    answer = world.client.post(f"/v1/jobs/{job_id}/cancel")
+
+    assert (answer.status_code, answer.json()["code"]) == (409, "job_already_ended")
+
+
+def test_an_edit_needs_the_edition_that_was_seen(world):
+    """If-Match with the ETag; without one the last writer wins."""
+    job = world.client.get(f"/v1/jobs/{world.submit(labels={'a': '1'})['id']}")
+    url, etag = f"/v1/jobs/{job.json()['id']}", job.headers["etag"]
+    first = world.client.patch(url, json={"priority": 5}, headers={"If-Match": etag})
+    stale = world.client.patch(url, json={"priority": 6}, headers={"If-Match": etag})
+    blind = world.client.patch(url, json={"labels": {"b": "2"}})
+
+    assert (first.status_code, first.json()["priority"], first.json()["labels"]) == (200, 5, {"a": "1"})
+    assert first.headers["etag"] != etag
+    assert (stale.status_code, stale.json()["code"]) == (412, "precondition_failed")
+    assert (blind.status_code, blind.json()["priority"], blind.json()["labels"]) == (200, 5, {"b": "2"})
+
+
+@pytest.mark.parametrize("change", [{"priority": "high"}, {"priority": 10**30}, {"state": "succeeded"}, {"labels": {"": "x"}}, [], None])
+def test_an_edit_of_anything_else_is_refused(world, change):
+    """Priority and labels, nothing more."""
+    headers = {"Content-Type": "application/json"}
+    answer = world.client.patch(f"/v1/jobs/{world.submit()['id']}", content=json.dumps(change), headers=headers)
+
+    assert answer.status_code == 422
+    assert answer.json()["errors"]
+
+
+def test_only_a_job_that_has_ended_can_be_deleted(world):
+    """And its files go with it."""
+    job_id = world.start()
+    world.checkpoint(job_id, 1, seq=1)
+    early = world.client.delete(f"/v1/jobs/{job_id}")
+    world.finish(job_id, State.FAILED)
+    late = world.client.delete(f"/v1/jobs/{job_id}")
+
+    assert (early.status_code, early.json()["code"]) == (409, "job_not_ended")
+    assert (late.status_code, late.content) == (204, b"")
+    assert world.client.get(f"/v1/jobs/{job_id}").status_code == 404
+    assert not world.directory(job_id, 1).parents[1].exists()
+
+
+def test_the_queue_tells_places_and_reasons(world):
+    """Who is next, and what the others wait for."""
+    late, urgent = world.submit()["id"], world.submit(priority=9)["id"]
+    world.call(world.store.jobs.set_message, late, "waiting_for_room", "needs 2 CPUs")
+    queue = world.client.get("/v1/queue").json()["data"]
+
+    assert [(row["position"], row["id"]) for row in queue] == [(1, urgent), (2, late)]
+    assert (queue[1]["reason"], queue[1]["message"], queue[1]["workers"]) == ("waiting_for_room", "needs 2 CPUs", 2)
+
+
+def test_the_catalogue_tells_names_and_arguments(world):
+    """What a spec may name, without reading the source."""
+    for path, name in (("models", "resnet18"), ("datasets", "synthetic"), ("norms", "sync_bn")):
+        found = {row["name"]: row for row in world.client.get(f"/v1/{path}").json()["data"]}
+        assert found[name]["summary"]
+        assert found[name]["args"]["type"] == "object"

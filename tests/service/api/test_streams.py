@@ -1,0 +1,192 @@
+"""Tests of service/api/streams.py, downsampling.py, service/streams.py and service/logs.py."""
+
+import asyncio
+import json
+import threading
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from service.api.downsampling import downsample
+from service.states import State
+from tests.service.api.served import served
+from tests.service.store.ranks import metrics, said
+from worker.contract import EventType
+
+STREAM = {"Accept": "text/event-stream"}
+
+
+def _messages(lines):
+    """Yield (id, event, data) of a stream, and `ping` for each comment."""
+    fields = {}
+    for line in lines:
+        if line.startswith(":"):
+            yield "ping"
+        elif line:
+            name, _, value = line.partition(": ")
+            fields[name] = value
+        elif fields:
+            yield int(fields["id"]), fields["event"], json.loads(fields["data"])
+            fields = {}
+
+
+def _log(seq, message, stream="stdout"):
+    return said(seq, EventType.LOG, stream=stream, level="info", message=message)
+
+
+def test_events_are_paged_from_the_beginning(world):
+    """Every event once, in order, in the public shape."""
+    job_id = world.start()
+    world.say(job_id, 1, *[_log(seq, str(seq)) for seq in range(1, 8)])
+    first = world.client.get(f"/v1/jobs/{job_id}/events?limit=6").json()
+    second = world.client.get(f"/v1/jobs/{job_id}/events?limit=6&after={first['next_cursor']}").json()
+
+    assert [event["seq"] for page in (first, second) for event in page["data"]] == list(range(1, 11))
+    assert (first["has_more"], second["has_more"], second["next_cursor"]) == (True, False, None)
+    assert list(second["data"][0]) == ["seq", "at", "type", "attempt", "rank", "data"]
+    assert second["data"][0] | {"at": ""} == {
+        "seq": 7, "at": "", "type": "log", "attempt": 1, "rank": 1, "data": {"stream": "stdout", "level": "info", "message": "4"},
+    }  # fmt: skip
+
+
+def test_logs_are_flat_and_of_one_rank_where_asked(world):
+    """Who said what, on which stream."""
+    job_id = world.start()
+    world.say(job_id, 0, _log(1, "zero"), metrics(2, 1, train_loss=1.0))
+    world.say(job_id, 1, _log(1, "<b>one</b>\r\n\x1b[31m", stream="stderr"))
+    of = lambda query: world.client.get(f"/v1/jobs/{job_id}/logs?{query}").json()  # noqa: E731
+
+    assert [(line["rank"], line["message"]) for line in of("")["data"]] == [(0, "zero"), (1, "<b>one</b>\r\n\x1b[31m")]
+    assert [list(line) for line in of("rank=1")["data"]] == [["seq", "at", "rank", "attempt", "stream", "level", "message"]]
+    assert of("rank=7") == {"data": [], "has_more": False, "next_cursor": None}
+    assert of("limit=1")["next_cursor"] == str(of("limit=1")["data"][0]["seq"])
+
+
+def test_the_stream_of_an_ended_job_is_the_whole_story(world):
+    """Everything, then `end`, then it closes."""
+    job_id = world.start()
+    world.say(job_id, 0, _log(1, "line one\nline two \u2028 three"))
+    world.finish(job_id)
+    answer = world.client.get(f"/v1/jobs/{job_id}/events", headers=STREAM)
+    messages = [message for message in _messages(answer.text.split("\n")) if message != "ping"]
+
+    assert answer.headers["content-type"].startswith("text/event-stream")
+    assert [(seq, data["seq"]) for seq, _, data in messages] == [(n, n) for n in range(1, 7)]
+    assert [event for _, event, _ in messages] == ["state", "state", "state", "log", "state", "end"]
+    assert messages[3][2]["data"]["message"] == "line one\nline two \u2028 three"
+
+
+def test_a_stream_resumes_after_the_last_id(world):
+    """A client that lost the connection misses nothing and repeats nothing; after the end there is nothing to wait for."""
+    job_id = world.start()
+    world.finish(job_id)
+    resume = lambda last: world.client.get(f"/v1/jobs/{job_id}/events", headers=STREAM | {"Last-Event-ID": str(last)})  # noqa: E731
+
+    assert [message[0] for message in _messages(resume(3).text.split("\n")) if message != "ping"] == [4, 5]
+    assert (resume(5).status_code, resume(5).content) == (204, b"")
+    assert resume("x").status_code == 422
+    assert resume(-1).status_code == 422
+
+
+def test_a_live_stream_says_what_happens_when_it_happens(tmp_path):
+    """Events arrive while the job runs; a log stream has only its rank's lines and the end; silence has heartbeats."""
+    with served(tmp_path, heartbeat_s=0.1) as world:
+        job_id = world.start()
+        got: list = []
+        has_pinged, has_line = threading.Event(), threading.Event()
+
+        def read():
+            with world.client.stream("GET", f"/v1/jobs/{job_id}/logs?rank=1", headers=STREAM) as answer:
+                for message in _messages(answer.iter_lines()):
+                    got.append(message)
+                    if message != "ping":
+                        has_line.set()
+                    elif got.count("ping") == 3:
+                        has_pinged.set()
+
+        reader = threading.Thread(target=read)
+        reader.start()
+        assert has_pinged.wait(10)
+        world.say(job_id, 0, _log(1, "of another rank"))
+        world.say(job_id, 1, _log(1, "mine"))
+        assert has_line.wait(10)
+        world.finish(job_id)
+        reader.join(10)
+
+        lines = [message for message in got if message != "ping"]
+        assert [(event, data.get("message", data.get("data"))) for _, event, data in lines] == [
+            ("log", "mine"),
+            ("end", {"state": "succeeded", "reason": "done", "message": ""}),
+        ]
+
+
+def test_streams_end_when_their_job_is_deleted_and_places_are_bounded(tmp_path):
+    """One stream too many is refused with a time to try again; a reader that goes away frees its place."""
+    with served(tmp_path, heartbeat_s=0.05, max_streams=1) as world:
+        job_id = world.start()
+        url = f"/v1/jobs/{job_id}/events"
+        with world.client.stream("GET", url, headers=STREAM) as first:
+            lines = _messages(first.iter_lines())
+            assert next(lines) == "ping"
+            refused = world.client.get(url, headers=STREAM)
+            assert (refused.status_code, refused.json()["code"], refused.headers["retry-after"]) == (429, "too_many_streams", "5")
+        places = world.client.app.state.context.places
+
+        async def until_free():
+            async with asyncio.timeout(10):
+                while places.num_taken:
+                    await asyncio.sleep(0.01)
+
+        world.call(until_free)
+        with world.client.stream("GET", url, headers=STREAM) as second:
+            lines = _messages(second.iter_lines())
+            assert next(lines) == "ping"
+            world.call(world.store.jobs.delete, job_id)
+            assert "end" not in [message[1] for message in lines if message != "ping"]
+
+
+def test_series_are_thinned_out_and_keep_their_peaks(world):
+    """First, last, highest and lowest stay; what is short is whole."""
+    job_id = world.start()
+    world.say(job_id, 0, *[metrics(step, step, train_loss=1000.0 if step == 77 else float(step % 7), lr=0.1) for step in range(1, 201)])
+    of = lambda query: world.client.get(f"/v1/jobs/{job_id}/metrics?{query}").json()["series"]  # noqa: E731
+
+    assert [(series["name"], len(series["points"])) for series in of("")] == [("lr", 200), ("train/loss", 200)]
+    [thin] = of("name=train/loss&max_points=20")
+    assert len(thin["points"]) <= 20
+    assert thin["points"][0] == [1, 1.0]
+    assert thin["points"][-1] == [200, 4.0]
+    assert [77, 1000.0] in thin["points"]
+    assert [series["name"] for series in of("name=lr&name=train/loss&name=lr")] == ["lr", "train/loss"]
+    assert of("name=nope") == [{"name": "nope", "points": []}]
+
+
+@pytest.mark.parametrize("query", ["max_points=1", "max_points=10001", "max_points=x"])
+def test_a_wrong_number_of_points_is_refused(world, query):
+    """Between two and ten thousand."""
+    assert world.client.get(f"/v1/jobs/{world.submit()['id']}/metrics?{query}").status_code == 422
+
+
+@given(st.lists(st.floats(allow_nan=False), max_size=200), st.integers(2, 50))
+def test_thinning_out_keeps_order_ends_and_extremes(values, most):
+    """Whatever the series."""
+    points = list(enumerate(values))
+    thin = downsample(points, most)
+
+    assert len(thin) <= max(most, 2)
+    assert thin == sorted(set(thin))
+    assert set(thin) <= set(points)
+    assert thin[:1] == points[:1]
+    assert thin[-1:] == points[-1:]
+    if most >= 4 and values:
+        assert (min(values), max(values)) == (min(value for _, value in thin), max(value for _, value in thin))
+
+
+def test_a_job_that_fails_before_it_starts_has_an_end_too(world):
+    """Nobody waits for ever."""
+    job_id = world.submit()["id"]
+    world.call(world.store.jobs.transition, job_id, State.FAILED, from_={State.QUEUED}, reason="system_error")
+    messages = list(_messages(world.client.get(f"/v1/jobs/{job_id}/events", headers=STREAM).text.split("\n")))
+
+    assert messages[-1][1] == "end"
