@@ -7,7 +7,9 @@ spec names.
 from collections.abc import Callable
 from pathlib import Path
 
-from service.store.records import Checkpoint, Job
+from service.artifacts import Artifacts
+from service.errors import NotFoundError
+from service.store.records import Job
 from service.store.store import Store
 from worker.contract import Assignment
 
@@ -20,6 +22,7 @@ class Assignments:
     def __init__(self, store: Store, storage: Path) -> None:
         self._store = store
         self._storage = storage
+        self._artifacts = Artifacts(store, storage)
 
     async def prepare(self, job: Job) -> Callable[[int, str, int], Assignment]:
         """Write the attempt's marker and return the function from (rank, store host, store port) to assignment.
@@ -64,12 +67,8 @@ class Assignments:
         if job.spec.initialize_from is None:
             return None
         source, _, which = job.spec.initialize_from.partition("/checkpoints/")
-        found = choose(await self._store.checkpoints.of(source), which)
-        if found is None:
-            raise FileNotFoundError(f"initialize_from {job.spec.initialize_from} is gone; name a checkpoint that exists, or leave it out")
+        try:
+            found = await self._artifacts.find(source, which)
+        except NotFoundError as error:
+            raise FileNotFoundError(f"initialize_from {job.spec.initialize_from} is gone: {error.detail}") from error
         return f"{source}/{found.step}"
-
-
-def choose(newest_first: list[Checkpoint], which: str) -> Checkpoint | None:
-    """Return the checkpoint that `latest`, `best` or a step number means, or None."""
-    raise NotImplementedError

@@ -275,6 +275,43 @@ def test_silence_is_no_reason_to_declare_anything(tmp_path):
     run(tmp_path, scenario)
 
 
+def _manifest(job_id: str, step: int, accuracy: float) -> dict:
+    """Return the data of a checkpoint event."""
+    return {
+        "job_id": job_id, "attempt": 1, "fence": 1, "step": step, "epoch": 1.0, "samples": 1, "world_size": 2,
+        "created_at": "2026-01-01T00:00:00Z", "metrics": {"val/accuracy": accuracy}, "spec": {}, "spec_sha256": "0" * 64, "versions": {},
+        "health": {"status": "healthy"}, "layers": [], "files": {},
+    }  # fmt: skip
+
+
+def test_an_attempt_starts_from_its_own_latest_checkpoint_or_from_the_one_that_the_spec_names(tmp_path):
+    """A restart resumes; a first attempt with initialize_from starts from those weights; a plain one from nothing."""
+
+    async def scenario(world: World) -> None:
+        async with world.controller():
+            first = await world.submit(0)
+            gang = await world.cluster.gang(first)
+            assert gang.assignments[0].resume is None
+            gang.say(EventType.STATE, {"phase": "training"})
+            gang.say(EventType.CHECKPOINT, _manifest(first, 12, 0.9), [0])
+            gang.say(EventType.CHECKPOINT, _manifest(first, 24, 0.8), [0])
+            await world.until(first, State.RUNNING)
+        gang.is_dissolved = True
+        async with world.controller():
+            again = await world.cluster.gang(first, attempt=2)
+            assert again.assignments[0].resume == f"{first}/24"
+
+            second = await world.submit(1, initialize_from=f"{first}/checkpoints/best")
+            assert (await world.cluster.gang(second)).assignments[0].resume == f"{first}/12"
+
+            third = await world.submit(2, initialize_from=f"{first}/checkpoints/7")
+            job = await world.until(third, State.FAILED)
+            assert job.reason == "gang_start_failed"
+            assert "checkpoint 7 of" in job.message
+
+    run(tmp_path, scenario)
+
+
 def test_a_gang_that_cannot_be_started_fails_with_the_reason(tmp_path):
     """An import error on the nodes is not retried for ever."""
 
