@@ -125,13 +125,18 @@ class Ranks:
         return Replica(model, self.device)
 
 
-def leave() -> None:
+def leave(*, has_failed: bool = False) -> None:
     """Leave the group at once, so that peers waiting in a collective see it and fail.
+
+    Args:
+        has_failed: collectives may be under way whose peers are gone; NCCL must be told to give them up, and would wait for them otherwise.
 
     Hazard: the connections close only when nothing refers to the group any more. The caller must have dropped every Replica, every
     layer with a group, and every traceback whose frames hold one.
     """
     if dist.is_initialized():
+        if has_failed and dist.group.WORLD is not None:
+            dist.group.WORLD.abort()
         dist.destroy_process_group()
     gc.collect()
 

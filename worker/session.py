@@ -53,11 +53,10 @@ def run_rank(assignment: Assignment, store: Any, events: EventBuffer, stop: thre
     """
     publishers: list[Publisher] = []
     try:
-        _require_shared_storage(assignment)
         return _train_and_leave(assignment, store, events, stop, publishers)
     except BaseException as error:
         _forget_frames(error)
-        leave()
+        leave(has_failed=True)
         if not isinstance(error, Exception):
             raise
         raise classify(error) from error
@@ -73,9 +72,11 @@ def _train_and_leave(
     spec = assignment.spec
     torch.set_num_threads(max(1, int(spec.resources.cpus_per_worker)))
     device = device_for(spec.resources.gpus_per_worker)
+    ranks = join(store or connect_store(assignment.store_host, assignment.store_port), assignment.rank, assignment.world_size, device)
+    # Whatever can fail on one rank alone comes after the ranks have met, so that the others need not wait for it in vain.
+    _require_shared_storage(assignment)
     seed_generators(spec.seed, assignment.rank, assignment.attempt)
     splits = build_data(spec.data, spec.seed)
-    ranks = join(store or connect_store(assignment.store_host, assignment.store_port), assignment.rank, assignment.world_size, device)
     publisher = None
     if assignment.rank == 0:
         publisher = Publisher(_checkpoints_of(assignment, assignment.job_id), spec.checkpoint, events)

@@ -20,9 +20,9 @@ pytestmark = pytest.mark.ranks
 def trained(pool, tmp_path_factory):
     """A checkpoint of a job on two ranks, and its manifest."""
     storage = tmp_path_factory.mktemp("storage")
-    run, *_ = run_job(pool, small_spec(2, steps=40), storage)
+    run, *_ = run_job(pool, small_spec(2, steps=12, batch_size=240), storage)
     assert run.outcome == "succeeded", run.failure
-    return storage / checkpoints_directory(JOB) / checkpoint_name(40), run.of("checkpoint")[-1]
+    return storage / checkpoints_directory(JOB) / checkpoint_name(12), run.of("checkpoint")[-1]
 
 
 def test_single_samples_in_plain_layers_are_as_good_as_the_manifest_says(trained):

@@ -121,9 +121,9 @@ def test_a_job_of_steps_resumes_within_an_epoch(pool, tmp_path):
 
 def test_a_foreign_checkpoint_gives_the_weights_only(pool, tmp_path):
     """A job that is initialized from another starts at step 0 with its model."""
-    run_job(pool, small_spec(1, steps=30), tmp_path, job_id=OTHER_JOB)
+    run_job(pool, small_spec(1, steps=20), tmp_path, job_id=OTHER_JOB)
     fresh, *_ = run_job(pool, small_spec(1, steps=1), tmp_path)
-    tuned, *_ = run_job(pool, small_spec(1, steps=1), tmp_path, attempt=2, resume=f"{OTHER_JOB}/30")
+    tuned, *_ = run_job(pool, small_spec(1, steps=1), tmp_path, attempt=2, resume=f"{OTHER_JOB}/20")
 
     assert tuned.of("metrics")[0]["step"] == 1
     assert tuned.series("train/loss")[0] < fresh.series("train/loss")[0] / 2
