@@ -1,11 +1,15 @@
 """`syncbn serve`: one controller on one home, on one port. Owns the process: its lock, its socket, its signals, its end."""
 
+import asyncio
 import logging
+import os
 import signal
 import socket
 import sys
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
+from types import FrameType
 from typing import Annotated, Any
 
 import structlog
@@ -17,10 +21,12 @@ from service.cli.exits import JOB_FAILED, UsageError
 from service.cli.home import announced, claimed
 from service.cli.options import HomeOption, Target
 from service.cli.output import complain, console, say
-from service.settings import Settings
+from service.settings import Home, Settings
 
 GRACE_S = 2
 """Open streams are cut so long after the signal to end."""
+LAST_S = 8.0
+"""The process ends so long after the signal, whatever it waits for: what matters is in the database and in Ray."""
 
 
 def serve(  # noqa: PLR0917 - one option of the command line each
@@ -105,9 +111,21 @@ def _run(settings: Settings, listener: socket.socket) -> bool:
             until_the_end.enter_context(announced(settings.files, url))
             _greet(settings, url, application.state.first_token)
 
-        server = _Server(config, listening)
+        server = _Server(config, listening, settings.files)
         server.run(sockets=[listener])
         return server.started
+
+
+def _leave(home: Home) -> None:
+    # A thread that waits inside Ray for a cluster which does not answer cannot be interrupted, and Python would wait for it.
+    home.controller.unlink(missing_ok=True)
+    os._exit(0)
+
+
+def _is_news(record: logging.LogRecord) -> bool:
+    """Return whether a log record is more than a stream that was cut because the process ends."""
+    is_cut = record.exc_info is not None and record.exc_info[0] is asyncio.CancelledError
+    return not is_cut and not str(record.msg).startswith("Cancel %s running task")
 
 
 def _log_to_stderr() -> None:
@@ -116,6 +134,7 @@ def _log_to_stderr() -> None:
     stamp = structlog.processors.TimeStamper(fmt="iso", utc=True)
     chain: list[structlog.typing.Processor] = [structlog.processors.add_log_level, stamp, structlog.processors.format_exc_info, renderer]
     structlog.configure(processors=chain, logger_factory=structlog.PrintLoggerFactory(sys.stderr))
+    logging.getLogger("uvicorn.error").addFilter(_is_news)
     logging.basicConfig(level=logging.WARNING, stream=sys.stderr, format="%(asctime)s [%(levelname)s] %(name)s: %(message)s")
 
 
@@ -131,9 +150,16 @@ def _greet(settings: Settings, url: str, first_token: str | None) -> None:
 class _Server(uvicorn.Server):
     """A uvicorn that tells when it listens and ends the process in order, instead of by the signal it was sent."""
 
-    def __init__(self, config: uvicorn.Config, listening: Callable[[], None]) -> None:
+    def __init__(self, config: uvicorn.Config, listening: Callable[[], None], home: Home) -> None:
         super().__init__(config)
         self._listening = listening
+        self._last_resort = threading.Timer(LAST_S, _leave, [home])
+        self._last_resort.daemon = True
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        if not self.should_exit:
+            self._last_resort.start()
+        super().handle_exit(sig, frame)
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         await super().startup(sockets=sockets)
