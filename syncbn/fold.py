@@ -77,7 +77,7 @@ def _fold_traced(module: nn.Module) -> nn.Module:
 
     class Tracer(fx.Tracer):
         def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
-            return isinstance(m, _BatchNorm) or super().is_leaf_module(m, module_qualified_name)
+            return isinstance(m, (_BatchNorm, _ConvNd, nn.Linear)) or super().is_leaf_module(m, module_qualified_name)
 
     try:
         traced = fx.GraphModule(module, Tracer().trace(module))

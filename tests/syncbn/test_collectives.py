@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import time
+
 import pytest
 import torch
 import torch.distributed as dist
 
 from syncbn import OptionError, SyncBatchNorm, collectives, norm_groups
+from tests.support.ranks import RankPool
 
 
 def groups(rank: int, world_size: int, size: int, *, local: bool) -> list[int]:
@@ -67,3 +70,29 @@ def test_alone_there_is_no_group() -> None:
     assert collectives.gather(vector, None).shape == (1, 3)
     with pytest.raises(OptionError, match="size 2 does not divide the 1 ranks"):
         norm_groups(2)
+
+
+def abandoned(rank: int, world_size: int) -> tuple[str, float]:
+    """Rank 1 leaves the group; what rank 0's layer says, and after how many seconds."""
+    layer, x = SyncBatchNorm(3), torch.randn(4, 3)
+    layer(x)
+    if rank == 1:
+        dist.destroy_process_group()
+        return "left", 0.0
+    start = time.monotonic()
+    try:
+        layer(x)
+    except RuntimeError as failure:
+        return str(failure), time.monotonic() - start
+    finally:
+        dist.destroy_process_group()
+    return "nothing", 0.0
+
+
+@pytest.mark.ranks
+def test_a_neighbour_that_leaves_is_an_error_and_no_hang() -> None:
+    """A surviving rank's layer raises at once when a neighbour's connection closes."""
+    with RankPool() as pool:
+        (message, seconds), _ = pool.run(2, abandoned)
+    assert "nothing" not in message
+    assert seconds < 5

@@ -17,7 +17,7 @@ def batch(n: float) -> Moments:
 @pytest.mark.parametrize(("unbiased", "variance"), [(True, 4.0), (False, 3.0)])
 @pytest.mark.parametrize("momentum", [0.25, torch.tensor(0.25, dtype=torch.float64)])
 def test_buffers_move_towards_the_batch(unbiased, variance, momentum) -> None:
-    """running = (1 - f) running + f batch, with n / (n - 1) where asked for."""
+    """The new statistics are (1 - f) old + f batch, with n / (n - 1) where asked for."""
     mean, var = torch.zeros(1), torch.ones(1)
     running.update_(mean, var, batch(4), momentum, unbiased=unbiased)
     assert mean.item() == 0.5
