@@ -19,7 +19,7 @@ from worker.contract.events import EventType
 from worker.contract.manifest import checkpoint_name, checkpoints_directory
 from worker.data.registry import build_data
 from worker.data.split import Splits
-from worker.errors import StorageNotSharedError, TaskError, blame, classify
+from worker.errors import PeerLostError, StorageNotSharedError, TaskError, blame, classify
 from worker.evaluation import StoppedError, evaluate
 from worker.models.norms import training_norm
 from worker.models.registry import build_model
@@ -59,7 +59,11 @@ def run_rank(assignment: Assignment, store: Any, events: EventBuffer, stop: thre
         leave(has_failed=True)
         if not isinstance(error, Exception):
             raise
-        raise classify(error) from error
+        known = classify(error)
+        if stop.is_set() and isinstance(known, PeerLostError):
+            # Who is asked to stop while its peers are ended does as it was asked.
+            return "stopped"
+        raise known from error
     finally:
         for publisher in publishers:
             publisher.wait(LAST_WRITE_TIMEOUT_S)
