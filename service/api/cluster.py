@@ -1,13 +1,12 @@
 """Routes of what surrounds the jobs: the cluster, the queue, and the names that a spec may use."""
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Annotated, Any
 
-from fastapi import APIRouter
+from fastapi import APIRouter, Query
 
 from service.api.context import InContext
 from service.api.schemas import CataloguePage, EntryShape, QueuedShape, QueuePage
-from service.states import State
 from worker.contract import DATASETS, MODELS, NORMS
 from worker.contract.catalogue import Entry
 
@@ -23,24 +22,19 @@ async def get_cluster(context: InContext) -> dict[str, Any]:
 
 
 @router.get("/queue")
-async def get_queue(context: InContext) -> QueuePage:
+async def get_queue(
+    context: InContext,
+    after: Annotated[int, Query(ge=0, le=2**31, description="only what is behind this place")] = 0,
+    limit: Annotated[int, Query(ge=1, le=1000)] = 100,
+) -> QueuePage:
     """Show the jobs that wait, in the order in which they may start, and why they wait."""
-    waiting = await context.store.jobs.in_states([State.QUEUED])
-    return QueuePage(
-        data=[
-            QueuedShape(
-                position=position,
-                id=job.id,
-                name=job.name,
-                priority=job.priority,
-                workers=job.world_size,
-                created_at=job.created_at,
-                reason=job.reason,
-                message=job.message,
-            )
-            for position, job in enumerate(waiting, 1)
-        ]
-    )
+    waiting = await context.store.jobs.queue(after, limit + 1)
+    data = [
+        QueuedShape.model_validate(vars(job) | {"position": position, "workers": job.world_size})
+        for position, job in enumerate(waiting[:limit], after + 1)
+    ]
+    has_more = len(waiting) > limit
+    return QueuePage(data=data, has_more=has_more, next_cursor=str(after + limit) if has_more else None)
 
 
 @router.get("/models")

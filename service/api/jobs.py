@@ -86,7 +86,7 @@ async def edit_job(
     try:
         change = JobEdit.model_validate(document)
     except ValidationError as error:
-        raise InvalidError.of(problems_of(error.errors(include_url=False, include_context=False))) from error
+        raise InvalidError.of(problems_of(error.errors())) from error
     view = await use_cases.edit(
         context.store,
         job_id,

@@ -34,6 +34,15 @@ _TITLES: Final = {
     500: "Internal error",
 }
 _MISSING_BY_PARAMETER: Final = {"job_id": "job_not_found", "step": "checkpoint_not_found", "name": "file_not_found"}
+_EXPECTATIONS: Final = {
+    "int_parsing": "a whole number",
+    "int_type": "a whole number",
+    "int_from_float": "a whole number",
+    "bool_parsing": "true or false",
+    "extra_forbidden": "a known key: priority or labels",
+    "model_type": "a mapping of keys to values",
+    "dict_type": "a mapping of keys to values",
+}
 
 _log = logging.getLogger(__name__)
 
@@ -76,15 +85,27 @@ def install(app: FastAPI) -> None:
 
 def problems_of(details: Iterable[ErrorDetails | Mapping[str, Any]]) -> list[Problem]:
     """Return pydantic's findings as problems, each with its dotted place."""
-    found = []
-    for detail in details:
-        loc = ".".join(str(part) for part in detail["loc"])
-        expected = re.sub(r"^(Input|String|Value|Data) should (be )?", "", str(detail["msg"]))
-        expected = re.sub(r"^(greater|less) than", r"a number \1 than", expected)
-        value = detail.get("input")
-        shown = value if isinstance(value, str | int | float | bool) else None
-        found.append(Problem(loc=loc, value=shown, expected=expected, remedy=f"set {loc} to {expected}"))
-    return found
+    return [_problem_of(detail) for detail in details]
+
+
+def _problem_of(detail: ErrorDetails | Mapping[str, Any]) -> Problem:
+    loc = ".".join(str(part) for part in detail["loc"] if part != "[key]")
+    given, context = detail.get("input"), detail.get("ctx", {})
+    value = given if isinstance(given, str | int | float | bool) else None
+    if detail["type"] == "rule":
+        return Problem(loc=loc, value=value, expected=context["expected"], remedy=context["remedy"])
+    expected = _EXPECTATIONS.get(detail["type"]) or _expectation(str(detail["msg"]))
+    return Problem(loc=loc, value=value, expected=expected, remedy=f"set {loc} to {expected}" if loc else f"send {expected}")
+
+
+def _expectation(message: str) -> str:
+    """Turn pydantic's 'Input should be X' into X.
+
+    >>> _expectation("Input should be greater than or equal to 1"), _expectation("String should match pattern '^a$'")
+    ('a number greater than or equal to 1', "something that matches pattern '^a$'")
+    """
+    text = re.sub(r"^(Input|String|Value|Data) should (be )?", "", message)
+    return re.sub(r"^match ", "something that matches ", re.sub(r"^(greater|less) than", r"a number \1 than", text))
 
 
 async def _ours(_request: Request, error: ServiceError) -> Response:

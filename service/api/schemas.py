@@ -222,6 +222,8 @@ class QueuePage(Shape):
     """The queue, in the order in which jobs may start."""
 
     data: list[QueuedShape]
+    has_more: bool
+    next_cursor: str | None
 
 
 class EntryShape(Shape):

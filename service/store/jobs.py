@@ -65,9 +65,15 @@ class Jobs:
         query = select(jobs).where(jobs.c.state.in_([state.value for state in states]))
         return await self._fetch(query.order_by(jobs.c.priority.desc(), jobs.c.created_at, jobs.c.id))
 
+    async def queue(self, after: int, limit: int) -> list[Job]:
+        """Return up to `limit` queued jobs from place `after` on, counted from 0, in the order in which they may start."""
+        query = select(jobs).where(jobs.c.state == State.QUEUED.value).offset(after).limit(limit)
+        return await self._fetch(query.order_by(jobs.c.priority.desc(), jobs.c.created_at, jobs.c.id))
+
     async def page(self, wanted: JobFilter, before: str | None, limit: int) -> list[Job]:
         """Return up to `limit` jobs, newest first, older than the job `before`."""
-        query = select(jobs).order_by(jobs.c.id.desc()).limit(limit)
+        # Ids first: out of an index that has all that is asked for, while whole rows would be read only to be sorted away.
+        query = select(jobs.c.id).order_by(jobs.c.id.desc()).limit(limit)
         if before is not None:
             query = query.where(jobs.c.id < before)
         if wanted.states:
@@ -75,7 +81,7 @@ class Jobs:
         for key, value in wanted.labels:
             has_label = (job_labels.c.job_id == jobs.c.id) & (job_labels.c.key == key) & (job_labels.c.value == value)
             query = query.where(exists().where(has_label))
-        return await self._fetch(query)
+        return await self._fetch(select(jobs).where(jobs.c.id.in_(query)).order_by(jobs.c.id.desc()))
 
     async def counts(self) -> dict[State, int]:
         """Return how many jobs are in each state; every state is there."""

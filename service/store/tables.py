@@ -40,6 +40,7 @@ jobs = Table(
     Column("last_seq", BigInteger, nullable=False),
     Column("edition", Integer, nullable=False),
     Index("ix_jobs_state_priority", "state", "priority", "created_at"),
+    Index("ix_jobs_state_id", "state", "id"),
 )
 
 job_labels = Table(

@@ -107,6 +107,8 @@ def test_head_is_get_without_the_bytes(world, stored):
         got, head = world.client.get(path), world.client.head(path)
         assert (head.status_code, head.content) == (200, b"")
         assert head.headers == got.headers
+    # A range is a thing of GET alone.
+    assert world.client.head(url, headers={"Range": "bytes=0-1"}).status_code == 200
 
 
 @pytest.mark.parametrize(

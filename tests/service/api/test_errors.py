@@ -226,6 +226,15 @@ def test_a_named_host_is_served(tmp_path):
         assert world.client.get("/v1/jobs", headers={"Host": "other.example.org"}).status_code == 403
 
 
+def test_a_service_for_a_network_takes_any_name_but_no_foreign_origin(tmp_path):
+    """Bound to every address, it cannot know its names; a page of another site is still foreign."""
+    with running(tmp_path, host="0.0.0.0") as world:
+        get = lambda **headers: world.client.get("/v1/jobs", headers={"Host": "train.example:8470"} | headers).status_code  # noqa: E731
+        assert get() == 200
+        assert get(Origin="https://train.example") == 200
+        assert get(Origin="https://evil.example") == 403
+
+
 def test_a_fault_of_ours_is_500_with_a_number_and_no_traceback(world, monkeypatch, caplog):
     """The number finds the traceback in the log."""
 
@@ -250,8 +259,8 @@ def test_every_answer_tells_browsers_to_be_careful(world):
         assert headers["cache-control"] == "no-store"
 
 
-def test_prometheus_reads_the_counts(world):
+def test_prometheus_reads_the_counts(fresh):
     """By state, without a token."""
-    world.submit()
+    fresh.submit()
 
-    assert 'syncbn_jobs{state="queued"} 1.0' in world.client.get("/metrics").text
+    assert 'syncbn_jobs{state="queued"} 1.0' in fresh.client.get("/metrics").text

@@ -17,6 +17,12 @@ JOB_KEYS = [
 ]  # fmt: skip
 
 
+@pytest.fixture
+def world(fresh):
+    """Lists and counts are of this test's jobs alone."""
+    return fresh
+
+
 def test_a_submitted_job_has_the_public_shape(world):
     """201, where to find it, and every field of the contract."""
     answer = world.client.post("/v1/jobs", json=SPEC | {"labels": {"team": "vision"}})
@@ -227,6 +233,9 @@ def test_the_queue_tells_places_and_reasons(world):
     queue = world.client.get("/v1/queue").json()["data"]
 
     assert [(row["position"], row["id"]) for row in queue] == [(1, urgent), (2, late)]
+    first = world.client.get("/v1/queue?limit=1").json()
+    assert (first["data"], first["has_more"], first["next_cursor"]) == (queue[:1], True, "1")
+    assert world.client.get("/v1/queue?limit=1&after=1").json() == {"data": queue[1:], "has_more": False, "next_cursor": None}
     assert (queue[1]["reason"], queue[1]["message"], queue[1]["workers"]) == ("waiting_for_room", "needs 2 CPUs", 2)
 
 

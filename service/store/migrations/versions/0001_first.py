@@ -38,6 +38,7 @@ def upgrade() -> None:
         sa.Column("edition", sa.Integer, nullable=False),
     )
     op.create_index("ix_jobs_state_priority", "jobs", ["state", "priority", "created_at"])
+    op.create_index("ix_jobs_state_id", "jobs", ["state", "id"])
     op.create_table(
         "job_labels",
         _job_id(),
