@@ -8,8 +8,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from syncbn import collectives
-from syncbn.collectives import ProcessGroup
+from syncbn.collectives import ProcessGroup, gather_over_ranks, resolve
 from syncbn.errors import OutOfSyncError
 
 _STATE = ("running_mean", "running_var", "num_batches_tracked", "weight", "bias")
@@ -30,13 +29,13 @@ def assert_synchronized(module: nn.Module, process_group: ProcessGroup | None = 
 
     >>> assert_synchronized(nn.BatchNorm2d(8))
     """
-    group = collectives.resolve(process_group)
+    group = resolve(process_group)
     if group is None:
         return
     state = _named_state(module)
     device = next((tensor.device for _, tensor in state), torch.device("cpu"))
     payload = torch.cat([_bytes(tensor) for _, tensor in state]) if state else torch.zeros(0, dtype=torch.uint8)
-    lengths_R = collectives.gather(torch.tensor([payload.numel()], device=device), group).flatten().tolist()
+    lengths_R = gather_over_ranks(torch.tensor([payload.numel()], device=device), group).flatten().tolist()
     if len(set(lengths_R)) > 1:
         raise OutOfSyncError(
             f"ranks hold different amounts of normalization state, {lengths_R} bytes by rank: expected the same layers with the same "
@@ -44,7 +43,7 @@ def assert_synchronized(module: nn.Module, process_group: ProcessGroup | None = 
         )
     if not payload.numel():
         return
-    gathered_RB = collectives.gather(payload.to(device), group).cpu()
+    gathered_RB = gather_over_ranks(payload.to(device), group).cpu()
     differences = _differences(state, gathered_RB)
     if differences:
         listed = "; ".join(differences[:10]) + ("; ..." if len(differences) > 10 else "")

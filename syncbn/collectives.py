@@ -44,12 +44,12 @@ def resolve(process_group: ProcessGroup | None) -> ProcessGroup | None:
     return None if size == 1 else group
 
 
-def size(group: ProcessGroup | None) -> int:
+def group_size(group: ProcessGroup | None) -> int:
     """Number of ranks in a resolved group; 1 for None."""
     return 1 if group is None else int(dist.get_world_size(group))
 
 
-def rank(group: ProcessGroup | None) -> int:
+def rank_in(group: ProcessGroup | None) -> int:
     """This process's number within a resolved group; 0 for None."""
     return 0 if group is None else int(dist.get_rank(group))
 
@@ -93,14 +93,14 @@ def differentiable_sum_over_ranks(vector: Tensor, group: ProcessGroup | None) ->
     return result
 
 
-def gather(vector: Tensor, group: ProcessGroup | None) -> Tensor:
+def gather_over_ranks(vector: Tensor, group: ProcessGroup | None) -> Tensor:
     """Every rank's vector, stacked along a new first dimension in rank order.
 
     Collectives: one all_gather of `vector`, none when group is None.
     """
     if group is None:
         return vector.unsqueeze(0)
-    parts = [torch.empty_like(vector) for _ in range(size(group))]
+    parts = [torch.empty_like(vector) for _ in range(group_size(group))]
     dist.all_gather(parts, vector.contiguous(), group=group)
     return torch.stack(parts)
 

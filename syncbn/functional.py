@@ -9,10 +9,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from syncbn import running
 from syncbn.collectives import ProcessGroup, resolve
 from syncbn.errors import BatchTooSmallError, OptionError, ShapeError
 from syncbn.function import Parameters, normalize_batch
+from syncbn.running import update_
 from syncbn.shapes import aligned_mask, values_per_channel
 
 
@@ -65,6 +65,8 @@ def sync_batch_norm(
     _check(x, running_mean, running_var, weight)
     mask = None if mask is None else aligned_mask(mask, x)
     if not training:
+        if running_mean is None and mask is not None:
+            return normalize_batch(x, mask, Parameters(weight, bias, eps, group=None))[0]
         y = torch.nn.functional.batch_norm(x, running_mean, running_var, weight, bias, training=running_mean is None, momentum=0.0, eps=eps)
         return y if mask is None else torch.where(mask, y, 0)
     group = resolve(process_group)
@@ -75,7 +77,7 @@ def sync_batch_norm(
         _refuse_one_value(x)
     y, moments = normalize_batch(x, mask, Parameters(weight, bias, eps, group))
     if running_mean is not None and running_var is not None:
-        running.update_(running_mean, running_var, moments, momentum, unbiased=unbiased_running_var)
+        update_(running_mean, running_var, moments, momentum, unbiased=unbiased_running_var)
     return y
 
 

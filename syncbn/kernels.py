@@ -1,6 +1,6 @@
 """Which inner loops to run for a batch: the interface that all of them keep, and the choice among them.
 
-Owns: the choice. The loops themselves are `loops_plain.py` (always right), `loops_cpu.py` and `loops_cuda.py` (fast).
+Owns: the choice. The loops themselves are `loops/plain.py` (always right), `loops/cpu.py` and `loops/cuda.py` (fast).
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from syncbn import loops_cpu, loops_cuda, loops_plain
+from syncbn.loops import cpu, cuda, plain
 from syncbn.moments import Moments
 from syncbn.shapes import Affine, Centred, Factors
 
@@ -34,7 +34,7 @@ class Loops(Protocol):
 def loops_for(x: Tensor) -> Loops:
     """The loops for this batch: by device, and the plain ones where the fused kernels do not reach (tracing, empty batches)."""
     if torch.compiler.is_compiling() or x.numel() == 0:
-        return loops_plain
+        return plain
     if x.device.type == "cpu":
-        return loops_cpu
-    return loops_cuda if x.device.type == "cuda" else loops_plain
+        return cpu
+    return cuda if x.device.type == "cuda" else plain

@@ -24,8 +24,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from syncbn import collectives
-from syncbn.collectives import ProcessGroup
+from syncbn.collectives import ProcessGroup, group_size, rank_in, resolve, sum_over_ranks, unwrap
 from syncbn.errors import OptionError, RecalibrationError
 from syncbn.kernels import loops_for
 from syncbn.moments import Moments, pack, unpack, variance
@@ -119,8 +118,8 @@ def recalibrate(
         )
     if num_samples is not None and num_samples < 1:
         raise OptionError(f"num_samples {num_samples} is not positive: expected at least 1, or None for all; pass a larger number")
-    group = collectives.resolve(process_group)
-    model = collectives.unwrap(module)
+    group = resolve(process_group)
+    model = unwrap(module)
     seen = _Seen(_tracking_layers(model), _ESTIMATORS[estimator])
     failure: Exception | None = None
     try:
@@ -129,7 +128,7 @@ def recalibrate(
     except Exception as error:  # noqa: BLE001  the other ranks must hear of it before it is raised
         failure = error
     total = _summed(seen, failure, group)
-    return _written(seen, total, failure, collectives.size(group))
+    return _written(seen, total, failure, group_size(group))
 
 
 @dataclass
@@ -157,8 +156,8 @@ def _share(num_samples: int | None, group: ProcessGroup | None) -> float:
     """How many samples this rank feeds: an even share, the first ranks taking one more of what is left over."""
     if num_samples is None:
         return math.inf
-    each, left = divmod(num_samples, collectives.size(group))
-    return each + (collectives.rank(group) < left)
+    each, left = divmod(num_samples, group_size(group))
+    return each + (rank_in(group) < left)
 
 
 def _feed(model: nn.Module, batches: Iterable[Any], share: float, seen: _Seen) -> None:
@@ -205,14 +204,14 @@ def _measuring(model: nn.Module, seen: _Seen) -> Iterator[None]:
 def _summed(seen: _Seen, failure: Exception | None, group: ProcessGroup | None) -> Tensor:
     """One vector over all ranks: failures by rank, samples, batches, then each layer's vector."""
     device = next((layer.running_mean.device for layer in seen.layers.values() if layer.running_mean is not None), torch.device("cpu"))
-    head = torch.zeros(collectives.size(group) + 2, dtype=torch.float64, device=device)
-    head[collectives.rank(group)] = float(failure is not None)
+    head = torch.zeros(group_size(group) + 2, dtype=torch.float64, device=device)
+    head[rank_in(group)] = float(failure is not None)
     head[-2], head[-1] = seen.num_samples, seen.num_batches
     body = [
         seen.vectors.get(name, torch.zeros(2 * layer.num_features + 1, dtype=torch.float64)).to(device)
         for name, layer in seen.layers.items()
     ]
-    return collectives.sum_over_ranks(torch.cat((head, *body)), group)
+    return sum_over_ranks(torch.cat((head, *body)), group)
 
 
 def _written(seen: _Seen, total: Tensor, failure: Exception | None, num_ranks: int) -> Recalibration:

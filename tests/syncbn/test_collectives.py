@@ -63,11 +63,11 @@ def test_alone_there_is_no_group() -> None:
     """Without a process group everything is local."""
     assert norm_groups(1) is None
     assert collectives.resolve(None) is None
-    assert (collectives.size(None), collectives.rank(None)) == (1, 0)
+    assert (collectives.group_size(None), collectives.rank_in(None)) == (1, 0)
     vector = torch.ones(3)
     assert collectives.sum_over_ranks(vector, None) is vector
     assert collectives.differentiable_sum_over_ranks(vector, None) is vector
-    assert collectives.gather(vector, None).shape == (1, 3)
+    assert collectives.gather_over_ranks(vector, None).shape == (1, 3)
     with pytest.raises(OptionError, match="size 2 does not divide the 1 ranks"):
         norm_groups(2)
 

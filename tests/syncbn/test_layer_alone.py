@@ -73,6 +73,8 @@ def test_mask_makes_padding_irrelevant() -> None:
     y.square().sum().backward()
     assert padded.grad.isfinite().all()
     assert (other.eval()(padded, mask)[..., 5:] == 0).all()
+    untracked = SyncBatchNorm(3, track_running_stats=False).eval()
+    torch.testing.assert_close(untracked(padded, mask)[..., :5], untracked(x))
 
 
 def test_state_dicts_go_both_ways() -> None:

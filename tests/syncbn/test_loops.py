@@ -5,11 +5,12 @@ from __future__ import annotations
 import pytest
 import torch
 
-from syncbn import kernels, loops_cpu, loops_cuda, loops_plain
+from syncbn import kernels
+from syncbn.loops import cpu, cuda, plain
 from syncbn.moments import variance
 from syncbn.shapes import along_channels
 
-LOOPS = [loops_cpu, loops_plain, loops_cuda]
+LOOPS = [cpu, plain, cuda]
 SHAPES = [
     (6, 5),
     (700, 3),
@@ -40,7 +41,7 @@ def relative(actual: torch.Tensor, wanted: torch.Tensor) -> float:
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16], ids=str)
 def test_each_loop_is_its_definition(loops, shape, innermost, dtype) -> None:
     """Moments, normalized values, gradient sums and input gradients are those of float64 arithmetic."""
-    if loops is loops_cuda and dtype == torch.bfloat16:
+    if loops is cuda and dtype == torch.bfloat16:
         pytest.skip("the operators mix bfloat16 and float32 on CUDA only")
     torch.manual_seed(0)
     x, dy = permuted(shape, dtype), permuted(shape, dtype)
@@ -48,7 +49,7 @@ def test_each_loop_is_its_definition(loops, shape, innermost, dtype) -> None:
         x, dy = x.contiguous(), dy.contiguous()
     wide, dwide, dims = x.double(), dy.double(), (0, *range(2, x.dim()))
     # The plain loops add up in float32, and ATen's channels-last kernel does so one by one.
-    bound = 1e-13 if dtype == torch.float64 else {loops_cpu: 1e-6, loops_plain: 1e-5, loops_cuda: 2e-5}[loops]
+    bound = 1e-13 if dtype == torch.float64 else {cpu: 1e-6, plain: 1e-5, cuda: 2e-5}[loops]
     rounding = bound if dtype != torch.bfloat16 else 2**-8
 
     centred, moments = loops.centre(x, None)
@@ -79,7 +80,7 @@ def test_a_million_values_lose_nothing(shape, innermost) -> None:
     """Sums of 10^6 float32 values keep their accuracy in both layouts, where ATen's own kernel is off by up to 4e-3."""
     x = permuted(shape, torch.float32)
     x = x.contiguous() if innermost == "space" else x
-    moments = loops_cpu.centre(x, None)[1]
+    moments = cpu.centre(x, None)[1]
     wanted = x.double().var((0, 2), correction=0)
     assert relative(variance(moments, unbiased=False), wanted) < 3e-7
 
@@ -93,14 +94,14 @@ def test_a_misleading_sample_is_found_out(innermost) -> None:
         .contiguous(memory_format=torch.channels_last if innermost == "channels" else torch.contiguous_format)
     )
     x[::64, :, 4, 4] = 1e4
-    moments = loops_cpu.centre(x, None)[1]
+    moments = cpu.centre(x, None)[1]
     assert relative(variance(moments, unbiased=False), x.double().var((0, 2, 3), correction=0)) < 1e-6
     x[:, 0] += 1e4
-    moments = loops_cpu.centre(x, None)[1]
+    moments = cpu.centre(x, None)[1]
     assert relative(moments.mean, x.double().mean((0, 2, 3))) < 1e-9
 
 
-@pytest.mark.parametrize("loops", [loops_cpu, loops_plain], ids=["cpu", "plain"])
+@pytest.mark.parametrize("loops", [cpu, plain], ids=["cpu", "plain"])
 @pytest.mark.parametrize("value", [0.0, 3.3, 1e10])
 def test_a_constant_channel_has_variance_zero(loops, value) -> None:
     """Constant channels give their value and exactly no variance."""
@@ -113,7 +114,7 @@ def test_nan_stays_in_its_channel() -> None:
     """A NaN spoils its channel and no other."""
     x = torch.randn(4, 3, 5)
     x[1, 1, 2] = torch.nan
-    moments = loops_cpu.centre(x, None)[1]
+    moments = cpu.centre(x, None)[1]
     assert moments.mean.isnan().tolist() == [False, True, False]
     assert moments.M2.isnan().tolist() == [False, True, False]
 
@@ -122,8 +123,8 @@ def test_empty_batches_take_the_plain_loops() -> None:
     """Fused kernels divide by the number of values; the plain formulas do not mind there being none."""
     empty = torch.zeros(0, 3, 4)
     loops = kernels.loops_for(empty)
-    assert loops is loops_plain
-    assert kernels.loops_for(torch.zeros(1, 3, 4)) is loops_cpu
+    assert loops is plain
+    assert kernels.loops_for(torch.zeros(1, 3, 4)) is cpu
     centred, moments = loops.centre(empty, None)
     assert all(not field.any() for field in moments)
     ones = torch.ones(3, dtype=torch.float64)

@@ -1,6 +1,6 @@
 """The four inner loops as plain tensor formulas: for torch.compile (which fuses them), masks, empty batches and any device.
 
-Owns: correctness everywhere. Not owned: speed in eager mode (`loops_cpu.py`, `loops_cuda.py`).
+Owns: correctness everywhere. Not owned: speed in eager mode (`loops/cpu.py`, `loops/cuda.py`).
 
 Legend: N batch, C channels, the rest spatial; statistics are float64 vectors (C,). A mask is boolean (N, 1, *spatial).
 """

@@ -11,7 +11,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from syncbn import loops_plain
+from syncbn.loops import plain
 from syncbn.moments import Moments
 from syncbn.shapes import Affine, Centred, Factors, accumulation_dtype, values_per_channel
 
@@ -19,7 +19,7 @@ from syncbn.shapes import Affine, Centred, Factors, accumulation_dtype, values_p
 def centre(x: Tensor, mask: Tensor | None) -> tuple[Centred, Moments]:
     """Moments by Welford's method; x itself stays as it is (origin 0)."""
     if mask is not None:
-        return loops_plain.centre(x, mask)
+        return plain.centre(x, mask)
     mean_C, variance_C = torch.batch_norm_update_stats(x, None, None, 0.0)
     count = torch.full((), values_per_channel(x), dtype=torch.float64, device=x.device)
     moments = Moments(count, mean_C.double(), variance_C.double() * count)
@@ -29,7 +29,7 @@ def centre(x: Tensor, mask: Tensor | None) -> tuple[Centred, Moments]:
 def normalize(centred: Centred, mean_C: Tensor, affine: Affine, mask: Tensor | None, dtype: torch.dtype) -> Tensor:
     """Return (x - mean) scale + bias, rounded once to `dtype`; 0 outside the mask."""
     if mask is not None:
-        return loops_plain.normalize(centred, mean_C, affine, mask, dtype)
+        return plain.normalize(centred, mean_C, affine, mask, dtype)
     x, (scale_C, bias_C), wide = centred.values, affine, accumulation_dtype(centred.values)
     rounded_C = mean_C.to(wide)
     shift_C = torch.addcmul(bias_C, rounded_C - mean_C, scale_C).to(wide)
@@ -41,7 +41,7 @@ def normalize(centred: Centred, mean_C: Tensor, affine: Affine, mask: Tensor | N
 def gradient_sums(dy: Tensor, x: Tensor, mean_C: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor]:
     """Per channel, float64: sum dy, and sum dy (x - mean), both over the mask."""
     if mask is not None:
-        return loops_plain.gradient_sums(dy, x, mean_C, mask)
+        return plain.gradient_sums(dy, x, mean_C, mask)
     origin_C = mean_C.to(accumulation_dtype(x))
     ones_C = torch.ones_like(origin_C)
     _, dot_C, sum_C = torch.ops.aten.native_batch_norm_backward(dy, x, ones_C, None, None, origin_C, ones_C, True, 0.0, [False, True, True])
@@ -51,4 +51,4 @@ def gradient_sums(dy: Tensor, x: Tensor, mean_C: Tensor, mask: Tensor | None) ->
 
 def input_gradient(dy: Tensor, x: Tensor, mean_C: Tensor, factors: Factors, mask: Tensor | None) -> Tensor:
     """Return a dy + b (x - mean) + c with factors (a, b, c) per channel, rounded once to the dtype of x; 0 outside the mask."""
-    return loops_plain.input_gradient(dy, x, mean_C, factors, mask)
+    return plain.input_gradient(dy, x, mean_C, factors, mask)

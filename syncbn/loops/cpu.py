@@ -13,7 +13,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from syncbn import loops_plain
+from syncbn.loops import plain
 from syncbn.moments import Moments
 from syncbn.shapes import Affine, Centred, Factors, accumulation_dtype, along_channels, reduced_dims, values_per_channel
 
@@ -35,7 +35,7 @@ def centre(x: Tensor, mask: Tensor | None) -> tuple[Centred, Moments]:
     Accuracy: relative error of M2 about 16 * 2^-24 at worst, whatever the mean (tests/syncbn/test_loops.py).
     """
     if mask is not None:
-        return loops_plain.centre(x, mask)
+        return plain.centre(x, mask)
     n = values_per_channel(x)
     origin_C = _sample_mean(x)
     values = _minus(x, origin_C)
@@ -61,7 +61,7 @@ def normalize(centred: Centred, mean_C: Tensor, affine: Affine, mask: Tensor | N
 def gradient_sums(dy: Tensor, x: Tensor, mean_C: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor]:
     """Per channel, float64: sum dy, and sum dy (x - mean), both over the mask."""
     if mask is not None:
-        return loops_plain.gradient_sums(dy, x, mean_C, mask)
+        return plain.gradient_sums(dy, x, mean_C, mask)
     dtype = accumulation_dtype(x)
     origin_C = mean_C.to(dtype)
     sum_C, dot_C = _dots(dy.to(dtype), x.to(dtype), origin_C)
@@ -123,7 +123,8 @@ def _dots(a: Tensor, b: Tensor, origin_C: Tensor | None) -> tuple[Tensor, Tensor
 def _rows(x: Tensor) -> Tensor | None:
     """View (R, C) of a batch whose channels lie next to each other in memory; None where they do not."""
     rows = x.movedim(1, -1)
-    return rows.reshape(-1, x.shape[1]) if rows.is_contiguous() and not (x.dim() > 2 and x.is_contiguous()) else None
+    has_space = x.numel() > x.shape[0] * x.shape[1]
+    return rows.reshape(-1, x.shape[1]) if rows.is_contiguous() and not (has_space and x.is_contiguous()) else None
 
 
 def _dots_of_rows(a_RC: Tensor, b_RC: Tensor, origin_C: Tensor | None) -> tuple[Tensor, Tensor]:
@@ -156,7 +157,7 @@ def _dots_of_planes(a: Tensor, b: Tensor, origin_C: Tensor | None) -> tuple[Tens
     if parts == 1:
         return _fused_dots(a.view(N, C, S, 1), b.view(N, C, S, 1), origin_C)
     if parts > S // 8:  # no fitting divisor: rare enough for the slow way
-        return loops_plain.gradient_sums(
+        return plain.gradient_sums(
             a.double(), b.double(), torch.zeros(C, dtype=torch.float64) if origin_C is None else origin_C.double(), None
         )
     origin = None if origin_C is None else origin_C[None, :, None].expand(N, C, parts).reshape(-1)
