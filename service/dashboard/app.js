@@ -102,7 +102,8 @@ async function readEvents(id) {
   if (seen.id !== id) Object.assign(seen, { id, after: 0, events: [], logs: [], statistics: null });
   for (let isMore = true; isMore; ) {
     const page = await get(`/v1/jobs/${id}/events?after=${seen.after}&limit=1000`);
-    if (seen.id !== id || !page.data.length) return; // another job was opened meanwhile
+    // Another job was opened meanwhile, or another turn has read the same page.
+    if (seen.id !== id || !page.data.length || page.data[0].seq <= seen.after) return;
     for (const event of page.data) {
       if (event.type === "log") seen.logs.push(`[${event.rank ?? "-"}] ${event.data.message}`);
       else if (event.type !== "metrics") seen.events.push(event);

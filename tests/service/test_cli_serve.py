@@ -1,4 +1,4 @@
-"""`syncbn serve`, `down` and `doctor` as processes: one controller a home, clear refusals, an orderly end. There is no Ray at their address."""
+"""`syncbn serve`, `down` and `doctor` as processes: one controller a home, clear refusals, an orderly end. Without a Ray."""
 
 import json
 import os

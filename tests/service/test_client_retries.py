@@ -215,7 +215,7 @@ def test_a_controller_that_comes_back_on_another_port_is_found(tmp_path):
 
     class Moving(Script):
         def handle_request(self, request):
-        """Give the next answer."""
+            """Move, and give the next answer."""
             note.write_text('{"url": "http://127.0.0.1:8", "pid": 2}')
             return super().handle_request(request)
 
