@@ -1,27 +1,19 @@
 """BatchNorm to SyncBatchNorm and back, in place in the tree of modules.
 
-Owns: which modules are converted, and what they keep: parameters and buffers (the same tensors), hooks, modes, group.
-Does not own the layer.
-A module that is reached twice is converted once and stays shared.
+Owns: the two public functions. The mechanics are in `adoption.py`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 from torch import nn
 
+from syncbn.adoption import ORIGINAL_CLASS, OWN_STATE, adopt, replace_all, synchronized
 from syncbn.collectives import ProcessGroup
 from syncbn.errors import ConversionError
 from syncbn.layer import SyncBatchNorm
-from syncbn.norms.layers import BatchNorm
-
-_PLAIN = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, BatchNorm)
-_LAZY = (nn.LazyBatchNorm1d, nn.LazyBatchNorm2d, nn.LazyBatchNorm3d)
-_OWN_STATE = ("process_group", "activation", "unbiased_running_var", "_original_class")
-_REMEMBERED = "_original_class"
-Replace = Callable[[nn.Module], nn.Module]
+from syncbn.local import BatchNorm
 
 
 def convert_sync_batchnorm(module: nn.Module, process_group: ProcessGroup | None = None) -> nn.Module:
@@ -43,17 +35,7 @@ def convert_sync_batchnorm(module: nn.Module, process_group: ProcessGroup | None
     >>> type(convert_sync_batchnorm(model)[1]).__name__
     'SyncBatchNorm'
     """
-
-    def replace(old: nn.Module) -> nn.Module:
-        if not isinstance(old, nn.modules.batchnorm._BatchNorm):  # noqa: SLF001  the family's only common class
-            return old
-        if isinstance(old, SyncBatchNorm):
-            old.process_group = process_group if process_group is not None else old.process_group
-            return old
-        return _synchronized(old, process_group)
-
-    _refuse_unconvertible(module)
-    return _replace_all(module, replace)
+    return synchronized(module, process_group, SyncBatchNorm)
 
 
 def revert_sync_batchnorm(module: nn.Module) -> nn.Module:
@@ -80,63 +62,15 @@ def revert_sync_batchnorm(module: nn.Module) -> nn.Module:
                 f"layer {name!r} applies the activation {layer.activation!r}, which torch.nn.BatchNorm cannot: expected a layer "
                 "with activation=None; put the activation into a module of its own first"
             )
-    return _replace_all(module, replace)
-
-
-def _replace_all(module: nn.Module, replace: Replace) -> nn.Module:
-    """Replace every reference to every module, one replacement per object."""
-    replacements: dict[int, nn.Module] = {}
-    parents = list(module.modules())
-    for old in parents:
-        replacements[id(old)] = replace(old)
-    for parent in parents:
-        for attribute, child in list(parent._modules.items()):  # noqa: SLF001  named_children hides second references
-            if child is not None and replacements[id(child)] is not child:
-                parent._modules[attribute] = replacements[id(child)]  # noqa: SLF001
-    return replacements[id(module)]
-
-
-def _synchronized(old: nn.modules.batchnorm._BatchNorm, process_group: ProcessGroup | None) -> SyncBatchNorm:
-    new = SyncBatchNorm(old.num_features, affine=False, track_running_stats=False)
-    _adopt(new, old)
-    new.process_group = process_group if process_group is not None else getattr(old, "process_group", None)
-    new.__dict__[_REMEMBERED] = type(old)
-    return new
+    return replace_all(module, replace)
 
 
 def _plain(old: SyncBatchNorm | nn.SyncBatchNorm) -> nn.Module:
-    kind: Any = old.__dict__.get(_REMEMBERED, BatchNorm)
+    kind: Any = old.__dict__.get(ORIGINAL_CLASS, BatchNorm)
     if issubclass(kind, nn.SyncBatchNorm):
         kind = BatchNorm
     new: nn.Module = kind.__new__(kind)  # a subclass may have a constructor of its own
-    _adopt(new, old)
-    for name in _OWN_STATE:
+    adopt(new, old)
+    for name in OWN_STATE:
         new.__dict__.pop(name, None)
     return new
-
-
-def _adopt(new: nn.Module, old: nn.Module) -> None:
-    """Give `new` everything that `old` has: the very parameters, buffers, hooks (whose handles go on working) and flags."""
-    own = {name: new.__dict__[name] for name in _OWN_STATE if name in new.__dict__}
-    new.__dict__.update({**old.__dict__, **own})
-
-
-def _refuse_unconvertible(module: nn.Module) -> None:
-    known = (*_PLAIN, nn.SyncBatchNorm, SyncBatchNorm)
-    for name, layer in module.named_modules():
-        if not isinstance(layer, nn.modules.batchnorm._BatchNorm):  # noqa: SLF001
-            continue
-        kind, where = type(layer), repr(name) if name else "(the module itself)"
-        if isinstance(layer, _LAZY):
-            raise ConversionError(
-                f"layer {where} is a {kind.__name__} that has not seen an input: expected its number of channels to be known; "
-                "run one batch through the model first"
-            )
-        overrides = next((base for base in kind.__mro__ if "forward" in base.__dict__), None)
-        expected = {nn.modules.batchnorm._BatchNorm, nn.SyncBatchNorm, SyncBatchNorm}  # noqa: SLF001
-        changed = "forward" in layer.__dict__ or layer._modules  # noqa: SLF001  patched, or parametrized
-        if not isinstance(layer, known) or overrides not in expected or changed:
-            raise ConversionError(
-                f"layer {where} is a {kind.__module__}.{kind.__qualname__}, whose own forward would be lost: expected "
-                "torch.nn.BatchNorm1d, 2d or 3d; replace it by one of these and put what its forward adds into a module of its own"
-            )

@@ -14,7 +14,7 @@ from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 
 from syncbn.errors import ConversionError
 from syncbn.layer import SyncBatchNorm
-from syncbn.norms.layers import BatchNorm
+from syncbn.local import BatchNorm
 
 _BatchNorm = nn.modules.batchnorm._BatchNorm  # noqa: SLF001  the family's only common class
 _LAYERS = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d, nn.Linear)

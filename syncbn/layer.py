@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from syncbn.activations import activation_named
+from syncbn.adoption import synchronized
 from syncbn.collectives import ProcessGroup
 from syncbn.functional import sync_batch_norm
 from syncbn.running import averaging_factor
@@ -107,9 +108,7 @@ class SyncBatchNorm(nn.modules.batchnorm._BatchNorm):  # noqa: SLF001  torch and
     @classmethod
     def convert_sync_batchnorm(cls, module: nn.Module, process_group: ProcessGroup | None = None) -> nn.Module:
         """`syncbn.convert_sync_batchnorm`, under the name that torch users look for."""
-        from syncbn.convert import convert_sync_batchnorm  # it needs this class
-
-        return convert_sync_batchnorm(module, process_group)
+        return synchronized(module, process_group, cls)
 
     def extra_repr(self) -> str:
         """Arguments that differ from torch's, after torch's own."""

@@ -11,7 +11,8 @@ from torch import nn
 
 from syncbn.errors import OptionError
 from syncbn.layer import SyncBatchNorm
-from syncbn.norms.layers import BatchNorm, FrozenBatchNorm, InstanceNorm, LayerNorm
+from syncbn.local import BatchNorm
+from syncbn.norms.layers import FrozenBatchNorm, InstanceNorm, LayerNorm
 from syncbn.spelling import nearest
 
 

@@ -1,6 +1,6 @@
 """Normalization layers that torch lacks in a form that takes (N, C) and (N, C, *spatial) alike.
 
-Owns: `BatchNorm` (local, any number of dimensions), `LayerNorm` and `InstanceNorm` (channels first) and `FrozenBatchNorm`.
+Owns: `LayerNorm` and `InstanceNorm` (channels first) and `FrozenBatchNorm`. Local batch norm is `syncbn/local.py`.
 """
 
 from __future__ import annotations
@@ -11,21 +11,6 @@ import torch
 from torch import Tensor, nn
 
 from syncbn.errors import ShapeError
-
-
-@final
-class BatchNorm(nn.modules.batchnorm._BatchNorm):  # noqa: SLF001  torch and others find batch norms by this class
-    """torch's local batch normalization for any number of dimensions; same arguments, same state dict.
-
-    >>> BatchNorm(3)(torch.randn(4, 3, 5)).shape
-    torch.Size([4, 3, 5])
-    """
-
-    def _check_input_dim(self, x: Tensor) -> None:
-        if x.dim() < 2:
-            raise ShapeError(
-                f"expected at least 2D input (got {x.dim()}D input of shape {tuple(x.shape)}): pass (N, C) or (N, C, *spatial)"
-            )
 
 
 @final
