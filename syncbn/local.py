@@ -1,4 +1,4 @@
-"""`BatchNorm`: torch's local batch normalization for any number of dimensions, where the dimensions of the input are not known beforehand."""
+"""`BatchNorm`: torch's local batch normalization for inputs whose number of dimensions is not known beforehand. Owns that class alone."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from syncbn.errors import ShapeError
 class BatchNorm(nn.modules.batchnorm._BatchNorm):  # noqa: SLF001  torch and others find batch norms by this class
     """torch's local batch normalization for any number of dimensions; same arguments, same state dict.
 
+    >>> import torch
     >>> BatchNorm(3)(torch.randn(4, 3, 5)).shape
     torch.Size([4, 3, 5])
     """

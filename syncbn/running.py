@@ -26,7 +26,7 @@ def update_(running_mean_C: Tensor, running_var_C: Tensor, batch: Moments, momen
     factor = (batch.n > 1).double() * momentum
     with torch.no_grad():
         for buffer, value_C in ((running_mean_C, batch.mean), (running_var_C, variance(batch, unbiased=unbiased))):
-            buffer.copy_((1 - factor) * buffer.double() + factor * value_C)
+            buffer.copy_(torch.lerp(buffer.double(), value_C, factor))
 
 
 def averaging_factor(momentum: float | None, num_batches_tracked: Tensor) -> float | Tensor:

@@ -132,16 +132,15 @@ def _dots_of_rows(a_RC: Tensor, b_RC: Tensor, origin_C: Tensor | None) -> tuple[
     R, C = b_RC.shape
     if b_RC.dtype == torch.float64:
         return _fused_dots(_folded(a_RC, 1), _folded(b_RC, 1), origin_C)
-    sum_C = dot_C = torch.zeros((), dtype=torch.float64)
-    start = 0
+    slabs, start = [], 0
     while start < R:
         folds = min(max(_WIDTH // C, 1), max((R - start) // _ROWS, 1))
         stop = start + min((R - start) // folds, _ROWS) * folds
         origin = origin_C if origin_C is None or folds == 1 else origin_C.repeat(folds)
         sums, dots = _fused_dots(_folded(a_RC[start:stop], folds), _folded(b_RC[start:stop], folds), origin)
-        sum_C, dot_C = sum_C + sums.view(folds, C).sum(0), dot_C + dots.view(folds, C).sum(0)
+        slabs.append((sums, dots) if folds == 1 else (sums.view(folds, C).sum(0), dots.view(folds, C).sum(0)))
         start = stop
-    return sum_C, dot_C
+    return slabs[0] if len(slabs) == 1 else (torch.stack([s for s, _ in slabs]).sum(0), torch.stack([d for _, d in slabs]).sum(0))
 
 
 def _folded(x_RC: Tensor, folds: int) -> Tensor:
