@@ -5,10 +5,10 @@ import logging
 from fastapi import APIRouter
 from fastapi.responses import JSONResponse
 from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, Gauge, generate_latest
-from sqlalchemy.exc import SQLAlchemyError
 from starlette.responses import Response
 
 from service.api.context import InContext
+from service.store.database import DatabaseError
 
 router = APIRouter(tags=["health"])
 _log = logging.getLogger(__name__)
@@ -25,7 +25,7 @@ async def is_ready(context: InContext) -> Response:
     """Say whether the database answers."""
     try:
         await context.store.ping()
-    except (SQLAlchemyError, OSError):
+    except DatabaseError:
         _log.exception("the database does not answer")
         return JSONResponse({"status": "unavailable", "database": "unavailable"}, 503)
     return JSONResponse({"status": "ok", "database": "ok"})

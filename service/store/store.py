@@ -3,10 +3,12 @@
 from types import TracebackType
 from typing import Self
 
+from sqlalchemy.exc import SQLAlchemyError
+
 from service.store.attempts import Attempts
 from service.store.changes import Changes
 from service.store.checkpoints import Checkpoints
-from service.store.database import Database
+from service.store.database import Database, DatabaseError
 from service.store.events import Events
 from service.store.jobs import Jobs
 from service.store.metrics import Metrics
@@ -46,8 +48,15 @@ class Store:
         return cls(database, changes)
 
     async def ping(self) -> None:
-        """Ask the database for anything; raises where it does not answer."""
-        await self.tokens.find("")
+        """Ask the database for anything.
+
+        Raises:
+            DatabaseError: it does not answer.
+        """
+        try:
+            await self.tokens.find("")
+        except (SQLAlchemyError, OSError) as error:
+            raise DatabaseError(f"the database does not answer: {error}") from error
 
     async def close(self) -> None:
         """Close every connection. Afterwards another process may open the database."""
