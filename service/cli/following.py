@@ -91,14 +91,15 @@ class _Bar:
 
     def __init__(self, progress: Progress) -> None:
         self._progress = progress
-        self._task = progress.add_task("queued", total=None, figures="")
+        self._task = progress.add_task("queued", total=None, steps="", figures="")
 
     def note(self, line: str) -> None:
         self._progress.console.print(Text(clean(line)), soft_wrap=True)
 
     def refresh(self, view: View) -> None:
+        steps = f"{view.step}/{view.total_steps}" if view.total_steps else ""
         self._progress.update(
-            self._task, description=clean(view.state), completed=view.step, total=view.total_steps, figures=view.figures()
+            self._task, description=clean(view.state), completed=view.step, total=view.total_steps, steps=steps, figures=view.figures()
         )
 
 
@@ -109,7 +110,7 @@ def display(console: Console) -> Iterator[Display]:
         yield _Lines(console)
         return
     columns = (
-        TextColumn("{task.description}", style="bold"), BarColumn(), TextColumn("{task.completed:.0f}/{task.total}"),
+        TextColumn("{task.description}", style="bold"), BarColumn(), TextColumn("{task.fields[steps]}"),
         TextColumn("{task.fields[figures]}"), TimeElapsedColumn(),
     )  # fmt: skip
     with Progress(*columns, console=console) as progress:

@@ -53,27 +53,28 @@ def state_text(state: str) -> Text:
     return Text(clean(state), style=_STYLES.get(state, ""))
 
 
-def _table(*columns: str) -> Table:
-    table = Table(box=None, pad_edge=False, header_style="bold")
+def _table(*columns: str, gap: int = 2) -> Table:
+    """Return an empty table. Columns: `>` aligns right, `~` may be folded where the terminal is narrow; figures never are."""
+    table = Table(box=None, pad_edge=False, header_style="bold", padding=(0, gap, 0, 0))
     for name in columns:
-        table.add_column(name.removeprefix(">"), justify="right" if name.startswith(">") else "left", no_wrap=True)
+        table.add_column(name.lstrip(">~"), justify="right" if name.startswith(">") else "left", no_wrap="~" not in name, overflow="fold")
     return table
 
 
 def jobs_table(jobs: Iterable[Json]) -> Table:
     """Return jobs, one a row."""
-    table = _table("ID", "NAME", "STATE", ">STEP", ">LOSS", ">ACCURACY", ">WORKERS", ">AGE")
+    table = _table("ID", "~NAME", "STATE", ">STEP", ">ACC", ">RANKS", ">AGE")
     for job in jobs:
         metrics, progress = job["metrics"], job["progress"]
         step = f"{progress['step']}/{number(progress['total_steps'])}"
-        cells = step, number(metrics.get("train/loss")), number(metrics.get("val/accuracy")), str(job["world_size"]), age(job["created_at"])
+        cells = step, number(metrics.get("val/accuracy")), str(job["world_size"]), age(job["created_at"])
         table.add_row(job["id"], Text(clean(job["name"])), state_text(job["state"]), *cells)
     return table
 
 
 def job_table(job: Json) -> Table:
     """Return one job, one fact a row."""
-    table = _table("", "")
+    table = _table("", "~")
     table.show_header = False
     progress = job["progress"]
     facts = {
@@ -95,7 +96,7 @@ def job_table(job: Json) -> Table:
 
 def metrics_table(series: Iterable[Json]) -> Table:
     """Return series in summary, one a row."""
-    table = _table("METRIC", ">POINTS", ">LAST STEP", ">LAST", ">MIN", ">MAX")
+    table = _table("~METRIC", ">POINTS", ">LAST STEP", ">LAST", ">MIN", ">MAX")
     for row in series:
         values = [value for _, value in row["points"]]
         step = row["points"][-1][0] if values else None
@@ -117,12 +118,13 @@ def checkpoints_table(checkpoints: Iterable[Json]) -> Table:
 
 
 def statistics_table(layers: Iterable[Json]) -> Table:
-    """Return every layer's running statistics in summary, one a row. The running variance is the one that inference divides by."""
-    table = _table("LAYER", "KIND", ">CHANNELS", ">BATCHES", ">MEAN MIN", ">MEAN", ">MEAN MAX", ">VAR MIN", ">VAR", ">VAR MAX", "HEALTH")
+    """Return every layer's running statistics, one a row: channels, batches seen, range and average over the channels."""
+    figures = (f">{part}\n{summary}" for part in ("mean", "var") for summary in ("min", "avg", "max"))
+    table = _table("~LAYER", ">\nC", ">\nseen", *figures, "~HEALTH", gap=1)
     for layer in layers:
         parts = [layer[name] or {} for name in ("running_mean", "running_var")]
-        figures = [number(part.get(key), 3) for part in parts for key in ("min", "mean", "max")]
+        figures = (number(part.get(key), 2) for part in parts for key in ("min", "mean", "max"))
         findings = ", ".join(clean(row.get("code", row)) if isinstance(row, dict) else clean(row) for row in layer.get("health") or ())
         counts = number(layer["num_channels"]), number(layer["num_batches_tracked"])
-        table.add_row(Text(clean(layer["name"])), Text(clean(layer["kind"])), *counts, *figures, findings or "ok")
+        table.add_row(Text(clean(layer["name"])), *counts, *figures, Text(findings or "ok", style="yellow" if findings else "green"))
     return table
