@@ -1,9 +1,10 @@
 """The Ray actor: a mailbox around one rank. Takes an assignment, trains in a thread, answers drains, passes on stop.
 
-Owns the training thread and the last word (`end`) of the rank. Loads torch only inside the actor's process, in `_train` and
-`host_store`; importing this module loads neither torch nor Ray.
+Owns the training thread and the last word (`end`) of the rank. Loads torch only inside the actor's process, in `_train`,
+`host_store` and `_load_torch`; importing this module loads neither torch nor Ray.
 """
 
+import contextlib
 import os
 import threading
 from typing import Any
@@ -27,6 +28,8 @@ class RankActor:
         self._thread: threading.Thread | None = None
         self._fence = 0
         self._starting = threading.Lock()
+        # The other ranks import torch while rank 0 does, and not one after the other.
+        threading.Thread(target=_load_torch, name="load", daemon=True).start()
 
     def identify(self) -> dict[str, Any]:
         """Say which process this is, for those who must know when it is gone."""
@@ -92,3 +95,9 @@ class RankActor:
             except BaseException as error:  # noqa: BLE001 - recorded as the rank's last word
                 ending = {"outcome": "failed", "failure": to_failure(error, self._rank).model_dump(mode="json")}
         self._events.emit(EventType.END, ending)
+
+
+def _load_torch() -> None:
+    """Import what training needs. An error comes up again where it is needed, and is reported there."""
+    with contextlib.suppress(Exception):
+        import worker.session  # noqa: F401
