@@ -18,8 +18,8 @@ from syncbn.moments import Moments
 from syncbn.shapes import Affine, Centred, Factors, accumulation_dtype, along_channels, reduced_dims, values_per_channel
 
 _PLANE = 1024  # values that one float32 accumulation of the contiguous kernel may span (it keeps 16 or more partial sums)
-_ROWS = 512  # rows that the channels-last kernel may add up one after the other
-_WIDTH = 2048  # channels, real and folded, whose partial sums stay in the nearest cache
+_ROWS = 256  # rows that the channels-last kernel may add up one after the other, give or take a factor of 2
+_WIDTH = 4096  # channels, real and folded, whose partial sums stay in the nearest cache
 _SAMPLES = 64  # about how many values per channel the shift is the mean of
 _SMALL = 4.0  # |b mean| / |a| up to which b x may cancel against b mean in the input gradient a dy + b (x - mean) + c
 _FAR = 16.0  # (shift - mean)^2 / variance beyond which the shift is taken anew: it costs that factor in accuracy
@@ -134,13 +134,21 @@ def _dots_of_rows(a_RC: Tensor, b_RC: Tensor, origin_C: Tensor | None) -> tuple[
         return _fused_dots(_folded(a_RC, 1), _folded(b_RC, 1), origin_C)
     slabs, start = [], 0
     while start < R:
-        folds = min(max(_WIDTH // C, 1), max((R - start) // _ROWS, 1))
-        stop = start + min((R - start) // folds, _ROWS) * folds
+        folds, rows = _slab(R - start, C)
+        stop = start + rows * folds
         origin = origin_C if origin_C is None or folds == 1 else origin_C.repeat(folds)
         sums, dots = _fused_dots(_folded(a_RC[start:stop], folds), _folded(b_RC[start:stop], folds), origin)
         slabs.append((sums, dots) if folds == 1 else (sums.view(folds, C).sum(0), dots.view(folds, C).sum(0)))
         start = stop
     return slabs[0] if len(slabs) == 1 else (torch.stack([s for s, _ in slabs]).sum(0), torch.stack([d for _, d in slabs]).sum(0))
+
+
+def _slab(left: int, C: int) -> tuple[int, int]:
+    """Into how many channels to fold each channel, and how many folded rows to add up, of the rows left: all of them if they fit."""
+    most = min(max(_WIDTH // C, 1), max(left // _ROWS, 1))
+    folds = next((folds for folds in range(most, most // 2, -1) if left % folds == 0), most)
+    rows = left // folds
+    return folds, rows if rows <= 2 * _ROWS else _ROWS
 
 
 def _folded(x_RC: Tensor, folds: int) -> Tensor:
