@@ -52,12 +52,12 @@ class Reconciler:
     async def view(self) -> dict[str, Any]:
         """Return the cluster as `GET /v1/cluster` shows it."""
         if self._condition:
-            return {"connected": False, "message": self._condition, "nodes": [], "room": None, "gangs": []}
+            return {"is_connected": False, "message": self._condition, "nodes": [], "room": None, "gangs": []}
         try:
             room, nodes = await self._cluster.room(), await self._cluster.nodes()
         except ClusterError as error:
-            return {"connected": False, "message": str(error), "nodes": [], "room": None, "gangs": []}
-        return {"connected": True, "message": "", "nodes": nodes, "room": vars(room), "gangs": sorted(self._supervisors)}
+            return {"is_connected": False, "message": str(error), "nodes": [], "room": None, "gangs": []}
+        return {"is_connected": True, "message": "", "nodes": nodes, "room": vars(room), "gangs": sorted(self._supervisors)}
 
     async def _run(self, store: Store) -> None:
         await self._connect(store)

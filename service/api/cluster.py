@@ -17,7 +17,7 @@ router = APIRouter(tags=["cluster"])
 async def get_cluster(context: InContext) -> dict[str, Any]:
     """Show the nodes and what is free on them."""
     if context.controller is None:
-        return {"connected": False, "message": "this controller runs no jobs", "nodes": [], "room": None, "gangs": []}
+        return {"is_connected": False, "message": "this controller runs no jobs", "nodes": [], "room": None, "gangs": []}
     return await context.controller.view()
 
 

@@ -95,7 +95,7 @@ class Stage:
     def _await_cluster(self, client: Client) -> None:
         self._say("2. Wait for its cluster", f"curl -H 'Authorization: Bearer TOKEN' {client.url}/v1/cluster")
         deadline = time.monotonic() + CLUSTER_TIMEOUT_S
-        while not (cluster := client.cluster()).get("connected"):
+        while not (cluster := client.cluster()).get("is_connected"):
             self.guard.check()
             if time.monotonic() > deadline:
                 raise DemoError(f"the embedded Ray did not come up within {CLUSTER_TIMEOUT_S:.0f} s: {cluster.get('message', '')}")

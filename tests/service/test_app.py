@@ -67,7 +67,7 @@ class FakeController:
 
     async def view(self):
         """Return one node."""
-        return {"connected": True, "nodes": [{"name": "n"}]}
+        return {"is_connected": True, "nodes": [{"name": "n"}]}
 
 
 def test_the_controller_is_started_and_stopped_with_the_application(tmp_path):
@@ -116,4 +116,4 @@ def test_jobs_are_there_after_a_restart(tmp_path):
 def test_the_cluster_is_what_the_controller_sees(tmp_path):
     """Without one, the service says that it runs nothing."""
     with running(tmp_path) as world:
-        assert world.client.get("/v1/cluster").json()["connected"] is False
+        assert world.client.get("/v1/cluster").json()["is_connected"] is False

@@ -63,6 +63,11 @@ def test_ten_epochs_unless_told():
     assert parse_spec({**MINIMAL, "steps": 5}).epochs is None
 
 
+def test_an_optimizer_without_a_name_is_sgd():
+    """One key can be set without repeating the default."""
+    assert parse_spec({**MINIMAL, "optimizer": {"lr": 0.3}}).optimizer.lr == 0.3
+
+
 @pytest.mark.parametrize(
     ("change", "loc", "value", "expected", "remedy"),
     [
@@ -72,7 +77,6 @@ def test_ten_epochs_unless_told():
         ({"optimizer": {"name": "sgd", "lrr": 1}}, "optimizer.lrr", 1, "a known key", "did you mean lr?"),
         ({"recalibrate": {"num_sample": 1}}, "recalibrate.num_sample", 1, "a known key", "did you mean num_samples?"),
         ({"optimizer": {"name": "adam"}}, "optimizer.name", "adam", "one of sgd, adamw", "did you mean adamw?"),
-        ({"optimizer": {"lr": 0.1}}, "optimizer.name", None, "a value", "add optimizer.name"),
         ({"norm": {"kind": "syncbn"}}, "norm.kind", "syncbn", "one of sync_bn", "did you mean sync_bn?"),
         ({"model": {"name": "resnet19"}}, "model.name", "resnet19", "one of resnet18", "did you mean resnet18?"),
         ({"data": {"name": "digit"}}, "data.name", "digit", "one of digits", "did you mean digits?"),

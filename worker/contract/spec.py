@@ -46,6 +46,7 @@ CheckpointReference = Annotated[
         "job_01J8ZQ4WZ0V5K3T9M2N7R6C1XH/checkpoints/latest",
     ),
 ]
+SgdUnlessNamed = BeforeValidator(lambda value: {"name": "sgd", **value} if isinstance(value, dict) else value)
 # YAML 1.1 reads an unquoted `off` as the boolean false; a user who wrote off means off.
 OffSwitch = BeforeValidator(lambda value: "off" if value is False else value)
 
@@ -169,7 +170,7 @@ class JobSpec(Frozen):
     batch_size: Annotated[StrictInt, Field(ge=1, le=2**31)] = 128
     epochs: Annotated[StrictInt, Field(ge=1, le=1_000_000)] | None = None
     steps: Annotated[StrictInt, Field(ge=1, le=2**40)] | None = None
-    optimizer: Annotated[SgdSpec | AdamWSpec, Field(discriminator="name")] = SgdSpec()
+    optimizer: Annotated[SgdSpec | AdamWSpec, Field(discriminator="name"), SgdUnlessNamed] = SgdSpec()
     schedule: ScheduleSpec = ScheduleSpec()
     precision: Literal["fp32", "bf16", "fp16", "fp64"] = "fp32"
     channels_last: StrictBool = False
