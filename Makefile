@@ -5,7 +5,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
-.PHONY: help demo test check format bench clean
+.PHONY: help demo test check format clean
 .DEFAULT_GOAL := help
 
 help: ## this list
@@ -26,9 +26,6 @@ check: $(INSTALLED) ## lint, types, import contracts
 format: $(INSTALLED) ## what `check` would complain about, where it can be mended by machine
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
-
-bench: $(INSTALLED) ## the layer against local BatchNorm, side by side
-	OMP_NUM_THREADS=1 $(BIN)/python -m tests.benchmarks.layer
 
 clean: ## remove the environment and every cache
 	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache *.egg-info

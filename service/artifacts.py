@@ -15,13 +15,12 @@ from typing import Final
 from service.errors import DamagedError, NotFoundError
 from service.store.records import Checkpoint
 from service.store.store import Store
-from worker.contract import checkpoint_name, checkpoints_directory
+from worker.contract import best_step, checkpoint_name, checkpoints_directory
 
 MANIFEST_NAME: Final = "manifest.json"
 CHUNK_BYTES: Final = 2**20
 # A manifest comes from a rank; a name in it that could lead elsewhere is no name.
 _PLAIN_NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
-_IS_BETTER_HIGH: Final = {"val/accuracy": True, "val/loss": False}
 
 
 @dataclass(frozen=True)
@@ -55,7 +54,7 @@ class Artifacts:
         job = await self._store.jobs.get(job_id)
         found = await self._store.checkpoints.of(job_id)
         metric = None if job is None else job.spec.checkpoint.keep_best
-        best = best_step(found, metric)
+        best = best_step((checkpoint.manifest for checkpoint in found), metric)
         return [Listed(checkpoint, checkpoint.step == best, index == 0) for index, checkpoint in enumerate(found)]
 
     async def find(self, job_id: str, step: str) -> Checkpoint:
@@ -106,26 +105,6 @@ class Artifacts:
 
     def _directory(self, checkpoint: Checkpoint) -> Path:
         return self._root / checkpoints_directory(checkpoint.job_id) / checkpoint_name(checkpoint.step)
-
-
-def best_step(checkpoints: Sequence[Checkpoint], metric: str | None) -> int | None:
-    """Return the step of the best healthy checkpoint by a metric, the newest of equals; None where there is none.
-
-    The same rule as that by which the worker keeps the best one.
-
-    Args:
-        checkpoints: in any order.
-        metric: `val/accuracy`, the higher the better, or `val/loss`, the lower the better; None: nothing is best.
-    """
-    if metric is None:
-        return None
-    sign = 1 if _IS_BETTER_HIGH[metric] else -1
-    rated = [
-        (sign * checkpoint.manifest.metrics[metric], checkpoint.step)
-        for checkpoint in checkpoints
-        if metric in checkpoint.manifest.metrics and checkpoint.manifest.health.status == "healthy"
-    ]
-    return max(rated)[1] if rated else None
 
 
 async def read_chunks(opened: OpenedFile, start: int, end: int) -> AsyncIterator[bytes]:

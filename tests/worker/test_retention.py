@@ -3,8 +3,9 @@
 import pytest
 
 from tests.support.checkpoints import draft
+from worker.contract.manifest import best_step
 from worker.contract.spec import CheckpointSpec
-from worker.retention import best_step, steps_to_prune
+from worker.retention import steps_to_prune
 
 
 def _manifests(*accuracies, unhealthy=()):
@@ -38,5 +39,14 @@ def test_a_checkpoint_without_the_metric_is_not_the_best():
     """A value that was no number is not in the manifest, and cannot win."""
     manifests = {1: draft(1, metrics={}), 2: draft(2, metrics={"val/loss": 3.0})}
 
-    assert best_step(manifests, "val/loss") == 2
-    assert best_step(manifests, "val/accuracy") is None
+    assert best_step(manifests.values(), "val/loss") == 2
+    assert best_step(manifests.values(), "val/accuracy") is None
+
+
+@pytest.mark.parametrize(("metric", "best"), [("val/accuracy", 3), ("val/loss", 1), (None, None)])
+def test_best_is_high_accuracy_or_low_loss_the_newest_of_equals(metric, best):
+    """Worker and service share the rule, so what the one keeps is what the other shows."""
+    figures = {1: (0.5, 1.0), 2: (0.9, 2.0), 3: (0.9, 3.0)}
+    manifests = [draft(step, metrics={"val/accuracy": accuracy, "val/loss": loss}) for step, (accuracy, loss) in figures.items()]
+
+    assert best_step(manifests, metric) == best

@@ -14,6 +14,7 @@ from worker.contract.manifest import (
     Health,
     LayerEntry,
     Manifest,
+    best_step,
     checkpoint_name,
     checkpoints_directory,
 )
@@ -38,6 +39,7 @@ __all__ = [
     "Problem",
     "RankEvent",
     "SpecError",
+    "best_step",
     "checkpoint_name",
     "checkpoints_directory",
     "parse_spec",

@@ -4,6 +4,7 @@ jobs/{job_id}/checkpoints/step-00000120/
     manifest.json  model.safetensors  training.safetensors  training.json
 """
 
+from collections.abc import Iterable
 from datetime import datetime
 from pathlib import PurePosixPath
 from typing import Any, Literal
@@ -89,3 +90,23 @@ class Manifest(Frozen):
     def size_bytes(self) -> int:
         """Bytes of all files together, the manifest not counted."""
         return sum(entry.size for entry in self.files.values())
+
+
+def best_step(manifests: Iterable[Manifest], metric: str | None) -> int | None:
+    """Return the step of the best healthy checkpoint, the newest of equals: what the worker keeps and the service calls `best`.
+
+    Args:
+        manifests: of one job, in any order.
+        metric: `val/accuracy`, the higher the better, or `val/loss`, the lower the better; None: nothing is best.
+    Returns:
+        None where no healthy one has the metric.
+    """
+    if metric is None:
+        return None
+    sign = -1 if metric == "val/loss" else 1
+    rated = [
+        (sign * manifest.metrics[metric], manifest.step)
+        for manifest in manifests
+        if metric in manifest.metrics and manifest.health.status == "healthy"
+    ]
+    return max(rated)[1] if rated else None

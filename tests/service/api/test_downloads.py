@@ -13,12 +13,8 @@ from hypothesis import strategies as st
 from safetensors.numpy import load
 
 from service.api.ranges import slice_of
-from service.artifacts import best_step
 from service.errors import RangeError
-from service.store.records import Checkpoint
 from tests.service.api.served import served
-from tests.service.store.ranks import manifest
-from worker.contract import Manifest
 
 
 @pytest.fixture
@@ -72,18 +68,6 @@ def test_a_job_without_checkpoints_has_no_best(world):
     assert world.client.get(f"/v1/jobs/{job_id}/checkpoints").json() == {"data": [], "has_more": False, "next_cursor": None}
     for which in ("latest", "best"):
         assert world.client.get(f"/v1/jobs/{job_id}/checkpoints/{which}").json()["code"] == "checkpoint_not_found"
-
-
-@pytest.mark.parametrize(("metric", "best"), [("val/accuracy", 3), ("val/loss", 2), (None, None)])
-def test_best_is_high_accuracy_or_low_loss_the_newest_of_equals(metric, best):
-    """As the worker keeps it."""
-    figures = {1: (0.9, 2.0), 2: (0.5, 1.0), 3: (0.9, 3.0)}
-    made = [
-        Checkpoint("job", step, Manifest(**manifest("job", step, metrics={"val/accuracy": accuracy, "val/loss": loss})))
-        for step, (accuracy, loss) in figures.items()
-    ]
-
-    assert best_step(made, metric) == best
 
 
 def test_a_whole_file_comes_with_digest_and_length(world, stored):
