@@ -1,11 +1,13 @@
 """The controller as its operator meets it: real processes, real Ray, real signals."""
 
 import os
+import random
 import signal
+import time
 
 import pytest
 
-from service.client import Conflict
+from service.client import Client, Conflict
 from tests.support.serving import Serving, is_alive, spec, until
 
 pytestmark = pytest.mark.ray
@@ -26,8 +28,6 @@ def client(serving):
     """A client of the running controller."""
     if serving.process.poll() is not None:
         serving.start().close()
-    from service.client import Client
-
     with Client(home=serving.home) as client:
         yield client
 
@@ -130,3 +130,25 @@ def test_a_terminated_controller_ends_well_and_leaves_its_jobs_running(serving, 
     with serving.start() as again:
         again.cancel(job_id)
         assert again.wait(job_id, timeout_s=30)["state"] == "cancelled"
+
+
+def test_a_controller_killed_again_and_again_ends_the_job_once_with_everything_on_record(serving, client):
+    """Wherever SIGKILL falls, also while the controller is still connecting or adopting: one attempt, every step once, one end."""
+    job_id = client.submit(spec(STEPS), idempotency_key="again-and-again")["id"]
+    _at_step(client, job_id, 1)
+    moments = random.Random(0)
+    for _ in range(6):
+        serving.kill()
+        again = serving.start()
+        time.sleep(moments.uniform(0, 2.5))
+        assert again.submit(spec(STEPS), idempotency_key="again-and-again")["id"] == job_id
+        again.close()
+    with Client(home=serving.home) as last:
+        job = last.wait(job_id, timeout_s=90)
+        steps = [point[0] for point in last.metrics(job_id, ["train/loss"])["series"][0]["points"]]
+        _gapless(last, job_id)
+
+    assert job["state"] == "succeeded"
+    assert len(job["attempts"]) == 1
+    assert steps == list(range(1, STEPS + 1))
+    assert not serving.ranks()
