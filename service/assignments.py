@@ -8,6 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from service.artifacts import Artifacts
+from service.catalogue import align
 from service.errors import NotFoundError
 from service.store.records import Job
 from service.store.store import Store
@@ -53,14 +54,16 @@ class Assignments:
 
         return assignment
 
-    def discard(self, job: Job) -> None:
-        """Remove the attempt's marker."""
+    async def discard(self, job: Job) -> None:
+        """Clear up after an attempt whose ranks are gone: its marker, and what it published without having been heard."""
         self._marker(job).unlink(missing_ok=True)
+        await align(self._store, self._storage, job.id)
 
     def _marker(self, job: Job) -> Path:
         return self._storage / MARKERS / f"{job.id}-{job.attempt}"
 
     async def _resume(self, job: Job) -> str | None:
+        await align(self._store, self._storage, job.id)
         own = await self._store.checkpoints.of(job.id)
         if own:
             return f"{job.id}/{own[0].step}"

@@ -5,6 +5,7 @@ The one file of `service` that imports Ray. `Cluster` and `RunningGang` are what
 
 import asyncio
 import socket
+import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,7 +13,7 @@ from typing import Any, Protocol
 
 from service import embedded
 from service.scheduling import Room
-from service.settings import export_ray_token
+from service.settings import export_ray_patience, export_ray_token
 from worker.contract import Assignment, Drain
 
 POLL_S = 20.0
@@ -61,6 +62,9 @@ class Cluster(Protocol):
 
     async def disconnect(self) -> None:
         """Let go of the cluster; gangs go on."""
+
+    async def is_lost(self) -> bool:
+        """Return whether the cluster is known to be gone for good, every gang with it, so that `connect` must be called again."""
 
     async def room(self) -> Room:
         """Return what there is and what is free."""
@@ -155,25 +159,29 @@ class RayCluster:
         await asyncio.to_thread(self._connect)
 
     def _connect(self) -> None:
+        # First of all: a raylet that ends while this process is its driver takes the process along.
+        _let_go()
         address = self.address
         if not address:
             found = embedded.ensure(self.home)
             export_ray_token(found.token_path)
             address = found.address
         _require_listener(address)
+        export_ray_patience()
+        # Not before the token is known: Ray reads it when it is imported, and then never again.
         import ray
 
-        if ray.is_initialized():
-            ray.shutdown()
         from worker.gang import NAMESPACE
 
         ray.init(address=address, namespace=NAMESPACE, log_to_driver=False, logging_level="ERROR")
 
+    async def is_lost(self) -> bool:
+        """See Cluster. Known only of an embedded Ray; of one elsewhere, silence says nothing."""
+        return not self.address and not await asyncio.to_thread(embedded.is_alive, self.home)
+
     async def disconnect(self) -> None:
         """See Cluster."""
-        import ray
-
-        await asyncio.to_thread(ray.shutdown)
+        await asyncio.to_thread(_let_go)
 
     async def room(self) -> Room:
         """See Cluster."""
@@ -209,6 +217,14 @@ class RayCluster:
         from worker import gang
 
         await _off_loop(gang.dissolve, job_id, attempt, world_size)
+
+
+def _let_go() -> None:
+    """End this process's connection to Ray, if it has one."""
+    if "ray" in sys.modules:
+        import ray
+
+        ray.shutdown()
 
 
 def _require_listener(address: str) -> None:

@@ -57,10 +57,16 @@ def ensure(home: Path) -> EmbeddedRay:
     """
     found = _recorded(home)
     if found is not None:
-        if _is_alive(found):
+        if _is_whole(found):
             return found
         stop(home)
     return _start(home)
+
+
+def is_alive(home: Path) -> bool:
+    """Return whether this home's embedded Ray is there and whole."""
+    found = _recorded(home)
+    return found is not None and _is_whole(found)
 
 
 def stop(home: Path) -> None:
@@ -156,7 +162,7 @@ def _recorded(home: Path) -> EmbeddedRay | None:
         return None
 
 
-def _is_alive(ray: EmbeddedRay) -> bool:
+def _is_whole(ray: EmbeddedRay) -> bool:
     """Return whether the head's two servers run; without either, Ray must be started again."""
     names = {process.name() for process in marked(MARKER, ray.session)}
     return bool(ray.address) and {"gcs_server", "raylet"} <= names

@@ -6,6 +6,7 @@ that fails is run again by the next round; so is everything after a restart of t
 
 import asyncio
 import contextlib
+import time
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,8 @@ from service.supervisor import Supervisor
 ROUND_S = 1.0
 """Longest time between two rounds; a submission or a cancel starts one at once."""
 RECONNECT_S = 5.0
+LOSS_LOOK_S = 5.0
+"""How often the cluster is looked at for having gone for good."""
 
 log = structlog.get_logger()
 
@@ -36,6 +39,7 @@ class Reconciler:
         self._supervisors: dict[str, tuple[Supervisor, asyncio.Task[None]]] = {}
         self._rounds: asyncio.Task[None] | None = None
         self._condition = "connecting to the cluster"
+        self._next_look = 0.0
 
     async def start(self, store: Store) -> None:
         """Begin; returns at once. Until the cluster is there, jobs wait in the queue."""
@@ -43,10 +47,10 @@ class Reconciler:
 
     async def stop(self) -> None:
         """Let go of everything. Gangs go on training; the next controller adopts them."""
-        tasks = [task for _, task in self._supervisors.values()] + ([self._rounds] if self._rounds else [])
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
+        if self._rounds is not None:
+            self._rounds.cancel()
+            await asyncio.gather(self._rounds, return_exceptions=True)
+        await self._end_supervisors()
         await self._cluster.disconnect()
 
     async def view(self) -> dict[str, Any]:
@@ -60,11 +64,12 @@ class Reconciler:
         return {"is_connected": True, "message": "", "nodes": nodes, "room": vars(room), "gangs": sorted(self._supervisors)}
 
     async def _run(self, store: Store) -> None:
-        await self._connect(store)
         while True:
+            await self._connect(store)
             store.changes.jobs.clear()
             try:
                 await self._round(store)
+                await self._look_for_loss()
             except ClusterError as error:
                 log.warning("cluster_not_responding", error=str(error))
             except Exception:
@@ -85,6 +90,22 @@ class Reconciler:
             else:
                 self._condition = ""
                 log.info("cluster_connected")
+
+    async def _look_for_loss(self) -> None:
+        """Where the cluster is gone, have it connected anew, and every live job looked at anew: its gang is gone too."""
+        if time.monotonic() < self._next_look:
+            return
+        self._next_look = time.monotonic() + LOSS_LOOK_S
+        if await self._cluster.is_lost():
+            self._condition = "the cluster was lost"
+            log.error("cluster_lost", jobs=sorted(self._supervisors))
+            await self._end_supervisors()
+
+    async def _end_supervisors(self) -> None:
+        tasks = [task for _, task in self._supervisors.values()]
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
 
     async def _round(self, store: Store) -> None:
         jobs = await store.jobs.in_states({State.QUEUED} | HOLDS_GANG)

@@ -101,3 +101,8 @@ def inherited_environment() -> dict[str, str]:
 def export_ray_token(path: str) -> None:
     """Have this process show the token in the file at `path` to Ray, which takes it from nowhere but the environment."""
     os.environ.update(RAY_AUTH_MODE="token", RAY_AUTH_TOKEN_PATH=path)
+
+
+def export_ray_patience() -> None:
+    """Keep Ray from ending this process when its head has been away for a minute, which is what it does with a driver."""
+    os.environ.setdefault("RAY_gcs_rpc_server_reconnect_timeout_s", str(10 * 365 * 86_400))

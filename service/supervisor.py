@@ -77,13 +77,13 @@ class Supervisor:
     async def _give_up(self, to: State, reason: str, message: str) -> None:
         """Leave `starting` without having trained; a cancel that came meanwhile wins."""
         await self._insist(self._dissolve_by_name)
-        self._assignments.discard(self._job)
+        await self._assignments.discard(self._job)
         if not await self._store.jobs.transition(self._job.id, to, from_={State.STARTING}, reason=reason, message=message):
             await self._cancelled()
 
     async def _conclude(self, verdict: Verdict) -> None:
         """Put the job into the state that follows; a cancel that came before the end was stored wins."""
-        self._assignments.discard(self._job)
+        await self._assignments.discard(self._job)
         live = HOLDS_GANG - {State.CANCELLING}
         match verdict:
             case Succeed():

@@ -4,11 +4,11 @@ from collections.abc import Sequence
 from typing import Any
 
 from pydantic import ValidationError
-from sqlalchemy import RowMapping, delete, select
+from sqlalchemy import RowMapping, delete, insert, select
 
 from service.store.database import Database, Write
 from service.store.records import Checkpoint
-from service.store.tables import checkpoints
+from service.store.tables import checkpoints, jobs
 from service.store.upserts import upsert
 from worker.contract import Manifest
 
@@ -31,6 +31,16 @@ class Checkpoints:
         async with self._database.read() as connection:
             row = (await connection.execute(query)).mappings().one_or_none()
         return None if row is None else _checkpoint(row)
+
+    async def replace(self, job_id: str, manifests: Sequence[Manifest]) -> None:
+        """List exactly these checkpoints of a job. Does nothing for a job that is gone."""
+        rows = [{"job_id": job_id, "step": one.step, "manifest": one.model_dump(mode="json")} for one in manifests]
+        async with self._database.write() as write:
+            if (await write.connection.execute(select(jobs.c.id).where(jobs.c.id == job_id))).one_or_none() is None:
+                return
+            await write.connection.execute(delete(checkpoints).where(checkpoints.c.job_id == job_id))
+            if rows:
+                await write.connection.execute(insert(checkpoints), rows)
 
 
 async def take_manifest(write: Write, job_id: str, data: dict[str, Any], fence: int) -> bool:

@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import json
 from collections.abc import AsyncIterator
 from pathlib import Path
 
@@ -13,7 +14,7 @@ from service.states import State
 from service.store.records import Job
 from service.store.store import Store
 from tests.support.fake_cluster import FakeCluster
-from worker.contract import EventType, parse_spec
+from worker.contract import EventType, checkpoint_name, checkpoints_directory, parse_spec
 
 SPEC = {"name": "t", "model": {"name": "resnet18"}, "data": {"name": "digits"}, "resources": {"workers": 2}}
 JOB_IDS = [f"job_{number:026d}" for number in range(10)]
@@ -31,6 +32,12 @@ class World:
         """Store a queued job."""
         await self.store.jobs.create(JOB_IDS[number], parse_spec({**SPEC, **change}))
         return JOB_IDS[number]
+
+    def publish(self, job_id: str, step: int, accuracy: float) -> None:
+        """Put a checkpoint into the storage, as a rank does that dies before it is heard."""
+        directory = self.storage / checkpoints_directory(job_id) / checkpoint_name(step)
+        directory.mkdir(parents=True)
+        (directory / "manifest.json").write_text(json.dumps(_manifest(job_id, step, accuracy)))
 
     @contextlib.asynccontextmanager
     async def controller(self) -> AsyncIterator[Reconciler]:
@@ -213,6 +220,25 @@ def test_a_gang_that_is_wholly_gone_restarts_within_its_budget(tmp_path):
     run(tmp_path, scenario)
 
 
+def test_a_lost_cluster_is_connected_anew_and_its_jobs_go_on(tmp_path, monkeypatch):
+    """The controller outlives its Ray: jobs whose gangs went with it restart from their last checkpoint."""
+    monkeypatch.setattr("service.reconciler.LOSS_LOOK_S", 0.01)
+
+    async def scenario(world: World) -> None:
+        async with world.controller():
+            gang = await world.cluster.gang(job_id := await world.submit())
+            gang.say(EventType.STATE, {"phase": "training"})
+            await world.until(job_id, State.RUNNING)
+            gang.is_silent = True
+            world.cluster.gangs.clear()
+            world.cluster.lost = True
+            again = await world.cluster.gang(job_id, attempt=2)
+            again.end()
+            await world.until(job_id, State.SUCCEEDED)
+
+    run(tmp_path, scenario)
+
+
 def test_cancel_stops_the_ranks_and_ends_only_when_they_are_gone(tmp_path):
     """`cancelled` means that no process of the job is left."""
 
@@ -285,7 +311,7 @@ def _manifest(job_id: str, step: int, accuracy: float) -> dict:
 
 
 def test_an_attempt_starts_from_its_own_latest_checkpoint_or_from_the_one_that_the_spec_names(tmp_path):
-    """A restart resumes; a first attempt with initialize_from starts from those weights; a plain one from nothing."""
+    """A restart resumes from the storage, heard of or not; initialize_from starts from those weights; a plain job from nothing."""
 
     async def scenario(world: World) -> None:
         async with world.controller():
@@ -293,8 +319,8 @@ def test_an_attempt_starts_from_its_own_latest_checkpoint_or_from_the_one_that_t
             gang = await world.cluster.gang(first)
             assert gang.assignments[0].resume is None
             gang.say(EventType.STATE, {"phase": "training"})
-            gang.say(EventType.CHECKPOINT, _manifest(first, 12, 0.9), [0])
-            gang.say(EventType.CHECKPOINT, _manifest(first, 24, 0.8), [0])
+            world.publish(first, 12, 0.9)
+            world.publish(first, 24, 0.8)
             await world.until(first, State.RUNNING)
         gang.is_dissolved = True
         async with world.controller():
@@ -308,6 +334,24 @@ def test_an_attempt_starts_from_its_own_latest_checkpoint_or_from_the_one_that_t
             job = await world.until(third, State.FAILED)
             assert job.reason == "gang_start_failed"
             assert "checkpoint 7 of" in job.message
+
+    run(tmp_path, scenario)
+
+
+def test_the_catalogue_lists_what_is_in_the_storage_when_a_job_has_ended(tmp_path):
+    """A rank killed between publishing and announcing, or between deleting and announcing, leaves no wrong list."""
+
+    async def scenario(world: World) -> None:
+        async with world.controller():
+            gang = await world.cluster.gang(job_id := await world.submit())
+            gang.say(EventType.STATE, {"phase": "training"})
+            gang.say(EventType.CHECKPOINT, _manifest(job_id, 12, 0.9), [0])
+            await world.until(job_id, State.RUNNING)
+            world.publish(job_id, 24, 0.8)
+            gang.dead |= {0, 1}
+            await world.until(job_id, State.FAILED)
+
+        assert [checkpoint.step for checkpoint in await world.store.checkpoints.of(job_id)] == [24]
 
     run(tmp_path, scenario)
 

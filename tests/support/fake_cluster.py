@@ -72,6 +72,7 @@ class FakeCluster:
         self.gangs: dict[tuple[str, int], FakeGang] = {}
         self.formed = asyncio.Condition()
         self.form_error: Exception | None = None
+        self.lost = False
 
     async def gang(self, job_id: str, attempt: int = 1, timeout_s: float = 5.0) -> FakeGang:
         """Wait until the gang of an attempt has been started."""
@@ -85,7 +86,12 @@ class FakeCluster:
         return [gang for gang in self.gangs.values() if not gang.is_dissolved]
 
     async def connect(self) -> None:
-        """Do nothing: it is there."""
+        """Be there (again)."""
+        self.lost = False
+
+    async def is_lost(self) -> bool:
+        """Return what the test says."""
+        return self.lost
 
     async def disconnect(self) -> None:
         """Do nothing: gangs go on."""
