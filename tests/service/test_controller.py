@@ -7,7 +7,9 @@ import time
 
 import pytest
 
+from service import embedded
 from service.client import Client, Conflict
+from service.processes import end_marked
 from tests.support.serving import Serving, is_alive, spec, until
 
 pytestmark = pytest.mark.ray
@@ -130,6 +132,23 @@ def test_a_terminated_controller_ends_well_and_leaves_its_jobs_running(serving, 
     with serving.start() as again:
         again.cancel(job_id)
         assert again.wait(job_id, timeout_s=30)["state"] == "cancelled"
+
+
+def test_after_a_power_cut_a_job_goes_on_from_its_last_checkpoint(serving, client):
+    """Controller, Ray and ranks all killed at once: the next controller restarts the job, and no step is missing or counted twice."""
+    job_id = client.submit(spec(STEPS))["id"]
+    until(lambda: list(client.checkpoints(job_id)), 60, "a checkpoint")
+    serving.kill()
+    end_marked(embedded.MARKER, embedded._recorded(serving.home).session, 20)
+
+    with serving.start() as again:
+        job = again.wait(job_id, timeout_s=90)
+        steps = [point[0] for point in again.metrics(job_id, ["train/loss"])["series"][0]["points"]]
+        _gapless(again, job_id)
+
+    assert job["state"] == "succeeded"
+    assert [attempt["reason"] for attempt in job["attempts"]] == ["submitted", "restart"]
+    assert steps == list(range(1, STEPS + 1))
 
 
 def test_a_controller_killed_again_and_again_ends_the_job_once_with_everything_on_record(serving, client):
