@@ -5,7 +5,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
-.PHONY: help demo test check format clean
+.PHONY: help demo test check format bench-layer clean
 .DEFAULT_GOAL := help
 
 help: ## this list
@@ -26,6 +26,9 @@ check: $(INSTALLED) ## lint, types, import contracts
 format: $(INSTALLED) ## what `check` would complain about, where it can be mended by machine
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
+
+bench-layer: $(INSTALLED) ## SyncBatchNorm against local BatchNorm, side by side on two ranks
+	OMP_NUM_THREADS=1 $(BIN)/python -m tests.benchmarks.layer
 
 clean: ## remove the environment and every cache
 	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache *.egg-info
