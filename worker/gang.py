@@ -28,6 +28,8 @@ STORE_TIMEOUT_S = 60.0
 """How long rank 0 may take to import torch and serve the store."""
 EXIT_TIMEOUT_S = 10.0
 """How long a killed process may take to be gone."""
+MAX_CONCURRENCY = 64
+"""Calls that an actor serves at once. A controller that was killed leaves its long polls behind, for as long as one lasts."""
 
 
 class GangError(RuntimeError):
@@ -169,7 +171,7 @@ def _create(group: PlacementGroup, job_id: str, attempt: int, rank: int, *, cpus
         ray.remote(RankActor)
         .options(
             name=_actor_name(job_id, attempt, rank), namespace=NAMESPACE, lifetime="detached", scheduling_strategy=where,
-            num_cpus=cpus, num_gpus=gpus, max_restarts=0, max_concurrency=8,
+            num_cpus=cpus, num_gpus=gpus, max_restarts=0, max_concurrency=MAX_CONCURRENCY,
         )
         .remote(rank)
     )  # fmt: skip
