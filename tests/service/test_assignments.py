@@ -1,0 +1,65 @@
+"""Tests of service/assignments.py and service/catalogue.py, on a real store and a cluster in memory."""
+
+from service.states import State
+from tests.support.world import World, manifest, run
+from worker.contract import EventType
+
+
+def test_ranks_are_told_attempt_fence_and_marker(tmp_path):
+    """The marker that proves the shared storage exists before a rank looks for it."""
+
+    async def scenario(world: World) -> None:
+        async with world.controller():
+            gang = await world.cluster.gang(await world.submit())
+
+            assert [assignment.rank for assignment in gang.assignments] == [0, 1]
+            assert all(assignment.fence == 1 and assignment.attempt == 1 for assignment in gang.assignments)
+            assert (world.storage / gang.assignments[0].marker).is_file()
+
+    run(tmp_path, scenario)
+
+
+def test_an_attempt_starts_from_its_own_latest_checkpoint_or_from_the_one_that_the_spec_names(tmp_path):
+    """A restart resumes from the storage, heard of or not; initialize_from starts from those weights; a plain job from nothing."""
+
+    async def scenario(world: World) -> None:
+        async with world.controller():
+            first = await world.submit(0)
+            gang = await world.cluster.gang(first)
+            assert gang.assignments[0].resume is None
+            gang.say(EventType.STATE, {"phase": "training"})
+            world.publish(first, 12, 0.9)
+            world.publish(first, 24, 0.8)
+            await world.until(first, State.RUNNING)
+        gang.is_dissolved = True
+        async with world.controller():
+            again = await world.cluster.gang(first, attempt=2)
+            assert again.assignments[0].resume == f"{first}/24"
+
+            second = await world.submit(1, initialize_from=f"{first}/checkpoints/best")
+            assert (await world.cluster.gang(second)).assignments[0].resume == f"{first}/12"
+
+            third = await world.submit(2, initialize_from=f"{first}/checkpoints/7")
+            job = await world.until(third, State.FAILED)
+            assert job.reason == "gang_start_failed"
+            assert "checkpoint 7 of" in job.message
+
+    run(tmp_path, scenario)
+
+
+def test_the_catalogue_lists_what_is_in_the_storage_when_a_job_has_ended(tmp_path):
+    """A rank killed between publishing and announcing, or between deleting and announcing, leaves no wrong list."""
+
+    async def scenario(world: World) -> None:
+        async with world.controller():
+            gang = await world.cluster.gang(job_id := await world.submit())
+            gang.say(EventType.STATE, {"phase": "training"})
+            gang.say(EventType.CHECKPOINT, manifest(job_id, 12, 0.9), [0])
+            await world.until(job_id, State.RUNNING)
+            world.publish(job_id, 24, 0.8)
+            gang.dead |= {0, 1}
+            await world.until(job_id, State.FAILED)
+
+        assert [checkpoint.step for checkpoint in await world.store.checkpoints.of(job_id)] == [24]
+
+    run(tmp_path, scenario)

@@ -1,0 +1,146 @@
+"""Tests of service/supervisor.py, on a real store and a cluster in memory."""
+
+from service.cluster import ClusterError
+from service.states import State
+from tests.support.world import World, run
+from worker.contract import EventType
+
+
+def test_a_job_goes_the_whole_way(tmp_path):
+    """Queued, starting, running, succeeded, with one attempt and nothing left."""
+
+    async def scenario(world: World) -> None:
+        async with world.controller():
+            job_id = await world.submit()
+            gang = await world.cluster.gang(job_id)
+            gang.say(EventType.STATE, {"phase": "training"})
+            await world.until(job_id, State.RUNNING)
+            gang.say(EventType.METRICS, {"step": 1, "total_steps": 9, "epoch": 0.1, "samples": 5, "values": {"train/loss": 2.0}}, [0])
+            gang.end()
+            job = await world.until(job_id, State.SUCCEEDED)
+
+        states = [transition.state for transition in (await world.store.jobs.transitions_of([job_id]))[job_id]]
+        assert states == [State.QUEUED, State.STARTING, State.RUNNING, State.SUCCEEDED]
+        assert job.metrics["train/loss"] == 2.0
+        assert gang.is_dissolved
+        assert not any((tmp_path / ".gangs").iterdir())
+
+    run(tmp_path, scenario)
+
+
+def test_a_lost_rank_fails_the_job_and_is_named(tmp_path):
+    """Reason rank_lost, the rank in the message, every process gone."""
+
+    async def scenario(world: World) -> None:
+        async with world.controller():
+            gang = await world.cluster.gang(job_id := await world.submit())
+            gang.say(EventType.STATE, {"phase": "training"})
+            peer_lost = {"code": "peer_lost", "message": "connection closed", "rank": 0, "retryable": True}
+            gang.end("failed", peer_lost, [0])
+            gang.dead.add(1)
+            job = await world.until(job_id, State.FAILED)
+
+        assert job.reason == "rank_lost"
+        assert "rank 1 is lost" in job.message
+        assert gang.is_dissolved
+
+    run(tmp_path, scenario)
+
+
+def test_a_failure_in_user_code_is_the_reason(tmp_path):
+    """What the rank said is what the user reads."""
+
+    async def scenario(world: World) -> None:
+        async with world.controller():
+            gang = await world.cluster.gang(job_id := await world.submit())
+            gang.end("failed", {"code": "task_error", "message": "ValueError: no", "rank": 1, "retryable": False}, [1])
+            job = await world.until(job_id, State.FAILED)
+
+        assert (job.reason, job.message) == ("task_error", "ValueError: no")
+
+    run(tmp_path, scenario)
+
+
+def test_a_controller_that_was_away_misses_nothing(tmp_path):
+    """Events and the end of training that nobody watched are all there, once, in order."""
+
+    async def scenario(world: World) -> None:
+        async with world.controller():
+            job_id, gang = await world.training()
+        for step in range(50):
+            gang.say(EventType.LOG, {"stream": "stdout", "level": "info", "message": str(step)})
+        gang.end()
+        async with world.controller():
+            await world.until(job_id, State.SUCCEEDED)
+
+        logs = await world.store.events.page(job_id, 0, 1000, types={EventType.LOG}, rank=1)
+        assert [event.data.get("message") for event in logs] == [str(step) for step in range(50)]
+        assert len(world.cluster.gangs) == 1
+
+    run(tmp_path, scenario)
+
+
+def test_an_end_that_was_stored_but_not_concluded_is_concluded_by_the_next_controller(tmp_path):
+    """A controller killed between storing the last word and the terminal state leaves a job that still ends."""
+
+    async def scenario(world: World) -> None:
+        async with world.controller():
+            job_id, gang = await world.training()
+        job = await world.store.jobs.get(job_id)
+        gang.end()
+        for rank in range(2):
+            events, _ = gang.buffers[rank].drain(0, 0)
+            await world.store.events.ingest(job_id, 1, rank, events, job.fence)
+        async with world.controller():
+            await world.until(job_id, State.SUCCEEDED)
+
+    run(tmp_path, scenario)
+
+
+def test_an_attempt_cut_off_while_forming_is_begun_anew(tmp_path):
+    """No second gang for one job: what was half formed is dissolved before the next attempt."""
+
+    async def scenario(world: World) -> None:
+        job_id = await world.submit()
+        await world.store.attempts.begin(job_id, "submitted", 2)
+        half = await world.cluster.form(job_id, 1, 2, cpus=1, gpus=0)
+        async with world.controller():
+            gang = await world.cluster.gang(job_id, attempt=2)
+
+            assert half.is_dissolved
+            assert gang.assignments[0].fence == 2
+
+    run(tmp_path, scenario)
+
+
+def test_a_gang_that_is_wholly_gone_restarts_within_its_budget(tmp_path):
+    """After a restart of the machine, training goes on from the last checkpoint, as often as the spec allows."""
+
+    async def scenario(world: World) -> None:
+        async with world.controller():
+            job_id, gang = await world.training(retries={"restarts": 1})
+        gang.is_dissolved = True
+        async with world.controller():
+            second = await world.train(job_id, attempt=2)
+        second.is_dissolved = True
+        async with world.controller():
+            job = await world.until(job_id, State.FAILED)
+
+        assert job.reason == "rank_lost"
+        assert [attempt.reason for attempt in await world.store.attempts.of(job_id)] == ["submitted", "restart"]
+
+    run(tmp_path, scenario)
+
+
+def test_a_gang_that_cannot_be_started_fails_with_the_reason(tmp_path):
+    """An import error on the nodes is not retried for ever."""
+
+    async def scenario(world: World) -> None:
+        world.cluster.form_error = ClusterError("rank 0 failed to start: no module named worker")
+        async with world.controller():
+            job = await world.until(await world.submit(), State.FAILED)
+
+        assert job.reason == "gang_start_failed"
+        assert "no module named worker" in job.message
+
+    run(tmp_path, scenario)
