@@ -23,6 +23,8 @@ RECORD_NAME = "ray.json"
 MARKER = "SYNCBN_EMBEDDED_RAY"
 START_TIMEOUT_S = 90.0
 STOP_TIMEOUT_S = 15.0
+MAX_TEMPORARY_CHARS = 30
+"""Ray adds some 75 characters to its directory for its Unix sockets, whose paths may have 107."""
 # Ray replaces 127.0.0.1 by the address of the machine's outer interface, where others could reach it and which changes with the
 # network; any other loopback address is left alone. Only Linux answers on all of 127/8, so elsewhere Ray is left to choose.
 LOOPBACK = "127.0.0.2" if sys.platform == "linux" else "127.0.0.1"
@@ -88,7 +90,7 @@ def stop(home: Path) -> None:
 
 def _start(home: Path) -> EmbeddedRay:
     home.mkdir(parents=True, exist_ok=True, mode=0o700)
-    directory = tempfile.mkdtemp(prefix="syncbn-")
+    directory = tempfile.mkdtemp(prefix="syncbn-", dir=_short_directory())
     token_path = home / "ray-token"
     # One token for the life of the home: Ray reads it once in a process and would not see a new one.
     with contextlib.suppress(FileExistsError), os.fdopen(os.open(token_path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as stream:
@@ -141,6 +143,12 @@ def _environment(pending: EmbeddedRay) -> dict[str, str]:
         "RAY_prestart_worker_first_driver": "0",
         MARKER: pending.session,
     }
+
+
+def _short_directory() -> str:
+    """Return where temporary files go; not where TMPDIR is so long that Ray's socket paths would not fit."""
+    usual = tempfile.gettempdir()
+    return usual if len(usual) <= MAX_TEMPORARY_CHARS else "/tmp"  # noqa: S108 - mkdtemp makes a private directory in it
 
 
 def _free_port() -> int:
