@@ -1,5 +1,6 @@
 """Synchronized BatchNorm by all-reduce, and everything about normalization statistics."""
 
+from syncbn.accumulation import accumulated_statistics
 from syncbn.agreement import assert_synchronized
 from syncbn.collectives import norm_groups
 from syncbn.convert import convert_sync_batchnorm, revert_sync_batchnorm
@@ -39,6 +40,7 @@ __all__ = [
     "ShapeError",
     "SyncBNError",
     "SyncBatchNorm",
+    "accumulated_statistics",
     "assert_synchronized",
     "build_norm",
     "check_health",

@@ -1,6 +1,6 @@
 """The one caller of `torch.distributed`: which group, how many ranks, and the reductions over them.
 
-Owns: resolving a process group, the sum over ranks (plain, and differentiable any number of times), gathering small tensors,
+Owns: resolving a process group, the sum over ranks (plain, and differentiable any number of times), watching it, gathering small tensors,
 and making sub-groups. Does not own: what is in a vector (`moments.py`) or what is done with the sum.
 
 Every function that communicates must be called by every rank of the group, in the same order, with vectors of the same length.
@@ -8,7 +8,9 @@ Every function that communicates must be called by every rank of the group, in t
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any, final
 
 import torch
 import torch.distributed as dist
@@ -22,6 +24,20 @@ ProcessGroup = Any
 """A `torch.distributed.ProcessGroup`; None stands for the default group of all ranks."""
 
 
+@final
+@dataclass(frozen=True, eq=False)
+class WatchedGroup:
+    """A process group whose sums pass through a function: put in a layer's `process_group` for a while, it watches that layer's reductions.
+
+    The layer's forward and backward do not change, and a layer that is not watched pays one isinstance per reduction.
+    """
+
+    group: ProcessGroup | None
+    """The group as asked for, possibly watched itself."""
+    reduce: Callable[[Tensor, ProcessGroup], Tensor]
+    """Called in place of `sum_over_ranks`, with the vector and the resolved group inside; ends in `sum_over_ranks` itself."""
+
+
 def resolve(process_group: ProcessGroup | None) -> ProcessGroup | None:
     """The group to reduce over, or None where there is nobody to reduce with.
 
@@ -32,6 +48,9 @@ def resolve(process_group: ProcessGroup | None) -> ProcessGroup | None:
     Raises:
         GroupError: this process is not a member of the group.
     """
+    if isinstance(process_group, WatchedGroup):
+        inner = resolve(process_group.group)
+        return None if inner is None else replace(process_group, group=inner)
     if not (dist.is_available() and dist.is_initialized()):
         return None
     group = dist.group.WORLD if process_group is None else process_group
@@ -64,6 +83,8 @@ def sum_over_ranks(vector: Tensor, group: ProcessGroup | None) -> Tensor:
     """
     if group is None:
         return vector
+    if isinstance(group, WatchedGroup):
+        return group.reduce(vector, group.group)
     summed: Tensor = _OPS.all_reduce(vector, "sum", group.group_name)
     waited: Tensor = _OPS.wait_tensor(summed)
     return waited
