@@ -13,6 +13,7 @@ from syncbn.errors import (
     OptionError,
     OutOfSyncError,
     RecalibrationError,
+    RecomputationError,
     ShapeError,
     SyncBNError,
 )
@@ -37,6 +38,7 @@ __all__ = [
     "OutOfSyncError",
     "Recalibration",
     "RecalibrationError",
+    "RecomputationError",
     "ShapeError",
     "SyncBNError",
     "SyncBatchNorm",

@@ -20,6 +20,7 @@ from syncbn.collectives import ProcessGroup, WatchedGroup, sum_over_ranks, unwra
 from syncbn.errors import InputError
 from syncbn.family import Layer, batch_of, tracking_layers
 from syncbn.moments import Moments, pack, unpack
+from syncbn.recomputation import is_recomputation
 from syncbn.running import averaging_factor, update_
 from syncbn.shapes import aligned_mask, values_per_channel
 
@@ -122,7 +123,8 @@ class _Accumulator:
         """Take the statistics out of the copies; y is None if the forward has failed."""
         lent_mean_C, lent_var_C = self.layer.running_mean, self.layer.running_var
         is_lent = self.restore()
-        if is_lent and y is not None and not self.is_global and lent_mean_C is not None and lent_var_C is not None:
+        is_entered = self.is_global or is_recomputation()
+        if is_lent and y is not None and not is_entered and lent_mean_C is not None and lent_var_C is not None:
             self.add(pack(self.moments(*batch_of(args, kwargs), lent_mean_C, lent_var_C)))
 
     def moments(self, x: Tensor, mask: Tensor | None, mean_C: Tensor, var_C: Tensor) -> Moments:
@@ -140,7 +142,7 @@ class _Accumulator:
     def watch(self, vector: Tensor, group: ProcessGroup) -> Tensor:
         """The sum over ranks; that of a forward (2C + 1 numbers, the backward's are 2C) is entered."""
         summed = sum_over_ranks(vector, group)
-        if vector.numel() % 2 and self.kept is not None:
+        if vector.numel() % 2 and self.kept is not None and not is_recomputation():
             self.is_global = True
             self.add(summed)
         return summed

@@ -9,6 +9,7 @@
     │   └── GroupError                       this process is not in the process group it was given
     ├── ConversionError (also TypeError)     a module cannot be converted, reverted or folded without changing what it computes
     ├── OutOfSyncError (also RuntimeError)   ranks hold different statistics that ought to be equal
+    ├── RecomputationError (also RuntimeError)  a checkpointed forward did not repeat its first pass
     └── RecalibrationError (also RuntimeError)  re-estimation failed on some rank; no statistics were changed on any
 
 A message says what happened, the offending value, what was expected, and what to do.
@@ -49,6 +50,10 @@ class ConversionError(SyncBNError, TypeError):
 
 class OutOfSyncError(SyncBNError, RuntimeError):
     """Ranks hold different statistics where they ought to hold the same."""
+
+
+class RecomputationError(SyncBNError, RuntimeError):
+    """With activation checkpointing, a forward run again in backward matches no first pass of its layer."""
 
 
 class RecalibrationError(SyncBNError, RuntimeError):
