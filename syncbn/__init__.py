@@ -24,6 +24,7 @@ from syncbn.layer import SyncBatchNorm
 from syncbn.norms.build import build_norm, norm_kinds
 from syncbn.population import Recalibration, recalibrate
 from syncbn.statistics import LayerStatistics, layer_statistics
+from syncbn.telemetry import LayerTelemetry, Telemetry, telemetry
 
 __all__ = [
     "BatchTooSmallError",
@@ -34,6 +35,7 @@ __all__ = [
     "HealthReport",
     "InputError",
     "LayerStatistics",
+    "LayerTelemetry",
     "OptionError",
     "OutOfSyncError",
     "Recalibration",
@@ -42,6 +44,7 @@ __all__ = [
     "ShapeError",
     "SyncBNError",
     "SyncBatchNorm",
+    "Telemetry",
     "accumulated_statistics",
     "assert_synchronized",
     "build_norm",
@@ -54,4 +57,5 @@ __all__ = [
     "recalibrate",
     "revert_sync_batchnorm",
     "sync_batch_norm",
+    "telemetry",
 ]
