@@ -11,6 +11,7 @@ from syncbn.errors import (
     GroupError,
     InputError,
     OptionError,
+    OrderError,
     OutOfSyncError,
     RecalibrationError,
     RecomputationError,
@@ -22,6 +23,7 @@ from syncbn.functional import sync_batch_norm
 from syncbn.health import Finding, HealthReport, check_health
 from syncbn.layer import SyncBatchNorm
 from syncbn.norms.build import build_norm, norm_kinds
+from syncbn.order import order_checks
 from syncbn.population import Recalibration, recalibrate
 from syncbn.statistics import LayerStatistics, layer_statistics
 from syncbn.telemetry import LayerTelemetry, Telemetry, telemetry
@@ -37,6 +39,7 @@ __all__ = [
     "LayerStatistics",
     "LayerTelemetry",
     "OptionError",
+    "OrderError",
     "OutOfSyncError",
     "Recalibration",
     "RecalibrationError",
@@ -54,6 +57,7 @@ __all__ = [
     "layer_statistics",
     "norm_groups",
     "norm_kinds",
+    "order_checks",
     "recalibrate",
     "revert_sync_batchnorm",
     "sync_batch_norm",

@@ -1,13 +1,14 @@
 """The one caller of `torch.distributed`: which group, how many ranks, and the reductions over them.
 
 Owns: resolving a process group, the sum over ranks (plain, and differentiable any number of times), watching it, gathering small tensors,
-and making sub-groups. Does not own: what is in a vector (`moments.py`) or what is done with the sum.
+leaving texts for each other, and making sub-groups. Does not own: what is in a vector (`moments.py`) or what is done with the sum.
 
 Every function that communicates must be called by every rank of the group, in the same order, with vectors of the same length.
 """
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any, final
@@ -124,6 +125,52 @@ def gather_over_ranks(vector: Tensor, group: ProcessGroup | None) -> Tensor:
     parts = [torch.empty_like(vector) for _ in range(group_size(group))]
     dist.all_gather(parts, vector.contiguous(), group=group)
     return torch.stack(parts)
+
+
+_BLOCKS: weakref.WeakKeyDictionary[Any, int] = weakref.WeakKeyDictionary()
+
+
+@final
+class Board:
+    """A place where the ranks of a group leave short texts for each other, under a number; nobody waits for anybody.
+
+    It is the key-value store that the group was made with. Blocks of use follow each other: `open` begins one, on every rank alike.
+
+    Raises:
+        RuntimeError: of torch, from every method that asks the store, when the process that serves it has ended.
+    """
+
+    def __init__(self, group: ProcessGroup) -> None:
+        while isinstance(group, WatchedGroup):
+            group = group.group
+        # Private, and the only way to the store of a group; torch's own debugging tools use it.
+        self._store = dist.distributed_c10d._get_process_group_store(group)  # noqa: SLF001
+        self._group = group
+        self._rank = dist.get_rank()
+        self._block = 0
+        self.ranks: list[int] = dist.get_process_group_ranks(group)
+        """The group's members, by their number in the default group."""
+        self.key = id(group)
+
+    def open(self) -> None:
+        """Begin a block: what was posted in earlier ones is not seen in it."""
+        self._block = _BLOCKS[self._group] = _BLOCKS.get(self._group, 0) + 1
+
+    def post(self, number: int, text: str) -> None:
+        """Leave a text, in place of what this rank has left there."""
+        self._store.set(self._name(number, self._rank), text)
+
+    def read(self, number: int) -> dict[int, str]:
+        """What there is by now, by rank."""
+        names = {rank: self._name(number, rank) for rank in self.ranks}
+        return {rank: self._store.get(name).decode() for rank, name in names.items() if self._store.check([name])}
+
+    def clear(self, number: int) -> None:
+        """Take away this rank's text. Only when everybody has read it."""
+        self._store.delete_key(self._name(number, self._rank))
+
+    def _name(self, number: int, rank: int) -> str:
+        return f"syncbn/board/{self._block}/{number}/{rank}"
 
 
 def norm_groups(size: int, prefer_node_local: bool = True) -> ProcessGroup | None:
