@@ -64,14 +64,20 @@ def resolve(process_group: ProcessGroup | None) -> ProcessGroup | None:
     return None if size == 1 else group
 
 
+def _unwatched(group: ProcessGroup) -> ProcessGroup:
+    while isinstance(group, WatchedGroup):
+        group = group.group
+    return group
+
+
 def group_size(group: ProcessGroup | None) -> int:
     """Number of ranks in a resolved group; 1 for None."""
-    return 1 if group is None else int(dist.get_world_size(group))
+    return 1 if group is None else int(dist.get_world_size(_unwatched(group)))
 
 
 def rank_in(group: ProcessGroup | None) -> int:
     """This process's number within a resolved group; 0 for None."""
-    return 0 if group is None else int(dist.get_rank(group))
+    return 0 if group is None else int(dist.get_rank(_unwatched(group)))
 
 
 def sum_over_ranks(vector: Tensor, group: ProcessGroup | None) -> Tensor:
@@ -123,7 +129,7 @@ def gather_over_ranks(vector: Tensor, group: ProcessGroup | None) -> Tensor:
     if group is None:
         return vector.unsqueeze(0)
     parts = [torch.empty_like(vector) for _ in range(group_size(group))]
-    dist.all_gather(parts, vector.contiguous(), group=group)
+    dist.all_gather(parts, vector.contiguous(), group=_unwatched(group))
     return torch.stack(parts)
 
 
@@ -141,8 +147,7 @@ class Board:
     """
 
     def __init__(self, group: ProcessGroup) -> None:
-        while isinstance(group, WatchedGroup):
-            group = group.group
+        group = _unwatched(group)
         # Private, and the only way to the store of a group; torch's own debugging tools use it.
         self._store = dist.distributed_c10d._get_process_group_store(group)  # noqa: SLF001
         self._group = group
