@@ -1,5 +1,6 @@
 """Synchronized BatchNorm by all-reduce, and everything about normalization statistics."""
 
+from syncbn.accumulation import accumulated_statistics
 from syncbn.agreement import assert_synchronized
 from syncbn.collectives import norm_groups
 from syncbn.convert import convert_sync_batchnorm, revert_sync_batchnorm
@@ -10,8 +11,10 @@ from syncbn.errors import (
     GroupError,
     InputError,
     OptionError,
+    OrderError,
     OutOfSyncError,
     RecalibrationError,
+    RecomputationError,
     ShapeError,
     SyncBNError,
 )
@@ -20,8 +23,10 @@ from syncbn.functional import sync_batch_norm
 from syncbn.health import Finding, HealthReport, check_health
 from syncbn.layer import SyncBatchNorm
 from syncbn.norms.build import build_norm, norm_kinds
+from syncbn.order import order_checks
 from syncbn.population import Recalibration, recalibrate
 from syncbn.statistics import LayerStatistics, layer_statistics
+from syncbn.telemetry import LayerTelemetry, Telemetry, telemetry
 
 __all__ = [
     "BatchTooSmallError",
@@ -32,13 +37,18 @@ __all__ = [
     "HealthReport",
     "InputError",
     "LayerStatistics",
+    "LayerTelemetry",
     "OptionError",
+    "OrderError",
     "OutOfSyncError",
     "Recalibration",
     "RecalibrationError",
+    "RecomputationError",
     "ShapeError",
     "SyncBNError",
     "SyncBatchNorm",
+    "Telemetry",
+    "accumulated_statistics",
     "assert_synchronized",
     "build_norm",
     "check_health",
@@ -47,7 +57,9 @@ __all__ = [
     "layer_statistics",
     "norm_groups",
     "norm_kinds",
+    "order_checks",
     "recalibrate",
     "revert_sync_batchnorm",
     "sync_batch_norm",
+    "telemetry",
 ]

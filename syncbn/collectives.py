@@ -1,14 +1,17 @@
 """The one caller of `torch.distributed`: which group, how many ranks, and the reductions over them.
 
-Owns: resolving a process group, the sum over ranks (plain, and differentiable any number of times), gathering small tensors,
-and making sub-groups. Does not own: what is in a vector (`moments.py`) or what is done with the sum.
+Owns: resolving a process group, the sum over ranks (plain, and differentiable any number of times), watching it, gathering small tensors,
+leaving texts for each other, and making sub-groups. Does not own: what is in a vector (`moments.py`) or what is done with the sum.
 
 Every function that communicates must be called by every rank of the group, in the same order, with vectors of the same length.
 """
 
 from __future__ import annotations
 
-from typing import Any
+import weakref
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any, final
 
 import torch
 import torch.distributed as dist
@@ -22,6 +25,20 @@ ProcessGroup = Any
 """A `torch.distributed.ProcessGroup`; None stands for the default group of all ranks."""
 
 
+@final
+@dataclass(frozen=True, eq=False)
+class WatchedGroup:
+    """A process group whose sums pass through a function: put in a layer's `process_group` for a while, it watches that layer's reductions.
+
+    The layer's forward and backward do not change, and a layer that is not watched pays one isinstance per reduction.
+    """
+
+    group: ProcessGroup | None
+    """The group as asked for, possibly watched itself."""
+    reduce: Callable[[Tensor, ProcessGroup], Tensor]
+    """Called in place of `sum_over_ranks`, with the vector and the resolved group inside; ends in `sum_over_ranks` itself."""
+
+
 def resolve(process_group: ProcessGroup | None) -> ProcessGroup | None:
     """The group to reduce over, or None where there is nobody to reduce with.
 
@@ -32,6 +49,9 @@ def resolve(process_group: ProcessGroup | None) -> ProcessGroup | None:
     Raises:
         GroupError: this process is not a member of the group.
     """
+    if isinstance(process_group, WatchedGroup):
+        inner = resolve(process_group.group)
+        return None if inner is None else replace(process_group, group=inner)
     if not (dist.is_available() and dist.is_initialized()):
         return None
     group = dist.group.WORLD if process_group is None else process_group
@@ -44,14 +64,20 @@ def resolve(process_group: ProcessGroup | None) -> ProcessGroup | None:
     return None if size == 1 else group
 
 
+def _unwatched(group: ProcessGroup) -> ProcessGroup:
+    while isinstance(group, WatchedGroup):
+        group = group.group
+    return group
+
+
 def group_size(group: ProcessGroup | None) -> int:
     """Number of ranks in a resolved group; 1 for None."""
-    return 1 if group is None else int(dist.get_world_size(group))
+    return 1 if group is None else int(dist.get_world_size(_unwatched(group)))
 
 
 def rank_in(group: ProcessGroup | None) -> int:
     """This process's number within a resolved group; 0 for None."""
-    return 0 if group is None else int(dist.get_rank(group))
+    return 0 if group is None else int(dist.get_rank(_unwatched(group)))
 
 
 def sum_over_ranks(vector: Tensor, group: ProcessGroup | None) -> Tensor:
@@ -64,6 +90,8 @@ def sum_over_ranks(vector: Tensor, group: ProcessGroup | None) -> Tensor:
     """
     if group is None:
         return vector
+    if isinstance(group, WatchedGroup):
+        return group.reduce(vector, group.group)
     summed: Tensor = _OPS.all_reduce(vector, "sum", group.group_name)
     waited: Tensor = _OPS.wait_tensor(summed)
     return waited
@@ -101,8 +129,53 @@ def gather_over_ranks(vector: Tensor, group: ProcessGroup | None) -> Tensor:
     if group is None:
         return vector.unsqueeze(0)
     parts = [torch.empty_like(vector) for _ in range(group_size(group))]
-    dist.all_gather(parts, vector.contiguous(), group=group)
+    dist.all_gather(parts, vector.contiguous(), group=_unwatched(group))
     return torch.stack(parts)
+
+
+_BLOCKS: weakref.WeakKeyDictionary[Any, int] = weakref.WeakKeyDictionary()
+
+
+@final
+class Board:
+    """A place where the ranks of a group leave short texts for each other, under a number; nobody waits for anybody.
+
+    It is the key-value store that the group was made with. Blocks of use follow each other: `open` begins one, on every rank alike.
+
+    Raises:
+        RuntimeError: of torch, from every method that asks the store, when the process that serves it has ended.
+    """
+
+    def __init__(self, group: ProcessGroup) -> None:
+        group = _unwatched(group)
+        # Private, and the only way to the store of a group; torch's own debugging tools use it.
+        self._store = dist.distributed_c10d._get_process_group_store(group)  # noqa: SLF001
+        self._group = group
+        self._rank = dist.get_rank()
+        self._block = 0
+        self.ranks: list[int] = dist.get_process_group_ranks(group)
+        """The group's members, by their number in the default group."""
+        self.key = id(group)
+
+    def open(self) -> None:
+        """Begin a block: what was posted in earlier ones is not seen in it."""
+        self._block = _BLOCKS[self._group] = _BLOCKS.get(self._group, 0) + 1
+
+    def post(self, number: int, text: str) -> None:
+        """Leave a text, in place of what this rank has left there."""
+        self._store.set(self._name(number, self._rank), text)
+
+    def read(self, number: int) -> dict[int, str]:
+        """What there is by now, by rank."""
+        names = {rank: self._name(number, rank) for rank in self.ranks}
+        return {rank: self._store.get(name).decode() for rank, name in names.items() if self._store.check([name])}
+
+    def clear(self, number: int) -> None:
+        """Take away this rank's text. Only when everybody has read it."""
+        self._store.delete_key(self._name(number, self._rank))
+
+    def _name(self, number: int, rank: int) -> str:
+        return f"syncbn/board/{self._block}/{number}/{rank}"
 
 
 def norm_groups(size: int, prefer_node_local: bool = True) -> ProcessGroup | None:

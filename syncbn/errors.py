@@ -9,6 +9,8 @@
     │   └── GroupError                       this process is not in the process group it was given
     ├── ConversionError (also TypeError)     a module cannot be converted, reverted or folded without changing what it computes
     ├── OutOfSyncError (also RuntimeError)   ranks hold different statistics that ought to be equal
+    ├── OrderError (also RuntimeError)       ranks came to a reduction with different layers, or did not come
+    ├── RecomputationError (also RuntimeError)  a checkpointed forward did not repeat its first pass
     └── RecalibrationError (also RuntimeError)  re-estimation failed on some rank; no statistics were changed on any
 
 A message says what happened, the offending value, what was expected, and what to do.
@@ -49,6 +51,14 @@ class ConversionError(SyncBNError, TypeError):
 
 class OutOfSyncError(SyncBNError, RuntimeError):
     """Ranks hold different statistics where they ought to hold the same."""
+
+
+class OrderError(SyncBNError, RuntimeError):
+    """Ranks came to a reduction with different layers, or some did not come; nothing was reduced."""
+
+
+class RecomputationError(SyncBNError, RuntimeError):
+    """With activation checkpointing, a forward run again in backward matches no first pass of its layer."""
 
 
 class RecalibrationError(SyncBNError, RuntimeError):

@@ -19,15 +19,17 @@ from syncbn.errors import BatchTooSmallError, EmptyBatchError
 from syncbn.formula import Normalized, differentiable_gradients
 from syncbn.kernels import loops_for
 from syncbn.moments import Moments, pack, unpack, variance
+from syncbn.recomputation import Call, call_of
 
 
 class Parameters(NamedTuple):
-    """What a layer brings to a batch: weight and bias (C,) or None, eps, and the resolved group (None: stay local)."""
+    """What a layer brings to a batch: weight and bias (C,) or None, eps, the resolved group (None: stay local), and who it is (or None)."""
 
     weight: Tensor | None
     bias: Tensor | None
     eps: float
     group: ProcessGroup | None
+    owner: Any = None
 
 
 def normalize_batch(x: Tensor, mask: Tensor | None, layer: Parameters) -> tuple[Tensor, Moments]:
@@ -38,7 +40,7 @@ def normalize_batch(x: Tensor, mask: Tensor | None, layer: Parameters) -> tuple[
     Args:
         x: (N, C, *spatial), any floating dtype; may be empty on some ranks.
         mask: boolean (N, 1, *spatial), or None. Outside it y is 0 and no gradient flows.
-        layer: weight, bias, eps and group.
+        layer: weight, bias, eps and group; with its owner, a recomputation in backward reuses the sums of the first pass.
     Returns:
         y in the dtype and layout of x, and the moments over all ranks (not differentiable).
     Raises:
@@ -48,7 +50,8 @@ def normalize_batch(x: Tensor, mask: Tensor | None, layer: Parameters) -> tuple[
     Collectives: one all_reduce(SUM) of 2C+1 float64, in backward one of 2C float64 if x needs a gradient. Every rank of the group must
         call, also with an empty batch, in the same order of layers.
     """
-    y, n, mean_C, M2_C = _Normalize.apply(x, mask, *layer)  # type: ignore[no-untyped-call]
+    call = None if layer.group is None else call_of(layer.owner)
+    y, n, mean_C, M2_C = _Normalize.apply(x, mask, call, *layer[:4])  # type: ignore[no-untyped-call]
     return y, Moments(n, mean_C, M2_C)
 
 
@@ -56,11 +59,14 @@ class _Normalize(torch.autograd.Function):
     """The forward, with the fused backward."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, mask: Tensor | None, *layer: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    def forward(ctx: Any, x: Tensor, mask: Tensor | None, call: Call | None, *layer: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         weight_C, bias_C, eps, group = layer
         loops = loops_for(x)
         centred, local = loops.centre(x, mask)
-        total = local if group is None else unpack(sum_over_ranks(pack(local), group))
+        if group is None:
+            total = local
+        else:
+            total = unpack(sum_over_ranks(pack(local), group) if call is None else call.sum(pack(local), group, ctx))
         if x.device.type == "cpu" and not torch.compiler.is_compiling():
             _refuse_too_few(total.n, x)
         invstd_C = (variance(total, unbiased=False) + eps).rsqrt()
@@ -82,7 +88,7 @@ class _Normalize(torch.autograd.Function):
         dx, dweight_C, dbias_C = results
         weight_dtype, bias_dtype = ctx.dtypes
         dweight_C = None if weight_dtype is None else dweight_C.to(weight_dtype)
-        return dx, None, dweight_C, None if bias_dtype is None else dbias_C.to(bias_dtype), None, None
+        return dx, None, None, dweight_C, None if bias_dtype is None else dbias_C.to(bias_dtype), None, None
 
 
 def _gradients(dy: Tensor, x: Tensor, *rest: Any) -> tuple[Tensor | None, Tensor, Tensor]:

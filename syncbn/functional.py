@@ -12,6 +12,7 @@ from torch import Tensor
 from syncbn.collectives import ProcessGroup, resolve
 from syncbn.errors import BatchTooSmallError, OptionError, ShapeError
 from syncbn.function import Parameters, normalize_batch
+from syncbn.recomputation import is_recomputation
 from syncbn.running import update_
 from syncbn.shapes import aligned_mask, values_per_channel
 
@@ -29,6 +30,7 @@ def sync_batch_norm(
     process_group: ProcessGroup | None = None,
     mask: Tensor | None = None,
     unbiased_running_var: bool = True,
+    owner: object = None,
 ) -> Tensor:
     """Batch normalization with the statistics of all ranks' batches together.
 
@@ -47,11 +49,14 @@ def sync_batch_norm(
         process_group: ranks to synchronize with; None is all of them.
         mask: boolean, broadcastable to (N, *spatial): True where x counts. Elsewhere y is 0 and gradients are 0.
         unbiased_running_var: enter n / (n - 1) times the variance into running_var, as torch does.
+        owner: whose call this is, such as the layer: any object that can be referred to weakly. With one, a recomputation in backward
+            (activation checkpointing) reuses the sums of the first pass; without, it sends again. It never moves running statistics.
     Returns:
         y with the shape, dtype and memory format of x.
     Raises:
         ShapeError: dimensions, channels or mask do not fit.
         BatchTooSmallError: fewer than two values per channel (on the CPU: over all ranks, raised on each of them).
+        RecomputationError: a recomputation does not repeat any first pass of its owner.
 
     Collectives: in training, one all_reduce(SUM) of 2C+1 float64 forward and one of 2C float64 backward. Every rank of the group must
         call, also with an empty batch, in the same order of layers, and must run backward too, as `y.sum().backward()` if it has no
@@ -69,13 +74,15 @@ def sync_batch_norm(
             return normalize_batch(x, mask, Parameters(weight, bias, eps, group=None))[0]
         y = torch.nn.functional.batch_norm(x, running_mean, running_var, weight, bias, training=running_mean is None, momentum=0.0, eps=eps)
         return y if mask is None else torch.where(mask, y, 0)
+    if running_mean is not None and running_var is not None and is_recomputation():
+        running_mean, running_var = running_mean.clone(), running_var.clone()  # the first pass has moved them: these are dropped
     group = resolve(process_group)
     if group is None and mask is None and (unbiased_running_var or running_var is None):
         factor = _as_number(momentum)
         if factor is not None:
             return torch.nn.functional.batch_norm(x, running_mean, running_var, weight, bias, training=True, momentum=factor, eps=eps)
         _refuse_one_value(x)
-    y, moments = normalize_batch(x, mask, Parameters(weight, bias, eps, group))
+    y, moments = normalize_batch(x, mask, Parameters(weight, bias, eps, group, owner))
     if running_mean is not None and running_var is not None:
         update_(running_mean, running_var, moments, momentum, unbiased=unbiased_running_var)
     return y

@@ -15,6 +15,7 @@ from syncbn.activations import activation_named
 from syncbn.adoption import synchronized
 from syncbn.collectives import ProcessGroup
 from syncbn.functional import sync_batch_norm
+from syncbn.recomputation import is_recomputation
 from syncbn.running import averaging_factor
 
 
@@ -42,7 +43,8 @@ class SyncBatchNorm(nn.modules.batchnorm._BatchNorm):  # noqa: SLF001  torch and
     Shape: (N, C) or (N, C, *spatial) -> the same. N may differ between ranks and be 0 on some.
 
     Collectives: in training mode one all_reduce(SUM) of 2C+1 float64 forward and one of 2C float64 backward. Every rank of the group
-        must call the same layers in the same order, also with an empty batch, and run backward too.
+        must call the same layers in the same order, also with an empty batch, and run backward too. The recomputation of
+        torch.utils.checkpoint sends nothing and moves nothing.
 
     >>> import torch
     >>> layer = SyncBatchNorm(3)
@@ -100,8 +102,9 @@ class SyncBatchNorm(nn.modules.batchnorm._BatchNorm):  # noqa: SLF001  torch and
             process_group=self.process_group,
             mask=mask,
             unbiased_running_var=self.unbiased_running_var,
+            owner=self,
         )
-        if tracked is not None:
+        if tracked is not None and not is_recomputation():
             tracked.add_(1)
         return activation_named(self.activation)(y)
 

@@ -26,12 +26,12 @@ from torch import Tensor, nn
 
 from syncbn.collectives import ProcessGroup, group_size, rank_in, resolve, sum_over_ranks, unwrap
 from syncbn.errors import OptionError, RecalibrationError
+from syncbn.family import Layer, batch_of, tracking_layers
 from syncbn.kernels import loops_for
 from syncbn.moments import Moments, pack, unpack, variance
 from syncbn.shapes import aligned_mask
 from syncbn.spelling import nearest
 
-_Layer = nn.modules.batchnorm._BatchNorm  # noqa: SLF001  the family's only common class
 _STATE = ("running_mean", "running_var", "num_batches_tracked")
 
 
@@ -120,7 +120,7 @@ def recalibrate(
         raise OptionError(f"num_samples {num_samples} is not positive: expected at least 1, or None for all; pass a larger number")
     group = resolve(process_group)
     model = unwrap(module)
-    seen = _Seen(_tracking_layers(model), _ESTIMATORS[estimator])
+    seen = _Seen(tracking_layers(model), _ESTIMATORS[estimator])
     failure: Exception | None = None
     try:
         with torch.no_grad(), _measuring(model, seen):
@@ -135,7 +135,7 @@ def recalibrate(
 class _Seen:
     """What this rank has fed and measured: one vector per layer that has run."""
 
-    layers: dict[str, _Layer]
+    layers: dict[str, Layer]
     estimator: Estimator
     vectors: dict[str, Tensor] = field(default_factory=dict)
     num_samples: int = 0
@@ -146,10 +146,6 @@ class _Seen:
         _, moments = loops_for(x).centre(x, None if mask is None else aligned_mask(mask, x))
         vector = self.estimator.vector(moments)
         self.vectors[name] = self.vectors[name] + vector if name in self.vectors else vector
-
-
-def _tracking_layers(model: nn.Module) -> dict[str, _Layer]:
-    return {name: layer for name, layer in model.named_modules() if isinstance(layer, _Layer) and layer.running_mean is not None}
 
 
 def _share(num_samples: int | None, group: ProcessGroup | None) -> float:
@@ -179,8 +175,7 @@ def _measuring(model: nn.Module, seen: _Seen) -> Iterator[None]:
 
     def measured_by(name: str) -> Callable[..., None]:
         def hook(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-            given: dict[str, Any] = dict(zip(("x", "mask"), args, strict=False)) | kwargs
-            seen.add(name, given["x"] if "x" in given else given["input"], given.get("mask"))
+            seen.add(name, *batch_of(args, kwargs))
 
         return hook
 
@@ -239,7 +234,7 @@ def _written(seen: _Seen, total: Tensor, failure: Exception | None, num_ranks: i
     return Recalibration(num_samples, num_batches, tuple(name for name in seen.layers if name not in untouched), tuple(untouched))
 
 
-def _overwrite(layer: _Layer, mean_C: Tensor, var_C: Tensor, num_batches: int) -> None:
+def _overwrite(layer: Layer, mean_C: Tensor, var_C: Tensor, num_batches: int) -> None:
     values = (mean_C, var_C, torch.tensor(num_batches))
     for key, value in zip(_STATE, values, strict=True):
         buffer = getattr(layer, key)

@@ -1,0 +1,27 @@
+"""The batch normalization layers of a model, whoever wrote them, and what they are called with.
+
+Owns: which modules are of the family, and their arguments. Does not own what is done with them.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import Tensor, nn
+
+Layer = nn.modules.batchnorm._BatchNorm  # noqa: SLF001  the family's only common class
+
+
+def tracking_layers(model: nn.Module) -> dict[str, Layer]:
+    """The layers that keep running statistics, by name; a shared one once.
+
+    >>> list(tracking_layers(nn.Sequential(nn.BatchNorm2d(3), nn.ReLU(), nn.BatchNorm2d(3, track_running_stats=False))))
+    ['0']
+    """
+    return {name: layer for name, layer in model.named_modules() if isinstance(layer, Layer) and layer.running_mean is not None}
+
+
+def batch_of(args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Tensor, Tensor | None]:
+    """The input and the mask (None without) among the arguments of a layer's forward, torch's layers included."""
+    given: dict[str, Any] = dict(zip(("x", "mask"), args, strict=False)) | kwargs
+    return given["x"] if "x" in given else given["input"], given.get("mask")
