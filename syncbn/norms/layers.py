@@ -5,12 +5,14 @@ Owns: `LayerNorm` and `InstanceNorm` (channels first) and `FrozenBatchNorm`. Loc
 
 from __future__ import annotations
 
+import math
 from typing import Any, final
 
 import torch
 from torch import Tensor, nn
 
-from syncbn.errors import ShapeError
+from syncbn.errors import BatchTooSmallError, ShapeError
+from syncbn.shapes import along_channels
 
 
 @final
@@ -48,6 +50,8 @@ class InstanceNorm(nn.Module):
 
         y = (x - mean_s x) / sqrt(var_s x + eps) * weight_c + bias_c        (var biased)
 
+    An empty batch gives an empty result, and gradients of 0 for weight and bias; torch.nn.InstanceNorm raises IndexError there.
+
     >>> InstanceNorm(3)(torch.randn(4, 3, 5, 5)).shape
     torch.Size([4, 3, 5, 5])
     """
@@ -61,12 +65,30 @@ class InstanceNorm(nn.Module):
         self.bias = nn.Parameter(torch.zeros(num_features, device=device, dtype=dtype)) if affine else None
 
     def forward(self, x: Tensor) -> Tensor:
-        """Normalize x (N, C, *spatial), with more than one position."""
+        """Normalize x (N, C, *spatial), with more than one position.
+
+        Raises:
+            ShapeError: no space.
+            BatchTooSmallError: one position, whose variance is 0.
+        """
         if x.dim() < 3:
             raise ShapeError(
                 f"expected at least 3D input (got shape {tuple(x.shape)}): instance normalization needs space; choose group_norm for (N, C)"
             )
+        if x.shape[0] == 0:  # the kernel looks at the first sample
+            return self._affine(x)
+        if math.prod(x.shape[2:]) == 1:
+            raise BatchTooSmallError(
+                f"Expected more than 1 spatial element when training, got input size {tuple(x.shape)}: the variance of one position is 0; "
+                "normalize before pooling, or choose group_norm or layer_norm"
+            )
         return torch.nn.functional.instance_norm(x, weight=self.weight, bias=self.bias, eps=self.eps)
+
+    def _affine(self, x: Tensor) -> Tensor:
+        """Weight and bias alone, so that a rank without samples has gradients of 0 for them, as the other ranks' reduction needs."""
+        if self.weight is None or self.bias is None:
+            return x.clone()
+        return (x * along_channels(self.weight, x) + along_channels(self.bias, x)).to(x.dtype)
 
     def extra_repr(self) -> str:
         """The arguments."""
