@@ -20,6 +20,7 @@ from syncbn.functional import sync_batch_norm
 from syncbn.health import Finding, HealthReport, check_health
 from syncbn.layer import SyncBatchNorm
 from syncbn.norms.build import build_norm, norm_kinds
+from syncbn.norms.domains import use_domain
 from syncbn.population import Recalibration, recalibrate
 from syncbn.statistics import LayerStatistics, layer_statistics
 
@@ -50,4 +51,5 @@ __all__ = [
     "recalibrate",
     "revert_sync_batchnorm",
     "sync_batch_norm",
+    "use_domain",
 ]

@@ -21,7 +21,10 @@ class LayerNorm(nn.Module):
 
         y = (x - mean_c x) / sqrt(var_c x + eps) * weight_c + bias_c        (var biased)
 
-    Deviation: torch.nn.LayerNorm normalizes trailing dimensions; this one dimension 1.
+    The same in training and evaluation; no state.
+
+    Collectives: none.
+    Source: Ba, Kiros, Hinton 2016, "Layer Normalization". Deviation: torch.nn.LayerNorm normalizes trailing dimensions; this dimension 1.
 
     >>> LayerNorm(3)(torch.randn(4, 3, 5, 5)).shape
     torch.Size([4, 3, 5, 5])
@@ -50,7 +53,10 @@ class InstanceNorm(nn.Module):
 
         y = (x - mean_s x) / sqrt(var_s x + eps) * weight_c + bias_c        (var biased)
 
-    An empty batch gives an empty result, and gradients of 0 for weight and bias; torch.nn.InstanceNorm raises IndexError there.
+    No state. An empty batch gives an empty result, and gradients of 0 for weight and bias; torch.nn.InstanceNorm raises IndexError there.
+
+    Collectives: none.
+    Source: Ulyanov, Vedaldi, Lempitsky 2016, "Instance Normalization".
 
     >>> InstanceNorm(3)(torch.randn(4, 3, 5, 5)).shape
     torch.Size([4, 3, 5, 5])
@@ -102,6 +108,9 @@ class FrozenBatchNorm(nn.Module):
         y = (x - running_mean) / sqrt(running_var + eps) * weight + bias
 
     The state dict is that of torch.nn.BatchNorm; num_batches_tracked is ignored on loading.
+
+    Collectives: none.
+    Source: He et al. 2016, "Deep Residual Learning", appendix A (object detection); torchvision.ops.FrozenBatchNorm2d.
 
     >>> list(FrozenBatchNorm(3).state_dict())
     ['weight', 'bias', 'running_mean', 'running_var']

@@ -7,6 +7,7 @@ import torch
 from torch import nn
 
 from syncbn import BatchTooSmallError, build_norm, norm_kinds
+from tests.syncbn.norms.kinds import Called
 
 SHAPES = [(0, 6, 4), (0, 6, 4, 5), (0, 6, 1, 1), (0, 6)]
 
@@ -18,7 +19,7 @@ CASES = [(kind, shape) for kind in norm_kinds() for shape in SHAPES if kind != "
 @pytest.mark.parametrize(("kind", "shape"), CASES)
 def test_every_kind_takes_an_empty_batch(kind, shape) -> None:
     """Forward and backward run, every parameter gets a gradient of 0, and no running statistic moves."""
-    layer = build_norm(kind, 6)
+    layer = Called(kind, 6)
     before = {name: buffer.clone() for name, buffer in layer.named_buffers() if "running" in name}
     for training in (True, False):
         x = torch.empty(shape, requires_grad=True)
@@ -41,7 +42,7 @@ def test_instance_norm_without_parameters_takes_an_empty_batch() -> None:
 def train(rank: int, world_size: int, kind: str) -> list[torch.Tensor]:
     """One step of DistributedDataParallel in which the last rank has no sample: the averaged gradients."""
     torch.manual_seed(0)
-    model = nn.parallel.DistributedDataParallel(nn.Sequential(nn.Conv2d(2, 4, 1), build_norm(kind, 4)), broadcast_buffers=False)
+    model = nn.parallel.DistributedDataParallel(nn.Sequential(nn.Conv2d(2, 4, 1), Called(kind, 4)), broadcast_buffers=False)
     x = torch.randn(3, 2, 4, 4)[: 0 if rank == world_size - 1 else 3]
     model(x).square().sum().backward()
     return [p.grad for p in model.parameters()]
@@ -53,7 +54,7 @@ def test_a_rank_without_samples_does_not_end_a_job(kind, ranks) -> None:
     """Gradients are those of the full rank, divided by the number of ranks, on both."""
     full, empty = ranks.run(2, train, kind)
     torch.manual_seed(0)
-    alone = nn.Sequential(nn.Conv2d(2, 4, 1), build_norm(kind, 4))
+    alone = nn.Sequential(nn.Conv2d(2, 4, 1), Called(kind, 4))
     alone(torch.randn(3, 2, 4, 4)).square().sum().backward()
     for mine, other, parameter in zip(full, empty, alone.parameters(), strict=True):
         assert torch.equal(mine, other)
