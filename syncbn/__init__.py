@@ -16,6 +16,7 @@ from syncbn.errors import (
     SyncBNError,
 )
 from syncbn.fold import fold_batchnorm
+from syncbn.frameworks import import_statistics
 from syncbn.functional import sync_batch_norm
 from syncbn.health import Finding, HealthReport, check_health
 from syncbn.layer import SyncBatchNorm
@@ -45,6 +46,7 @@ __all__ = [
     "check_health",
     "convert_sync_batchnorm",
     "fold_batchnorm",
+    "import_statistics",
     "layer_statistics",
     "norm_groups",
     "norm_kinds",
