@@ -15,7 +15,7 @@ from syncbn.errors import (
     ShapeError,
     SyncBNError,
 )
-from syncbn.fold import fold_batchnorm
+from syncbn.fold import fold_batchnorm, folding_difference
 from syncbn.frameworks import import_statistics
 from syncbn.functional import sync_batch_norm
 from syncbn.health import Finding, HealthReport, check_health
@@ -46,6 +46,7 @@ __all__ = [
     "check_health",
     "convert_sync_batchnorm",
     "fold_batchnorm",
+    "folding_difference",
     "import_statistics",
     "layer_statistics",
     "norm_groups",
