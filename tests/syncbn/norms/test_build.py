@@ -29,6 +29,18 @@ def test_every_kind_takes_every_shape(kind, shape) -> None:
     assert layer.eval()(x).shape == x.shape
 
 
+@pytest.mark.parametrize(
+    ("kind", "options"), [("switchable", {}), ("batch_renorm", {"r_max": 1.0, "d_max": 0.0}), ("domain_bn", {}), ("ghost_bn", {})]
+)
+def test_kinds_with_formulas_of_their_own_are_differentiable_twice(kind, options) -> None:
+    """First and second derivatives agree with differences. Renormalization has its limits closed: running statistics move between calls."""
+    torch.manual_seed(0)
+    layer = Called(kind, 2, dtype=torch.float64, **options)
+    x = torch.randn(4, 2, 3, dtype=torch.float64, requires_grad=True)
+    assert torch.autograd.gradcheck(layer, (x,))
+    assert torch.autograd.gradgradcheck(layer, (x,))
+
+
 # The tracer itself makes an object of every autograd.Function, and is warned of it.
 @pytest.mark.filterwarnings("ignore:.*autograd.function.Function.* should not be instantiated:DeprecationWarning")
 @pytest.mark.parametrize("kind", norm_kinds())
