@@ -18,11 +18,13 @@ from syncbn.errors import (
     ShapeError,
     SyncBNError,
 )
-from syncbn.fold import fold_batchnorm
+from syncbn.fold import fold_batchnorm, folding_difference
+from syncbn.frameworks import import_statistics
 from syncbn.functional import sync_batch_norm
 from syncbn.health import Finding, HealthReport, check_health
 from syncbn.layer import SyncBatchNorm
 from syncbn.norms.build import build_norm, norm_kinds
+from syncbn.norms.domains import use_domain
 from syncbn.order import order_checks
 from syncbn.population import Recalibration, recalibrate
 from syncbn.statistics import LayerStatistics, layer_statistics
@@ -54,6 +56,8 @@ __all__ = [
     "check_health",
     "convert_sync_batchnorm",
     "fold_batchnorm",
+    "folding_difference",
+    "import_statistics",
     "layer_statistics",
     "norm_groups",
     "norm_kinds",
@@ -62,4 +66,5 @@ __all__ = [
     "revert_sync_batchnorm",
     "sync_batch_norm",
     "telemetry",
+    "use_domain",
 ]

@@ -78,10 +78,10 @@ def sync_batch_norm(
         running_mean, running_var = running_mean.clone(), running_var.clone()  # the first pass has moved them: these are dropped
     group = resolve(process_group)
     if group is None and mask is None and (unbiased_running_var or running_var is None):
+        _refuse_one_value(x)
         factor = _as_number(momentum)
         if factor is not None:
             return torch.nn.functional.batch_norm(x, running_mean, running_var, weight, bias, training=True, momentum=factor, eps=eps)
-        _refuse_one_value(x)
     y, moments = normalize_batch(x, mask, Parameters(weight, bias, eps, group, owner))
     if running_mean is not None and running_var is not None:
         update_(running_mean, running_var, moments, momentum, unbiased=unbiased_running_var)

@@ -5,7 +5,6 @@ Owns: construction, the state dict, copying and pickling, and which tensors ente
 
 from __future__ import annotations
 
-import copy
 from typing import Any, final
 
 import torch
@@ -14,6 +13,7 @@ from torch import Tensor, nn
 from syncbn.activations import activation_named
 from syncbn.adoption import synchronized
 from syncbn.collectives import ProcessGroup
+from syncbn.copying import copied, picklable
 from syncbn.functional import sync_batch_norm
 from syncbn.recomputation import is_recomputation
 from syncbn.running import averaging_factor
@@ -121,13 +121,7 @@ class SyncBatchNorm(nn.modules.batchnorm._BatchNorm):  # noqa: SLF001  torch and
         return text if self.unbiased_running_var else text + ", unbiased_running_var=False"
 
     def __deepcopy__(self, memo: dict[int, Any]) -> SyncBatchNorm:
-        # A process group is a handle of this process: the copy shares it.
-        if self.process_group is not None:
-            memo[id(self.process_group)] = self.process_group
-        twin = type(self).__new__(type(self))
-        memo[id(self)] = twin
-        twin.__dict__.update({name: copy.deepcopy(value, memo) for name, value in self.__dict__.items()})
-        return twin
+        return copied(self, memo)
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "process_group": None}
+        return picklable(self)

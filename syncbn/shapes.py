@@ -60,3 +60,18 @@ def aligned_mask(mask: Tensor, x: Tensor) -> Tensor:
             f"mask of shape {tuple(mask.shape)} does not broadcast to {target}: expected the input's shape {tuple(x.shape)} without "
             "its channels; drop the channel dimension"
         ) from error
+
+
+def require_channels(x: Tensor, num_features: int) -> None:
+    """Refuse what is not (N, C) or (N, C, *spatial) with C = num_features.
+
+    Raises:
+        ShapeError: too few dimensions, or another number of channels.
+    """
+    if x.dim() < 2:
+        raise ShapeError(f"expected at least 2D input (got {x.dim()}D input of shape {tuple(x.shape)}): pass (N, C) or (N, C, *spatial)")
+    if x.shape[1] != num_features:
+        raise ShapeError(
+            f"input of shape {tuple(x.shape)} has {x.shape[1]} channels: expected {num_features} in dimension 1, the layer's num_features; "
+            "check the order of dimensions or build the layer with the right number"
+        )

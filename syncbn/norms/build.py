@@ -12,7 +12,12 @@ from torch import nn
 from syncbn.errors import OptionError
 from syncbn.layer import SyncBatchNorm
 from syncbn.local import BatchNorm
+from syncbn.norms.conditional import ConditionalBatchNorm
+from syncbn.norms.domains import DomainBatchNorm
+from syncbn.norms.ghost import GhostBatchNorm
 from syncbn.norms.layers import FrozenBatchNorm, InstanceNorm, LayerNorm
+from syncbn.norms.renorm import BatchRenorm
+from syncbn.norms.switchable import SwitchableNorm
 from syncbn.spelling import nearest
 
 
@@ -27,7 +32,13 @@ def build_norm(kind: str, num_features: int, **options: Any) -> nn.Module:
                 greatest common divisor of 32 and num_features;
             layer_norm: over the channels of one position (eps, affine);
             instance_norm: over the space of one channel of one sample (eps, affine);
-            frozen_bn: fixed statistics, weight and bias (eps).
+            frozen_bn: fixed statistics, weight and bias (eps);
+            ghost_bn: over virtual batches of this rank's (virtual_batch_size, eps, momentum, affine);
+            batch_renorm: over all ranks' batches, corrected towards the running statistics (r_max, d_max, start, r_end, d_end, ...);
+            domain_bn: sync_bn with statistics, weight and bias per domain, chosen by `use_domain` (domains, ...);
+            conditional_bn: sync_bn with weight and bias by class or vector, `layer(x, condition)` (num_classes or condition_size, ...);
+            switchable: a learned mixture of instance, layer and sync_bn statistics (eps, momentum, affine, ...).
+            docs/norms.md says when to use which.
         num_features: C.
         options: arguments of the layer, and device and dtype for all kinds.
     Raises:
@@ -74,9 +85,14 @@ def _group_norm(
 
 _KINDS: dict[str, Callable[..., nn.Module]] = {
     "batch_norm": BatchNorm,
+    "batch_renorm": BatchRenorm,
+    "conditional_bn": ConditionalBatchNorm,
+    "domain_bn": DomainBatchNorm,
     "frozen_bn": FrozenBatchNorm,
+    "ghost_bn": GhostBatchNorm,
     "group_norm": _group_norm,
     "instance_norm": InstanceNorm,
     "layer_norm": LayerNorm,
+    "switchable": SwitchableNorm,
     "sync_bn": SyncBatchNorm,
 }

@@ -5,12 +5,14 @@ Owns: `LayerNorm` and `InstanceNorm` (channels first) and `FrozenBatchNorm`. Loc
 
 from __future__ import annotations
 
+import math
 from typing import Any, final
 
 import torch
 from torch import Tensor, nn
 
-from syncbn.errors import ShapeError
+from syncbn.errors import BatchTooSmallError, ShapeError
+from syncbn.shapes import along_channels
 
 
 @final
@@ -19,7 +21,10 @@ class LayerNorm(nn.Module):
 
         y = (x - mean_c x) / sqrt(var_c x + eps) * weight_c + bias_c        (var biased)
 
-    Deviation: torch.nn.LayerNorm normalizes trailing dimensions; this one dimension 1.
+    The same in training and evaluation; no state.
+
+    Collectives: none.
+    Source: Ba, Kiros, Hinton 2016, "Layer Normalization". Deviation: torch.nn.LayerNorm normalizes trailing dimensions; this dimension 1.
 
     >>> LayerNorm(3)(torch.randn(4, 3, 5, 5)).shape
     torch.Size([4, 3, 5, 5])
@@ -48,6 +53,11 @@ class InstanceNorm(nn.Module):
 
         y = (x - mean_s x) / sqrt(var_s x + eps) * weight_c + bias_c        (var biased)
 
+    No state. An empty batch gives an empty result, and gradients of 0 for weight and bias; torch.nn.InstanceNorm raises IndexError there.
+
+    Collectives: none.
+    Source: Ulyanov, Vedaldi, Lempitsky 2016, "Instance Normalization".
+
     >>> InstanceNorm(3)(torch.randn(4, 3, 5, 5)).shape
     torch.Size([4, 3, 5, 5])
     """
@@ -61,12 +71,30 @@ class InstanceNorm(nn.Module):
         self.bias = nn.Parameter(torch.zeros(num_features, device=device, dtype=dtype)) if affine else None
 
     def forward(self, x: Tensor) -> Tensor:
-        """Normalize x (N, C, *spatial), with more than one position."""
+        """Normalize x (N, C, *spatial), with more than one position.
+
+        Raises:
+            ShapeError: no space.
+            BatchTooSmallError: one position, whose variance is 0.
+        """
         if x.dim() < 3:
             raise ShapeError(
                 f"expected at least 3D input (got shape {tuple(x.shape)}): instance normalization needs space; choose group_norm for (N, C)"
             )
+        if x.shape[0] == 0:  # the kernel looks at the first sample
+            return self._affine(x)
+        if math.prod(x.shape[2:]) == 1:
+            raise BatchTooSmallError(
+                f"Expected more than 1 spatial element when training, got input size {tuple(x.shape)}: the variance of one position is 0; "
+                "normalize before pooling, or choose group_norm or layer_norm"
+            )
         return torch.nn.functional.instance_norm(x, weight=self.weight, bias=self.bias, eps=self.eps)
+
+    def _affine(self, x: Tensor) -> Tensor:
+        """Weight and bias alone, so that a rank without samples has gradients of 0 for them, as the other ranks' reduction needs."""
+        if self.weight is None or self.bias is None:
+            return x.clone()
+        return (x * along_channels(self.weight, x) + along_channels(self.bias, x)).to(x.dtype)
 
     def extra_repr(self) -> str:
         """The arguments."""
@@ -80,6 +108,9 @@ class FrozenBatchNorm(nn.Module):
         y = (x - running_mean) / sqrt(running_var + eps) * weight + bias
 
     The state dict is that of torch.nn.BatchNorm; num_batches_tracked is ignored on loading.
+
+    Collectives: none.
+    Source: He et al. 2016, "Deep Residual Learning", appendix A (object detection); torchvision.ops.FrozenBatchNorm2d.
 
     >>> list(FrozenBatchNorm(3).state_dict())
     ['weight', 'bias', 'running_mean', 'running_var']

@@ -8,7 +8,8 @@ from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 import syncbn
-from syncbn import ConversionError, SyncBatchNorm, fold_batchnorm
+from syncbn import ConversionError, SyncBatchNorm, build_norm, fold_batchnorm, folding_difference
+from tests.syncbn.norms.kinds import NEEDED
 
 
 def trained(layer: nn.Module) -> nn.Module:
@@ -99,6 +100,52 @@ def test_what_cannot_be_folded_is_refused_by_name(build, text) -> None:
     """The error names the layer and the reason."""
     with pytest.raises(ConversionError, match=text):
         fold_batchnorm(trained(build()))
+
+
+@pytest.mark.parametrize("kind", ["batch_norm", "batch_renorm", "domain_bn", "frozen_bn", "ghost_bn", "sync_bn"])
+@pytest.mark.parametrize("traced", [False, True])
+def test_other_kinds_fold_too(kind, traced) -> None:
+    """Whatever is an affine map in eval mode is folded, in a Sequential and along a traced graph."""
+    norm = trained(build_norm(kind, 3, **NEEDED.get(kind, {})))
+    for name, buffer in norm.named_buffers():
+        if "tracked" not in name:
+            buffer.uniform_(0.5, 2.0)
+    model: nn.Module = nn.Sequential(nn.ConvTranspose1d(2, 3, 2), norm).double().eval()
+    if traced:
+        block = Residual().double().eval()
+        block.bn1, block.conv1 = norm, nn.Conv2d(3, 3, 1).double()
+        model = trained(block)
+    folded = fold_batchnorm(model, torch.randn(2, 3, 4, 4).double() if traced else torch.randn(2, 2, 4).double())
+    assert not [layer for layer in folded.modules() if hasattr(layer, "running_mean")]
+
+
+@pytest.mark.parametrize("kind", ["switchable", "frozen_bn"])
+def test_other_kinds_are_refused_by_name(kind) -> None:
+    """What is no fixed map, or has nothing before it to be folded into."""
+    before = nn.Conv1d(3, 3, 1) if kind == "switchable" else nn.ReLU()
+    with pytest.raises(ConversionError, match=r"layer 1 \((SwitchableNorm|FrozenBatchNorm)\) cannot be folded"):
+        fold_batchnorm(nn.Sequential(before, build_norm(kind, 3)).eval())
+
+
+def test_the_difference_is_reported() -> None:
+    """It is at the level of rounding for a fold, and large for another model."""
+    model = trained(nn.Sequential(nn.Linear(4, 6), nn.BatchNorm1d(6), nn.ReLU(), nn.Linear(6, 2))).float()
+    x = torch.randn(64, 4)
+    folded = fold_batchnorm(model, x)
+    assert 0 < folding_difference(model, folded, x) < 1e-5
+    assert folding_difference(model, model, x) == 0
+    with torch.no_grad():
+        folded[3].bias += 1
+    assert folding_difference(model, folded, x) > 1e-2
+    assert folding_difference(model, nn.Linear(4, 3), x) == float("inf")
+
+
+def test_a_fold_that_changes_the_output_is_refused() -> None:
+    """A linear layer over a sequence: its outputs are not the norm's channels, which an example shows."""
+    model = trained(nn.Sequential(nn.Linear(4, 6), nn.BatchNorm1d(6)))
+    assert isinstance(fold_batchnorm(model, torch.randn(5, 4).double()), nn.Sequential)
+    with pytest.raises(ConversionError, match=r"the folded Sequential differs by .*expected at most 1e-08 .*more than two dimensions"):
+        fold_batchnorm(model, (torch.randn(5, 6, 4).double(),))
 
 
 def test_training_mode_is_refused() -> None:
