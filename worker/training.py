@@ -6,12 +6,13 @@ the steps is `worker.session`.
 
 import math
 import threading
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
+import syncbn
 from worker.contract.spec import JobSpec
 from worker.data.split import Split
 from worker.errors import DataError, DivergedError, TaskError, blame
@@ -90,7 +91,7 @@ class Trainer:
         totals = torch.zeros(3, dtype=torch.float64, device=self._ranks.device)
         totals[2] = float(stop.is_set())
         count = len(self._sampler.batch(step))
-        with blame(TaskError):
+        with blame(TaskError), self._statistics_of_a_step():
             self._accumulate_gradients(step, count, totals)
             self.scaler.step(self.optimizer)
             self.scaler.update()
@@ -101,6 +102,10 @@ class Trainer:
                 f"the loss is {loss_sum} at step {step + 1}; expected a finite number; lower optimizer.lr or lengthen the warm-up"
             )
         return StepResult(loss_sum / count, num_correct / count, rate, num_asked > 0)
+
+    def _statistics_of_a_step(self) -> AbstractContextManager[None]:
+        """Return a context that moves the running statistics once, by all micro-batches of a step together."""
+        return syncbn.accumulated_statistics(self.model) if self._spec.accumulate > 1 else nullcontext()
 
     def _accumulate_gradients(self, step: int, count: int, totals: Tensor) -> None:
         """Leave the gradient of the mean loss over the global batch in the parameters, and the sums over all ranks in `totals`.

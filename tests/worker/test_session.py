@@ -83,6 +83,15 @@ def test_accumulation_and_empty_shares_train_alike(pool, tmp_path):
         assert (runs[3][1][name] - expected).abs().max() < 1e-9, name
 
 
+def test_running_statistics_move_once_per_step_however_many_micro_batches(pool, tmp_path):
+    """Three micro-batches are one step, not three, also for the running statistics."""
+    first, *_ = run_job(pool, small_spec(2, steps=4, batch_size=12, accumulate=3), tmp_path)
+    tensors = load_file(tmp_path / checkpoints_directory(JOB) / checkpoint_name(4) / "model.safetensors")
+
+    assert first.outcome == "succeeded", first.failure
+    assert {int(tensor) for name, tensor in tensors.items() if name.endswith("num_batches_tracked")} == {4}
+
+
 @pytest.mark.parametrize("workers", [1, 2, 3])
 @pytest.mark.parametrize("optimizer", [{"name": "sgd", "lr": 0.05, "momentum": 0.9}, {"name": "adamw"}], ids=["sgd", "adamw"])
 def test_a_resumed_job_goes_on_bit_for_bit(pool, tmp_path, workers, optimizer):
