@@ -48,6 +48,17 @@ def _gapless(client, job_id):
     return events
 
 
+def _whole(client, job_id):
+    """Wait for the end of a job; assert that it succeeded with every event and every step on record exactly once; return it."""
+    job = client.wait(job_id, timeout_s=90)
+    _gapless(client, job_id)
+    steps = [point[0] for point in client.metrics(job_id, ["train/loss"])["series"][0]["points"]]
+
+    assert job["state"] == "succeeded"
+    assert steps == list(range(1, STEPS + 1))
+    return job
+
+
 def test_a_killed_controller_finds_its_job_misses_nothing_and_finishes_it(serving, client):
     """SIGKILL in mid-training: the ranks train on, and every step of every rank is on record exactly once."""
     job_id = client.submit(spec(STEPS))["id"]
@@ -57,13 +68,10 @@ def test_a_killed_controller_finds_its_job_misses_nothing_and_finishes_it(servin
     assert {process.pid for process in serving.ranks()} == ranks
 
     with serving.start() as again:
-        job = again.wait(job_id, timeout_s=90)
-        steps = [point[0] for point in again.metrics(job_id, ["train/loss"])["series"][0]["points"]]
-        _gapless(again, job_id)
+        job = _whole(again, job_id)
 
     assert job["state"] == "succeeded"
     assert len(job["attempts"]) == 1
-    assert steps == list(range(1, STEPS + 1))
     assert not serving.ranks()
 
 
@@ -142,13 +150,10 @@ def test_after_a_power_cut_a_job_goes_on_from_its_last_checkpoint(serving, clien
     end_marked(embedded.MARKER, embedded._recorded(serving.home).session, 20)
 
     with serving.start() as again:
-        job = again.wait(job_id, timeout_s=90)
-        steps = [point[0] for point in again.metrics(job_id, ["train/loss"])["series"][0]["points"]]
-        _gapless(again, job_id)
+        job = _whole(again, job_id)
 
     assert job["state"] == "succeeded"
     assert [attempt["reason"] for attempt in job["attempts"]] == ["submitted", "restart"]
-    assert steps == list(range(1, STEPS + 1))
 
 
 def test_a_controller_killed_again_and_again_ends_the_job_once_with_everything_on_record(serving, client):
@@ -163,11 +168,8 @@ def test_a_controller_killed_again_and_again_ends_the_job_once_with_everything_o
         assert again.submit(spec(STEPS), idempotency_key="again-and-again")["id"] == job_id
         again.close()
     with Client(home=serving.home) as last:
-        job = last.wait(job_id, timeout_s=90)
-        steps = [point[0] for point in last.metrics(job_id, ["train/loss"])["series"][0]["points"]]
-        _gapless(last, job_id)
+        job = _whole(last, job_id)
 
     assert job["state"] == "succeeded"
     assert len(job["attempts"]) == 1
-    assert steps == list(range(1, STEPS + 1))
     assert not serving.ranks()
