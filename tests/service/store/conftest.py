@@ -1,20 +1,8 @@
 """The store's tests run on SQLite and on a real PostgreSQL alike."""
 
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-
-from tests.support.postgres import PostgresServer, binaries, postgres_server
-
-
-@pytest.fixture(scope="session")
-def postgres() -> Iterator[PostgresServer]:
-    """A server for all tests of the session; each has a database of its own."""
-    if binaries() is None:
-        pytest.skip("no PostgreSQL programs here: install postgresql, which brings initdb and postgres")
-    with postgres_server() as server:
-        yield server
 
 
 @pytest.fixture(params=["sqlite", "postgresql"])
