@@ -70,7 +70,7 @@ async def get_metrics(
     """Show metric series, thinned out so that first, last, highest and lowest stay. A name without points has an empty series."""
     await use_cases.find(context.store, job_id)
     names = dict.fromkeys(name) or await context.store.metrics.names(job_id)
-    series = [SeriesShape(name=one, points=downsample(await context.store.metrics.points(job_id, one), max_points)) for one in names]
+    series = [SeriesShape(name=one, points=downsample(await context.store.metrics.points(job_id, one, max_points), max_points)) for one in names]
     return MetricsShape(series=series)
 
 

@@ -100,6 +100,19 @@ metric_points = Table(
     Column("value", Double, nullable=False),
 )
 
+metric_rolls = Table(
+    "metric_rolls",
+    metadata,
+    _job_id(),
+    Column("name", Text, primary_key=True),
+    Column("level", Integer, primary_key=True),
+    Column("bucket", BigInteger, primary_key=True),
+    Column("low_step", BigInteger, nullable=False),
+    Column("low", Double, nullable=False),
+    Column("high_step", BigInteger, nullable=False),
+    Column("high", Double, nullable=False),
+)
+
 checkpoints = Table(
     "checkpoints",
     metadata,
