@@ -28,7 +28,7 @@ class Metrics:
             return list((await connection.execute(query)).scalars())
 
     async def points(self, job_id: str, name: str, most: int) -> list[tuple[int, float]]:
-        """Return a series as (step, value), by step: whole, or where it is much longer than `most` its lows and highs (`service.store.rolls`)."""
+        """Return a series as (step, value), by step: whole, or where it is much longer than `most` its lows and highs (`rolls`)."""
         async with self._database.read() as session:
             return await read_series(session, job_id, name, most)
 

@@ -26,7 +26,7 @@ async def last_steps(write: Write, job_id: str, names: Sequence[str]) -> dict[st
     """Return the last step of each of the series that has one."""
     mine = (metric_points.c.job_id == job_id) & metric_points.c.name.in_(names)
     query = select(metric_points.c.name, func.max(metric_points.c.step)).where(mine).group_by(metric_points.c.name)
-    return {name: step for name, step in await write.connection.execute(query)}
+    return {row[0]: row[1] for row in await write.connection.execute(query)}
 
 
 async def roll(write: Write, job_id: str, name: str, steps: Sequence[int], last_before: int | None) -> None:
@@ -51,7 +51,7 @@ async def roll(write: Write, job_id: str, name: str, steps: Sequence[int], last_
 
 
 async def read_series(session: Session, job_id: str, name: str, most: int) -> list[Point]:
-    """Return a series by step: whole where it is short, else the lowest and the highest point of every stretch, and the first and last point.
+    """Return a series by step: whole where it is short, else the lowest and the highest point of every stretch, and both ends.
 
     Args:
         session: a transaction.

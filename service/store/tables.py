@@ -39,6 +39,7 @@ jobs = Table(
     Column("spec", JsonText, nullable=False),
     Column("last_seq", BigInteger, nullable=False),
     Column("edition", Integer, nullable=False),
+    Column("log_bytes", BigInteger, nullable=False, server_default="0"),
     Index("ix_jobs_state_priority", "state", "priority", "created_at"),
     Index("ix_jobs_state_id", "state", "id"),
 )
