@@ -12,6 +12,7 @@ from service.api import checkpoints, cluster, dashboard, downloads, health, jobs
 from service.api.context import Context, Controller, authenticated
 from service.api.description import describe
 from service.api.guards import Guards
+from service.api.metering import Meter, Metered
 from service.artifacts import Artifacts
 from service.auth import ensure_first_token
 from service.settings import Settings
@@ -32,6 +33,7 @@ def create_app(settings: Settings, controller: Controller | None = None) -> Fast
         settings: where everything is.
         controller: what runs the jobs; with None they stay queued.
     """
+    meter = Meter()
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
@@ -39,7 +41,13 @@ def create_app(settings: Settings, controller: Controller | None = None) -> Fast
         async with await Store.open(settings.store_url, max_log_bytes=settings.max_log_bytes) as store:
             app.state.first_token = await ensure_first_token(store, settings.files.token)
             app.state.context = Context(
-                settings, store, Artifacts(store, settings.storage_path), StreamPlaces(settings.max_streams), Tails(store), controller
+                settings,
+                store,
+                Artifacts(store, settings.storage_path),
+                StreamPlaces(settings.max_streams),
+                Tails(store),
+                meter,
+                controller,
             )
             async with _running(controller, store):
                 yield
@@ -60,6 +68,7 @@ def create_app(settings: Settings, controller: Controller | None = None) -> Fast
     dashboard.mount(app)
     problems.install(app)
     app.add_middleware(Guards, settings=settings)
+    app.add_middleware(Metered, meter=meter)
     app.openapi = partial(describe, app)  # type: ignore[method-assign]
     return app
 

@@ -6,6 +6,7 @@ from typing import Annotated, Any, Protocol
 from fastapi import Depends, Request
 from fastapi.security import HTTPBearer
 
+from service.api.metering import Meter
 from service.artifacts import Artifacts
 from service.auth import authenticate
 from service.settings import Settings
@@ -36,6 +37,7 @@ class Context:
     artifacts: Artifacts
     places: StreamPlaces
     tails: Tails
+    meter: Meter
     controller: Controller | None
 
 

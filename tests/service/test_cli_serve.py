@@ -182,3 +182,14 @@ def test_doctor_says_how_to_mend_what_is_broken(run, environment):
     assert failed.keys() == {"port", "home"}
     assert "SYNCBN_PORT" in failed["port"]
     assert "SYNCBN_HOME" in failed["home"]
+
+
+def test_logs_are_json_lines_where_asked(serve, environment):
+    """A log collector gets one object a line, ours and those of libraries alike."""
+    environment["SYNCBN_LOG_FORMAT"] = "json"
+    process = serve()
+    seen = set()
+    while not {"listening", "cluster_not_reached"} <= seen:
+        line = json.loads(process.stderr.readline())
+        assert {"event", "level", "timestamp"} <= set(line)
+        seen.add(line["event"])
