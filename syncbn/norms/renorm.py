@@ -89,7 +89,7 @@ class BatchRenorm(nn.modules.batchnorm._BatchNorm):  # noqa: SLF001  torch and o
         `SyncBatchNorm`: every rank of the group must call, also with an empty batch, and run backward too. Else none. The recomputation
         of torch.utils.checkpoint sends nothing and moves nothing, and is corrected as its first pass was. (Of two calls with the same
         batch statistics and live graphs, both are recomputed as the first.)
-    Accuracy: half types are rounded once more than in `SyncBatchNorm`, after xhat.
+    Accuracy: half types are rounded once more than in `SyncBatchNorm`, before the correction.
     Source: Ioffe 2017, "Batch Renormalization". Deviation: the running variance is kept, not the running standard deviation.
 
     >>> layer = BatchRenorm(3, start=0, r_end=0, d_end=0, r_max=100.0, d_max=100.0)
@@ -142,8 +142,8 @@ class BatchRenorm(nn.modules.batchnorm._BatchNorm):  # noqa: SLF001  torch and o
         tensors: Tensors = (x, self.weight, self.bias)
         correction_2C = torch.cat((torch.ones_like(var_C), torch.zeros_like(mean_C)))
         if group is not None or x.numel() > 0:
-            xhat, moments = normalize_batch(x, mask, Parameters(None, None, self.eps, group, self))
-            tensors, correction_2C = self._corrected(moments, (xhat, self.weight, self.bias))
+            scaled, moments = normalize_batch(x, mask, Parameters(self.weight, None, self.eps, group, self))
+            tensors, correction_2C = self._corrected(moments, (scaled, self.weight, self.bias))
             if is_first_pass:
                 update_(mean_C, var_C, moments, averaging_factor(self.momentum, tracked), unbiased=self.unbiased_running_var)
         if is_first_pass:
@@ -152,7 +152,7 @@ class BatchRenorm(nn.modules.batchnorm._BatchNorm):  # noqa: SLF001  torch and o
         return y if mask is None else torch.where(mask, y, 0)
 
     def _corrected(self, batch: Moments, tensors: Tensors) -> tuple[Tensors, Tensor]:
-        """The tensors (xhat, weight, bias), and (r, d), (2C,) float64.
+        """The tensors (xhat weight, weight, bias), and (r, d), (2C,) float64.
 
         In a recomputation r and d are those of the first pass: the running statistics have moved since. The graph of the returned tensors
         keeps them until then.
@@ -162,8 +162,8 @@ class BatchRenorm(nn.modules.batchnorm._BatchNorm):  # noqa: SLF001  torch and o
             return tensors, self._correction(batch)
         key_2C = torch.cat((batch.mean, variance(batch, unbiased=False)))
         find = partial(self._correction, batch)
-        correction_2C, xhat, weight_C, bias_C = _Recalled.apply(call, key_2C, find, *tensors)  # type: ignore[no-untyped-call]
-        return (xhat, weight_C, bias_C), correction_2C
+        correction_2C, scaled, weight_C, bias_C = _Recalled.apply(call, key_2C, find, *tensors)  # type: ignore[no-untyped-call]
+        return (scaled, weight_C, bias_C), correction_2C
 
     def _correction(self, batch: Moments) -> Tensor:
         """Clipped r and d by the present running statistics, (2C,) float64."""
@@ -201,10 +201,10 @@ class _Recalled(torch.autograd.Function):
         return (None, None, None, *grads[1:])
 
 
-def _affine(xhat: Tensor, weight_C: Tensor | None, bias_C: Tensor | None, correction_2C: Tensor) -> Tensor:
-    """(xhat r + d) weight + bias."""
+def _affine(scaled: Tensor, weight_C: Tensor | None, bias_C: Tensor | None, correction_2C: Tensor) -> Tensor:
+    """(xhat weight) r + d weight + bias."""
     r_C, d_C = correction_2C.chunk(2)
-    scale_C, shift_C = (r_C, d_C) if weight_C is None or bias_C is None else (r_C * weight_C, d_C * weight_C + bias_C)
-    dtype = accumulation_dtype(xhat)
-    y = xhat.to(dtype) * along_channels(scale_C.to(dtype), xhat) + along_channels(shift_C.to(dtype), xhat)
-    return y.to(xhat.dtype)
+    shift_C = d_C if weight_C is None or bias_C is None else d_C * weight_C + bias_C
+    dtype = accumulation_dtype(scaled)
+    y = scaled.to(dtype) * along_channels(r_C.to(dtype), scaled) + along_channels(shift_C.to(dtype), scaled)
+    return y.to(scaled.dtype)

@@ -108,13 +108,13 @@ class SwitchableNorm(nn.modules.batchnorm._BatchNorm):  # noqa: SLF001  torch an
             return running_mean_C.to(mean_NC.dtype), running_var_C.to(var_NC.dtype)
         group = resolve(self.process_group) if self.training else None
         packed = _packed(mean_NC.double(), var_NC.double(), count_N1)
-        total = packed if group is None else _Sum.apply(packed, call_of(self), group)  # type: ignore[no-untyped-call]
+        total = packed if group is None else _Sum.apply(packed, self.mean_weight, call_of(self), group)  # type: ignore[no-untyped-call]
         n = total[0].detach()
         mean_C, square_C = (total[1:] / n.clamp(min=1)).chunk(2)
         var_C = (square_C - mean_C.square()).clamp(min=0)
         is_first_pass = self.training and not is_recomputation()
         if is_first_pass and running_mean_C is not None and running_var_C is not None and tracked is not None:
-            moments = Moments(n, mean_C.detach(), (var_C * n).detach())
+            moments = Moments(n, mean_C.detach(), var_C.detach() * n)
             update_(running_mean_C, running_var_C, moments, averaging_factor(self.momentum, tracked), unbiased=self.unbiased_running_var)
             tracked.add_(1)
         return mean_C.to(mean_NC.dtype), var_C.to(var_NC.dtype)
@@ -158,15 +158,19 @@ def _packed(mean_NC: Tensor, var_NC: Tensor, count_N1: Tensor) -> Tensor:
 class _Sum(torch.autograd.Function):
     """Packed moments summed over ranks, differentiable any number of times; the count is no function of the input.
 
-    Collectives: one all_reduce(SUM) of 2C+1 float64, and one of 2C in each backward.
+    The proportions are an argument so that the graph has this node, which keeps the sum for a recomputation, if x needs no gradient.
+
+    Collectives: one all_reduce(SUM) of 2C+1 float64, and one of 2C in each backward if x needs a gradient.
     """
 
     @staticmethod
-    def forward(ctx: Any, packed: Tensor, call: Call | None, group: ProcessGroup) -> Tensor:
+    def forward(ctx: Any, packed: Tensor, _: Tensor, call: Call | None, group: ProcessGroup) -> Tensor:
         ctx.group = group
         return sum_over_ranks(packed, group) if call is None else call.sum(packed, group, ctx)
 
     @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None]:
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, None, None, None]:
+        if not ctx.needs_input_grad[0]:
+            return None, None, None, None
         summed = differentiable_sum_over_ranks(grads[0][1:], ctx.group)
-        return torch.cat((torch.zeros_like(grads[0][:1]), summed)), None, None
+        return torch.cat((torch.zeros_like(grads[0][:1]), summed)), None, None, None
