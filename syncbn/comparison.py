@@ -89,7 +89,7 @@ def compare_statistics(a: nn.Module | Statistics, b: nn.Module | Statistics) -> 
     Raises:
         InputError: the models have no layer in common.
 
-    Source of the distance: Pan et al. 2018, "Two at Once: Enhancing Learning and Generalization Capacities via IBN-Net", eq. 1 to 3, after
+    Source of the distance: Pan et al. 2018, "Two at Once: Enhancing Learning and Generalization Capacities via IBN-Net", after
         Li et al. 2016 (AdaBN). Deviation: eps.
 
     >>> import torch
