@@ -57,7 +57,7 @@ class Call(NamedTuple):
             group: resolved.
             node: the autograd node of this forward.
         Raises:
-            RecomputationError: several first passes may be meant, and none had this input. On other devices than the CPU, where looking
+            RecomputationError: first passes are kept, and none of them had this input. On other devices than the CPU, where looking
                 would stop the host, the result is NaN instead.
 
         Collectives: one all_reduce(SUM) in a first pass, none in its recomputation. One again where nothing was kept (no gradient
@@ -112,8 +112,6 @@ def _kept(owner: Any, key: Tensor) -> list[FirstPass]:
 
 def _matching(kept: list[FirstPass], key: Tensor) -> Tensor:
     """What the first pass with the nearest key has found: chosen on the device, without a wait for it."""
-    if len(kept) == 1:
-        return kept[0].found
     finite = torch.nan_to_num(key, nan=0.0, posinf=1e30, neginf=-1e30)
     keys_KV = torch.nan_to_num(torch.stack([each.key for each in kept]), nan=0.0, posinf=1e30, neginf=-1e30)
     distance, nearest = ((keys_KV - finite).abs().sum(1) / finite.abs().sum().clamp(min=1e-300)).min(0, keepdim=True)
@@ -123,7 +121,7 @@ def _matching(kept: list[FirstPass], key: Tensor) -> Tensor:
     if not distance.item() <= _SAME:
         raise RecomputationError(
             f"a recomputation in backward has an input that none of the layer's {len(kept)} first passes had: the nearest is at a relative "
-            f"distance of {distance.item():.1e}, expected at most {_SAME:.0e}; make the checkpointed function deterministic, and leave "
-            "preserve_rng_state on"
+            f"distance of {distance.item():.1e}, expected at most {_SAME:.0e}; make the checkpointed function deterministic, "
+            "leave preserve_rng_state on, and keep calls to which no gradient reaches out of the checkpoint"
         )
     return found
