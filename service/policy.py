@@ -36,7 +36,7 @@ class PolicyFile:
                 self._policy = self._read()
                 log.info("policy_read", path=str(self._path))
             except PolicyError as error:
-                log.error("policy_refused", error=str(error))
+                log.warning("policy_refused", error=str(error))
         return self._policy
 
     def _look(self) -> tuple[int, int, int] | None:
@@ -55,4 +55,6 @@ class PolicyFile:
             faults = "; ".join(f"{'.'.join(map(str, row['loc']))} is {row['input']!r}: {row['msg']}" for row in error.errors())
         except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
             faults = str(error)
-        raise PolicyError(f"{self._path} cannot be used: {faults}; expected `preempt` and [[quotas]] as in docs/scheduling.md; mend the file")
+        raise PolicyError(
+            f"{self._path} cannot be used: {faults}; expected `preempt` and [[quotas]] as in docs/scheduling.md; mend the file"
+        )

@@ -74,7 +74,7 @@ class Account:
         if self.is_closed and not is_alone:
             return f"{name}: a job before it waits for the same quota"
         asked = {"running_jobs": 1, "workers": workers, "gpus": workers * gpus_per_worker}
-        used = {what: 0 for what in asked} if is_alone else {"running_jobs": self.jobs, "workers": self.workers, "gpus": self.gpus}
+        used = dict.fromkeys(asked, 0) if is_alone else {"running_jobs": self.jobs, "workers": self.workers, "gpus": self.gpus}
         for what, amount in asked.items():
             limit = getattr(self.quota, what)
             if limit is not None and amount and used[what] + amount > limit:

@@ -46,7 +46,7 @@ class Reservation:
         return 0
 
 
-def reserve(job_id: str, bundle: Bundle, workers: int, free: Ledger, everything: Ledger, releases: Iterable[Release]) -> Reservation:
+def reserve(job_id: str, bundle: Bundle, workers: int, *, free: Ledger, everything: Ledger, releases: Iterable[Release]) -> Reservation:
     """Find the earliest time by which gangs have ended that make room for `workers`, if each lasts as long as it may.
 
     Args:

@@ -64,12 +64,15 @@ class Room:
 
 
 class Ledger:
-    """CPUs and GPUs node by node, to take from and give back to while a plan is made."""
+    """CPUs and GPUs node by node, to take from and give back to while a plan is made.
+
+    `index` is each node's place in the lists `units` (of CPUs) and `gpu_counts`.
+    """
 
     def __init__(self, cpus: Mapping[str, float], gpus: Mapping[str, int]) -> None:
-        self._nodes = {node_id: index for index, node_id in enumerate(cpus)}
-        self._cpus = [max(round(amount * _UNIT), 0) for amount in cpus.values()]
-        self._gpus = [max(gpus[node_id], 0) for node_id in cpus]
+        self.index = {node_id: index for index, node_id in enumerate(cpus)}
+        self.units = [max(round(amount * _UNIT), 0) for amount in cpus.values()]
+        self.gpu_counts = [max(gpus[node_id], 0) for node_id in cpus]
 
     @classmethod
     def of_free(cls, room: Room) -> "Ledger":
@@ -84,41 +87,46 @@ class Ledger:
     def copy(self) -> "Ledger":
         """Return a ledger of its own with the same amounts."""
         twin = Ledger({}, {})
-        twin._nodes, twin._cpus, twin._gpus = self._nodes, self._cpus.copy(), self._gpus.copy()
+        twin.index, twin.units, twin.gpu_counts = self.index, self.units.copy(), self.gpu_counts.copy()
         return twin
 
     @property
     def cpus(self) -> float:
         """CPUs on all nodes together."""
-        return sum(self._cpus) / _UNIT
+        return sum(self.units) / _UNIT
 
     @property
     def gpus(self) -> int:
         """GPUs on all nodes together."""
-        return sum(self._gpus)
+        return sum(self.gpu_counts)
 
     def slots(self, bundle: Bundle) -> int:
         """Return how many workers fit, over all nodes."""
         cpus = _units(bundle)
         if not bundle.gpus:
-            return sum(amount // cpus for amount in self._cpus)
-        return sum(min(free // cpus, gpus // bundle.gpus) for free, gpus in zip(self._cpus, self._gpus, strict=True) if gpus)
+            return sum(amount // cpus for amount in self.units)
+        return sum(min(free // cpus, gpus // bundle.gpus) for free, gpus in zip(self.units, self.gpu_counts, strict=True) if gpus)
 
     def slots_on(self, node_id: str, bundle: Bundle) -> int:
         """Return how many workers fit on one node; none where the node is not there."""
-        return self._slots_at(self._nodes[node_id], bundle) if node_id in self._nodes else 0
+        return self.slots_at(self.index[node_id], bundle) if node_id in self.index else 0
+
+    def slots_at(self, index: int, bundle: Bundle) -> int:
+        """Return how many workers fit on the node at a place in the lists."""
+        number = self.units[index] // _units(bundle)
+        return min(number, self.gpu_counts[index] // bundle.gpus) if bundle.gpus else number
 
     def most_on_a_node(self, bundle: Bundle) -> int:
         """Return how many workers fit on the node that takes most of them."""
-        return max((self._slots_at(index, bundle) for index in range(len(self._cpus))), default=0)
+        return max((self.slots_at(index, bundle) for index in range(len(self.units))), default=0)
 
     def take(self, bundle: Bundle, workers: int) -> dict[str, int]:
         """Let workers stand as Ray's PACK does, on few nodes and those that it fills best; return where.
 
         Fewer than asked for stand where there is room for fewer only.
         """
-        names, places = list(self._nodes), {}
-        slots = {index: number for index in range(len(names)) if (number := self._slots_at(index, bundle))}
+        names, places = list(self.index), {}
+        slots = {index: number for index in range(len(names)) if (number := self.slots_at(index, bundle))}
         while workers and slots:
             enough = [index for index, number in slots.items() if number >= workers]
             index = min(enough, key=slots.__getitem__) if enough else max(slots, key=slots.__getitem__)
@@ -130,28 +138,24 @@ class Ledger:
 
     def move(self, node_id: str, bundle: Bundle, workers: int) -> None:
         """Give back (or take, where negative) what workers hold on a node. A node that is not there holds nothing."""
-        index = self._nodes.get(node_id)
+        index = self.index.get(node_id)
         if index is not None:
-            self._cpus[index] = max(self._cpus[index] + workers * _units(bundle), 0)
-            self._gpus[index] = max(self._gpus[index] + workers * bundle.gpus, 0)
+            self.units[index] = max(self.units[index] + workers * _units(bundle), 0)
+            self.gpu_counts[index] = max(self.gpu_counts[index] + workers * bundle.gpus, 0)
 
     def limit(self, other: "Ledger") -> None:
         """Lower every amount to that of another ledger of the same nodes."""
-        self._cpus = list(map(min, self._cpus, other._cpus))
-        self._gpus = list(map(min, self._gpus, other._gpus))
+        self.units = list(map(min, self.units, other.units))
+        self.gpu_counts = list(map(min, self.gpu_counts, other.gpu_counts))
 
     def without_anywhere(self, bundle: Bundle, workers: int, seen: "Ledger") -> "Ledger":
         """Return what is left if workers that may stand on any node where they fit by `seen` stood on all of these at once."""
         left = self.copy()
-        for node_id, index in self._nodes.items():
-            number = min(seen._slots_at(index, bundle), workers)
+        for node_id, index in self.index.items():
+            number = min(seen.slots_at(index, bundle), workers)
             if number:
                 left.move(node_id, bundle, -number)
         return left
-
-    def _slots_at(self, index: int, bundle: Bundle) -> int:
-        number = self._cpus[index] // _units(bundle)
-        return min(number, self._gpus[index] // bundle.gpus) if bundle.gpus else number
 
 
 def most_displaced(taken: Bundle, wanted: Bundle) -> int:

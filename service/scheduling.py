@@ -124,7 +124,8 @@ class Draft:
     def plan(self) -> Plan:
         """Return what was decided."""
         first = self._reservation
-        return Plan(tuple(self._start), self._preempt, self._waiting, first and Reserved(first.job_id, first.at))
+        reserved = None if first is None else Reserved(first.job_id, first.at)
+        return Plan(tuple(self._start), self._preempt, self._waiting, reserved)
 
     def _outright(self, need: Need, accounts: Sequence[Account]) -> Wait | None:
         """Refuse what could not start even if nobody else was there; it keeps nobody waiting."""
@@ -175,12 +176,14 @@ class Draft:
 
     def _reserve(self, need: Need, accounts: Sequence[Account]) -> Wait:
         """Keep for the first job without room what it needs, at the time when it can have it; make room if the policy says so."""
-        doomed = victims(need.bundle, need.min_workers, need.priority, list(self._held.values()), self._free) if self._policy.preempt else ()
+        doomed = (
+            victims(need.bundle, need.min_workers, need.priority, list(self._held.values()), self._free) if self._policy.preempt else ()
+        )
         self._preempt = tuple(doomed)
         releases = [
             (self._now if job.job_id in doomed else job.ends_by(self._now), job.bundle, places) for job, places in self._held.values()
         ]
-        self._reservation = reserve(need.job_id, need.bundle, need.min_workers, self._free, self._all, releases)
+        self._reservation = reserve(need.job_id, need.bundle, need.min_workers, free=self._free, everything=self._all, releases=releases)
         # Its quota is kept for it too.
         for account in accounts:
             account.charge(need.min_workers, need.bundle.gpus)

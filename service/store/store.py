@@ -13,6 +13,7 @@ from service.store.events import Events
 from service.store.jobs import Jobs
 from service.store.metrics import Metrics
 from service.store.migration import migrate
+from service.store.queue import Queue
 from service.store.tokens import Tokens
 
 
@@ -23,6 +24,7 @@ class Store:
         self._database = database
         self.changes = changes
         self.jobs = Jobs(database, changes)
+        self.queue = Queue(database)
         self.attempts = Attempts(database)
         self.events = Events(database)
         self.metrics = Metrics(database)

@@ -94,7 +94,9 @@ class Simulation:
 
     def decide(self) -> None:
         """Let the scheduler decide, check it, and do what it says."""
-        order = sorted((one.need for one in self.queue.values()), key=lambda need: (-need.priority, self.by_id[need.job_id].at, need.job_id))
+        order = sorted(
+            (one.need for one in self.queue.values()), key=lambda need: (-need.priority, self.by_id[need.job_id].at, need.job_id)
+        )
         self.longest_queue = max(self.longest_queue, len(order))
         room, held = self._room(), list(self.held.values())
         began = time.perf_counter()
