@@ -54,9 +54,11 @@ class Planner:
             busy: jobs that are queued again while the last of their attempt is still being put away.
             is_woken: whether a job was submitted or changed.
         """
+        if is_woken:
+            self._seen = None  # before anything can fail, so that the next round still knows
         seen = (await self._cluster.room(), await store.queue.held(), self._policy.current(), busy)
         is_deep = time.monotonic() >= self._next_deep
-        if seen == self._seen and not is_woken and not (self._is_partial and is_deep):
+        if seen == self._seen and not (self._is_partial and is_deep):
             return None
         room, held, policy, _ = seen
         draft = Draft(room, held, policy, datetime.now(UTC))
@@ -67,7 +69,8 @@ class Planner:
             self._next_deep = time.monotonic() + DEEP_S
         self._waiting.update(decision.waiting)
         await _explain(store, near, decision.waiting)
-        self._seen = seen
+        # What is still to be done may fail, and is then decided anew.
+        self._seen = None if decision.start or decision.preempt else seen
         return decision
 
     async def _consider(self, store: Store, draft: Draft, busy: AbstractSet[str], *, is_deep: bool) -> list[Queued]:

@@ -108,6 +108,7 @@ class Reconciler:
                 await asyncio.sleep(RECONNECT_S)
             else:
                 self._condition = ""
+                store.changes.jobs.set()  # whoever was told that there is no cluster is told anew
                 log.info("cluster_connected")
 
     async def _look_for_loss(self) -> None:
