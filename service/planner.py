@@ -12,17 +12,15 @@ import structlog
 
 from service.cluster import Cluster
 from service.policy import PolicyFile
-from service.quotas import Policy
-from service.room import Room
-from service.scheduling import Draft, Held, Plan
+from service.scheduling import Draft, Plan
 from service.store.queue import Queued
 from service.store.store import Store
 from service.waiting import Wait
 
 PAGE = 1_000
-NEAR = 2_000
+NEAR = 1_000
 """Jobs at the front of the queue that every round looks at."""
-DEEP_S = 10.0
+DEEP_S = 30.0
 """How often a round looks at all of them, for one far behind that may start before others."""
 NUM_SAID = 50
 """Jobs at the front whose every new message is stored; further behind only a new reason is. `/v1/queue` has the newest of all."""
@@ -36,8 +34,6 @@ class Planner:
     def __init__(self, cluster: Cluster, policy: PolicyFile) -> None:
         self._cluster = cluster
         self._policy = policy
-        self._seen: tuple[Room, list[Held], Policy, AbstractSet[str]] | None = None
-        self._is_partial = False
         self._next_deep = 0.0
         self._waiting: dict[str, Wait] = {}
 
@@ -46,22 +42,15 @@ class Planner:
         """Why each job waits, as far as it was looked at; also of some that wait no longer."""
         return self._waiting
 
-    async def plan(self, store: Store, busy: AbstractSet[str], *, is_woken: bool) -> Plan | None:
-        """Decide what starts now; None where nothing has changed since the last time.
+    async def plan(self, store: Store, busy: AbstractSet[str]) -> Plan:
+        """Decide what starts now.
 
         Args:
             store: where the queue is.
             busy: jobs that are queued again while the last of their attempt is still being put away.
-            is_woken: whether a job was submitted or changed.
         """
-        if is_woken:
-            self._seen = None  # before anything can fail, so that the next round still knows
-        seen = (await self._cluster.room(), await store.queue.held(), self._policy.current(), busy)
         is_deep = time.monotonic() >= self._next_deep
-        if seen == self._seen and not (self._is_partial and is_deep):
-            return None
-        room, held, policy, _ = seen
-        draft = Draft(room, held, policy, datetime.now(UTC))
+        draft = Draft(await self._cluster.room(), await store.queue.held(), self._policy.current(), datetime.now(UTC))
         near = await self._consider(store, draft, busy, is_deep=is_deep)
         decision = draft.plan()
         if is_deep:
@@ -69,17 +58,13 @@ class Planner:
             self._next_deep = time.monotonic() + DEEP_S
         self._waiting.update(decision.waiting)
         await _explain(store, near, decision.waiting)
-        # What is still to be done may fail, and is then decided anew.
-        self._seen = None if decision.start or decision.preempt else seen
         return decision
 
     async def _consider(self, store: Store, draft: Draft, busy: AbstractSet[str], *, is_deep: bool) -> list[Queued]:
         """Show the queue to the draft, page by page, so that the process answers in between; return the front of it."""
         near: list[Queued] = []
-        self._is_partial = False
         async for page in store.queue.pages(PAGE):
             if len(near) >= NEAR and not is_deep:
-                self._is_partial = True
                 break
             for queued in page:
                 if queued.need.job_id not in busy:

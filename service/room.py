@@ -148,6 +148,13 @@ class Ledger:
         self.units = list(map(min, self.units, other.units))
         self.gpu_counts = list(map(min, self.gpu_counts, other.gpu_counts))
 
+    def beyond(self, other: "Ledger") -> "Ledger":
+        """Return what there is here more than in another ledger of the same nodes."""
+        more = self.copy()
+        more.units = [max(mine - theirs, 0) for mine, theirs in zip(self.units, other.units, strict=True)]
+        more.gpu_counts = [max(mine - theirs, 0) for mine, theirs in zip(self.gpu_counts, other.gpu_counts, strict=True)]
+        return more
+
     def without_anywhere(self, bundle: Bundle, workers: int, seen: "Ledger") -> "Ledger":
         """Return what is left if workers that may stand on any node where they fit by `seen` stood on all of these at once."""
         left = self.copy()

@@ -4,6 +4,7 @@ Priority, then age; gangs all or nothing; the first job that finds no room has t
 only where that cannot make it wait longer.
 """
 
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
@@ -105,12 +106,18 @@ class Draft:
         for job in held:
             for node_id, workers in self._room.placed.get(job.job_id, {}).items():
                 unclaimed.move(node_id, job.bundle, -workers)
+        # Taken, and not by a gang whose place is known: it is there that the others stand, as far as Ray has placed them.
+        unexplained = unclaimed.beyond(self._free)
         self._free.limit(unclaimed)
         for job in held:
             places = self._room.placed.get(job.job_id)
-            self._held[job.job_id] = (job, self._free.take(job.bundle, job.workers) if places is None else places)
+            self._held[job.job_id] = (job, self._assumed(job, unexplained) if places is None else places)
             for account in self._accounts.of(job.labels):
                 account.charge(job.workers, job.bundle.gpus)
+
+    def _assumed(self, job: Held, unexplained: Ledger) -> Places:
+        places = Counter(unexplained.take(job.bundle, job.workers))
+        return places + Counter(self._free.take(job.bundle, job.workers - places.total()))
 
     def consider(self, need: Need) -> None:
         """Start a job, or say why it waits."""

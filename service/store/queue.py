@@ -1,16 +1,20 @@
 """The queue as the scheduler reads it: what each job asks for and what each live one holds, without their specs."""
 
-from collections.abc import AsyncIterator
+import json
+from collections.abc import AsyncIterator, Mapping
 from dataclasses import dataclass
-from datetime import datetime, timedelta
+from datetime import timedelta
+from functools import lru_cache
+from types import MappingProxyType
 from typing import Any
 
-from sqlalchemy import RowMapping, Select, and_, func, or_, select
+from sqlalchemy import BigInteger, RowMapping, Select, Text, and_, func, or_, select, type_coerce
 
 from service.room import Bundle
 from service.scheduling import Held, Need
 from service.states import HOLDS_GANG, State
-from service.store.database import Database, Write
+from service.store.database import Database
+from service.store.session import Write
 from service.store.tables import job_labels, jobs, needs, transitions
 from worker.contract import JobSpec
 
@@ -20,10 +24,10 @@ _COLUMNS = (
     jobs.c.id,
     jobs.c.state,
     jobs.c.priority,
-    jobs.c.created_at,
+    type_coerce(jobs.c.created_at, BigInteger).label("created_us"),
     jobs.c.started_at,
     jobs.c.world_size,
-    jobs.c.labels,
+    type_coerce(jobs.c.labels, Text).label("labels"),
     jobs.c.reason,
     jobs.c.message,
     needs.c.min_workers,
@@ -41,7 +45,8 @@ class Queued:
     """A queued job: what it asks for, and what was last said about why it waits."""
 
     need: Need
-    created_at: datetime
+    created_us: int
+    """Microseconds since 1970."""
     reason: str
     message: str
 
@@ -98,9 +103,9 @@ class Queue:
         if last is None:
             return [_queued(row) for row in await self._fetch(waiting.limit(size))]
         # Two queries, because each is one range of the index, and their disjunction is none.
-        at, priority = last.created_at, last.need.priority
-        later = or_(jobs.c.created_at > at, and_(jobs.c.created_at == at, jobs.c.id > last.need.job_id))
-        alike = waiting.where(jobs.c.priority == priority, jobs.c.created_at >= at, later)
+        created, at, priority = type_coerce(jobs.c.created_at, BigInteger), last.created_us, last.need.priority
+        later = or_(created > at, and_(created == at, jobs.c.id > last.need.job_id))
+        alike = waiting.where(jobs.c.priority == priority, created >= at, later)
         found = await self._fetch(alike.limit(size))
         if len(found) < size:
             found += await self._fetch(waiting.where(jobs.c.priority < priority).limit(size - len(found)))
@@ -139,8 +144,21 @@ def _rows() -> Select[Any]:
     return select(*_COLUMNS).join(needs, needs.c.job_id == jobs.c.id)
 
 
-def _bundle(row: RowMapping) -> Bundle:
-    return Bundle(row["cpus_per_worker"], row["gpus_per_worker"])
+# Thousands of rows a round, and few different values among them.
+@lru_cache(maxsize=4096)
+def _bundle(cpus: float, gpus: int) -> Bundle:
+    return Bundle(cpus, gpus)
+
+
+@lru_cache(maxsize=4096)
+def _labels(text: str) -> Mapping[str, str]:
+    return MappingProxyType(json.loads(text))
+
+
+@lru_cache(maxsize=4096)
+def _timeout(seconds: float) -> timedelta:
+    # As far as anybody could wait; a user may write 1e300.
+    return timedelta(seconds=min(seconds, _LONGEST_S))
 
 
 def _queued(row: RowMapping) -> Queued:
@@ -148,12 +166,12 @@ def _queued(row: RowMapping) -> Queued:
         job_id=row["id"],
         min_workers=row["min_workers"],
         max_workers=row["max_workers"],
-        bundle=_bundle(row),
-        timeout=_timeout(row),
+        bundle=_bundle(row["cpus_per_worker"], row["gpus_per_worker"]),
+        timeout=_timeout(row["timeout_s"]),
         priority=row["priority"],
-        labels=row["labels"],
+        labels=_labels(row["labels"]),
     )
-    return Queued(need, row["created_at"], row["reason"], row["message"])
+    return Queued(need, row["created_us"], row["reason"], row["message"])
 
 
 def _held(row: RowMapping) -> Held:
@@ -161,16 +179,11 @@ def _held(row: RowMapping) -> Held:
     return Held(
         job_id=row["id"],
         workers=row["world_size"],
-        bundle=_bundle(row),
+        bundle=_bundle(row["cpus_per_worker"], row["gpus_per_worker"]),
         priority=row["priority"],
-        labels=row["labels"],
+        labels=_labels(row["labels"]),
         started_at=row["started_at"],
-        timeout=_timeout(row),
+        timeout=_timeout(row["timeout_s"]),
         is_pausable=state is State.RUNNING,
         is_leaving=state in _LEAVING,
     )
-
-
-def _timeout(row: RowMapping) -> timedelta:
-    # As far as anybody could wait; a user may write 1e300.
-    return timedelta(seconds=min(row["timeout_s"], _LONGEST_S))

@@ -133,6 +133,12 @@ class TestTheFirstInLine:
 
         assert decision.waiting["a"].message == "needs 8 CPUs, 4 free"
 
+    def test_a_gang_of_another_controller_is_not_counted_twice(self):
+        """Where it stands is not known here, but Ray shows that its room is taken."""
+        decision = plan([need("a", 4)], room((8, 0, 4, 0)), [held("elsewhere", 4)], NOBODY, NOW)
+
+        assert starts(decision) == {"a": 4}
+
 
 class TestAnyNumberOfWorkers:
     """Gangs of at least so many workers and at most so many."""

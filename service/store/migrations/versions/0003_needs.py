@@ -8,8 +8,8 @@ import json
 import sqlalchemy as sa
 from alembic import op
 
-revision = "needs"
-down_revision = "0001"
+revision = "0003_needs"
+down_revision = "0002_leases"
 
 
 def upgrade() -> None:
