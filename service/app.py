@@ -18,6 +18,7 @@ from service.policy import PolicyFile
 from service.settings import Settings
 from service.store.store import Store
 from service.streams import StreamPlaces
+from service.tails import Tails
 
 _log = logging.getLogger(__name__)
 
@@ -36,10 +37,11 @@ def create_app(settings: Settings, controller: Controller | None = None) -> Fast
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         settings.storage_path.mkdir(parents=True, exist_ok=True)
-        async with await Store.open(settings.store_url) as store:
+        async with await Store.open(settings.store_url, max_log_bytes=settings.max_log_bytes) as store:
             app.state.first_token = await ensure_first_token(store, settings.files.token)
             artifacts, places = Artifacts(store, settings.storage_path), StreamPlaces(settings.max_streams)
-            app.state.context = Context(settings, store, artifacts, places, PolicyFile(settings.policy_path), controller)
+            policy = PolicyFile(settings.policy_path)
+            app.state.context = Context(settings, store, artifacts, places, Tails(store), policy, controller)
             async with _running(controller, store):
                 yield
 

@@ -48,6 +48,10 @@ class Settings(BaseSettings):
     max_streams: Annotated[int, Field(ge=1, le=100_000)] = Field(256, description="streams open at once")
     max_body_bytes: Annotated[int, Field(ge=1024, le=2**30)] = Field(2**20, description="largest request body")
 
+    max_log_bytes: Annotated[int, Field(ge=2**20)] = Field(
+        256 * 2**20, description="how much of a job's log is kept; the oldest lines go first"
+    )
+
     @field_validator("home")
     @classmethod
     def _is_absolute(cls, home: Path) -> Path:

@@ -13,6 +13,7 @@ from service.policy import PolicyFile
 from service.settings import Settings
 from service.store.store import Store
 from service.streams import StreamPlaces
+from service.tails import Tails
 from service.waiting import Wait
 
 
@@ -41,6 +42,7 @@ class Context:
     store: Store
     artifacts: Artifacts
     places: StreamPlaces
+    tails: Tails
     policy: PolicyFile
     controller: Controller | None
 

@@ -8,8 +8,8 @@ import json
 import sqlalchemy as sa
 from alembic import op
 
-revision = "0003_needs"
-down_revision = "0002_leases"
+revision = "0005_needs"
+down_revision = "0004_log_quota"
 
 
 def upgrade() -> None:
