@@ -15,6 +15,7 @@ from service.api.guards import Guards
 from service.api.metering import Meter, Metered
 from service.artifacts import Artifacts
 from service.auth import ensure_first_token
+from service.policy import PolicyFile
 from service.settings import Settings
 from service.store.store import Store
 from service.streams import StreamPlaces
@@ -40,15 +41,9 @@ def create_app(settings: Settings, controller: Controller | None = None) -> Fast
         settings.storage_path.mkdir(parents=True, exist_ok=True)
         async with await Store.open(settings.store_url, max_log_bytes=settings.max_log_bytes) as store:
             app.state.first_token = await ensure_first_token(store, settings.files.token)
-            app.state.context = Context(
-                settings,
-                store,
-                Artifacts(store, settings.storage_path),
-                StreamPlaces(settings.max_streams),
-                Tails(store),
-                meter,
-                controller,
-            )
+            artifacts, places = Artifacts(store, settings.storage_path), StreamPlaces(settings.max_streams)
+            policy = PolicyFile(settings.policy_path)
+            app.state.context = Context(settings, store, artifacts, places, Tails(store), meter, policy, controller)
             async with _running(controller, store):
                 yield
 
