@@ -12,6 +12,7 @@ from service.api import checkpoints, cluster, dashboard, downloads, health, jobs
 from service.api.context import Context, Controller, authenticated
 from service.api.description import describe
 from service.api.guards import Guards
+from service.api.metering import Meter, Metered
 from service.artifacts import Artifacts
 from service.auth import ensure_first_token
 from service.policy import PolicyFile
@@ -33,6 +34,7 @@ def create_app(settings: Settings, controller: Controller | None = None) -> Fast
         settings: where everything is.
         controller: what runs the jobs; with None they stay queued.
     """
+    meter = Meter()
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
@@ -41,7 +43,7 @@ def create_app(settings: Settings, controller: Controller | None = None) -> Fast
             app.state.first_token = await ensure_first_token(store, settings.files.token)
             artifacts, places = Artifacts(store, settings.storage_path), StreamPlaces(settings.max_streams)
             policy = PolicyFile(settings.policy_path)
-            app.state.context = Context(settings, store, artifacts, places, Tails(store), policy, controller)
+            app.state.context = Context(settings, store, artifacts, places, Tails(store), meter, policy, controller)
             async with _running(controller, store):
                 yield
 
@@ -61,6 +63,7 @@ def create_app(settings: Settings, controller: Controller | None = None) -> Fast
     dashboard.mount(app)
     problems.install(app)
     app.add_middleware(Guards, settings=settings)
+    app.add_middleware(Metered, meter=meter)
     app.openapi = partial(describe, app)  # type: ignore[method-assign]
     return app
 
