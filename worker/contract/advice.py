@@ -33,6 +33,6 @@ def advise(spec: JobSpec) -> tuple[Problem, ...]:
             loc="norm.kind",
             value=f"{spec.norm.kind} over {together} samples together",
             expected=f"{LEAST_SAMPLES_TOGETHER} samples or more for BatchNorm",
-            remedy=f"use {wider}{fewer_parts}a larger batch_size, or group_norm, which does not depend on the batch (docs/norms.md measures them)",
+            remedy=f"use {wider}{fewer_parts}a larger batch_size, or group_norm, which does not depend on the batch; see docs/norms.md",
         ),
     )

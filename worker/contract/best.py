@@ -5,7 +5,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BeforeValidator, Field, field_validator
 
 from worker.contract.frozen import Frozen
-from worker.contract.refusal import refuse
+from worker.contract.rules import refuse
 
 Mode = Literal["min", "max"]
 

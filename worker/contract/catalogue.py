@@ -6,7 +6,7 @@ from typing import Annotated, Literal, Self
 from pydantic import Field, StrictInt, model_validator
 
 from worker.contract.frozen import Frozen
-from worker.contract.refusal import refuse
+from worker.contract.rules import refuse
 
 
 class ClassificationArgs(Frozen):
@@ -21,7 +21,7 @@ class SegmentationArgs(Frozen):
     cross_entropy: Annotated[float, Field(ge=0)] = Field(1.0, description="weight of the cross-entropy in the loss")
     dice: Annotated[float, Field(ge=0)] = Field(1.0, description="weight of the Dice loss in the loss")
     include_background: bool = Field(False, description="whether class 0 counts in Dice, loss and metric; IoU has all classes")
-    ignore_label: StrictInt | None = Field(None, description="positions with this label count nowhere")
+    ignore_label: StrictInt = Field(255, description="positions with this label count nowhere; 255 by the convention of Pascal VOC")
 
     @model_validator(mode="after")
     def _has_a_loss(self) -> Self:
@@ -65,7 +65,7 @@ class CspDarknetArgs(Frozen):
     """CSP backbone for images of any size."""
 
     width: Annotated[StrictInt, Field(ge=2, le=512)] = Field(16, description="channels of the stem; each of the four stages doubles")
-    depth: Annotated[StrictInt, Field(ge=1, le=64)] = Field(1, description="bottlenecks of the first CSP block; later ones have up to 3 times")
+    depth: Annotated[StrictInt, Field(ge=1, le=64)] = Field(1, description="bottlenecks of the first CSP block; others have up to 3 times")
 
 
 class DigitsArgs(Frozen):

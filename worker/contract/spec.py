@@ -12,7 +12,7 @@ from worker.contract.best import Best, BestSpec, default_metric
 from worker.contract.catalogue import DATASETS, MODELS, NORMS, TASKS, Entry
 from worker.contract.frozen import Frozen
 from worker.contract.names import CODE_PREFIX, is_code, is_of_library
-from worker.contract.refusal import refuse
+from worker.contract.rules import refuse
 
 
 def _matching(pattern: str, expected: str, example: str) -> AfterValidator:
@@ -173,7 +173,7 @@ class RecalibrateSpec(Frozen):
 
 
 class EmaSpec(Frozen):
-    """Exponential moving average of parameters and running statistics, moved after every step; evaluated and saved in place of the model."""
+    """Exponential moving average of parameters and running statistics, moved after each step; evaluated and saved in place of the model."""
 
     kind: Literal["ema"]
     decay: Annotated[float, Field(ge=0, lt=1)] = 0.999

@@ -1,8 +1,8 @@
-"""How a rule that field types cannot express says no. Owns the form; `worker.contract.validation` makes a problem of it."""
+"""Rules that the types of fields cannot express. Owns how they refuse: with what was expected and what to do."""
 
 from pydantic_core import PydanticCustomError
 
 
 def refuse(problem: str, expected: str, remedy: str) -> PydanticCustomError:
-    """Build the error of a broken rule, with what was expected and what to do."""
+    """Build the error of a rule, with what was expected and what to do."""
     return PydanticCustomError("rule", "{problem}", {"problem": problem, "expected": expected, "remedy": remedy})
