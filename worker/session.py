@@ -14,6 +14,8 @@ import torch
 
 import syncbn
 from worker.checkpoint import Loaded, Snapshot, load
+from worker.compilation import patience
+from worker.contract.advice import advise
 from worker.contract.assignment import Assignment
 from worker.contract.events import EventType
 from worker.contract.manifest import checkpoint_name, checkpoints_directory
@@ -29,6 +31,7 @@ from worker.publisher import Publisher
 from worker.ranks import Ranks, connect_store, device_for, join, leave
 from worker.reports import Reporter
 from worker.sampler import Plan, even_batches
+from worker.settings import read_settings
 from worker.snapshot import draft_manifest
 from worker.state import capture, restore_model, restore_training, seed_generators
 from worker.training import Precision, Trainer
@@ -77,7 +80,8 @@ def _train_and_leave(
     spec = assignment.spec
     torch.set_num_threads(max(1, int(spec.resources.cpus_per_worker)))
     device = device_for(spec.resources.gpus_per_worker)
-    ranks = join(store or connect_store(assignment.store_host, assignment.store_port), assignment.rank, assignment.world_size, device)
+    store = store or connect_store(assignment.store_host, assignment.store_port)
+    ranks = join(store, assignment.rank, assignment.world_size, device, patience(read_settings(), spec))
     # Whatever can fail on one rank alone comes after the ranks have met, so that the others need not wait for it in vain.
     _require_shared_storage(assignment)
     seed_generators(spec.seed, assignment.rank, assignment.attempt)
@@ -86,6 +90,8 @@ def _train_and_leave(
     if assignment.rank == 0:
         publisher = Publisher(_checkpoints_of(assignment, assignment.job_id), spec.checkpoint, events)
         publishers.append(publisher)
+        for problem in advise(spec):
+            events.emit(EventType.WARNING, {"code": "spec_advice", "message": str(problem)})
     session = _Session(assignment, ranks, splits, publisher=publisher, events=events, stop=stop)
     outcome = session.run()
     del session

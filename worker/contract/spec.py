@@ -250,6 +250,8 @@ class JobSpec(Frozen):
                 f"batch_size of at least {workers}",
                 f"use at most {self.batch_size} workers or a batch_size of {workers} or more",
             )
+        if self.compile == "model" and self.accumulate > 1:
+            raise refuse("compile: model with accumulate compiles anew in every step", "accumulate: 1 for it", "set compile: off")
         if self.norm.group_size != "all" and workers % self.norm.group_size:
             raise refuse(
                 f"norm.group_size {self.norm.group_size} does not divide {workers} workers",
