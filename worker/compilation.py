@@ -67,7 +67,7 @@ class _Compiled(nn.Module):
         if len(x) == 0:
             return self.model(x)
         if len(x) > 1:
-            torch._dynamo.maybe_mark_dynamic(x, 0)
+            torch._dynamo.maybe_mark_dynamic(x, 0)  # noqa: SLF001  where torch documents it
         return self.__dict__["_run"](x)
 
 
