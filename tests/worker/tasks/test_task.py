@@ -66,7 +66,7 @@ def test_the_documented_task_trains_alike_on_one_and_two_ranks(pool, tmp_path, c
 
     assert len(runs[1]["train/mae"]) == 3
     for name, series in runs[1].items():
-        assert runs[2][name] == pytest.approx(series, abs=1e-9), name
+        assert runs[2][name] == pytest.approx(series, rel=1e-9), name
 
 
 class _OnPath:
