@@ -9,12 +9,16 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class WorkerSettings:
-    """Bounds on waiting, in seconds."""
+    """Bounds on waiting, in seconds, and where data may lie."""
 
     meet_timeout_s: float = 120.0
     """SYNCBN_MEET_TIMEOUT_S: longest wait for all ranks to meet at the start; above 0."""
     collective_timeout_s: float = 300.0
     """SYNCBN_COLLECTIVE_TIMEOUT_S: longest wait for the peers in one collective; above the longest pause of any rank."""
+    batch_timeout_s: float = 300.0
+    """SYNCBN_BATCH_TIMEOUT_S: longest wait of a step for its batch; above the time that one process takes to load one."""
+    data_roots: tuple[str, ...] = ()
+    """SYNCBN_DATA_ROOTS: directories that data.path may lie under, separated by colons; none: wherever this process may read."""
 
 
 def read_settings() -> WorkerSettings:
@@ -27,6 +31,8 @@ def read_settings() -> WorkerSettings:
     return WorkerSettings(
         meet_timeout_s=_seconds("SYNCBN_MEET_TIMEOUT_S", defaults.meet_timeout_s),
         collective_timeout_s=_seconds("SYNCBN_COLLECTIVE_TIMEOUT_S", defaults.collective_timeout_s),
+        batch_timeout_s=_seconds("SYNCBN_BATCH_TIMEOUT_S", defaults.batch_timeout_s),
+        data_roots=tuple(root for root in os.environ.get("SYNCBN_DATA_ROOTS", "").split(os.pathsep) if root),
     )
 
 

@@ -7,15 +7,11 @@ import re
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import AfterValidator, BeforeValidator, Field, JsonValue, StrictBool, StrictInt, field_validator, model_validator
-from pydantic_core import PydanticCustomError
 
-from worker.contract.catalogue import DATASETS, MODELS, NORMS, Entry
+from worker.contract.catalogue import MODELS, NORMS, Entry
+from worker.contract.data import DataSpec
 from worker.contract.frozen import Frozen
-
-
-def refuse(problem: str, expected: str, remedy: str) -> PydanticCustomError:
-    """Build the error of a rule that the field types cannot express, with what was expected and what to do."""
-    return PydanticCustomError("rule", "{problem}", {"problem": problem, "expected": expected, "remedy": remedy})
+from worker.contract.rules import refuse
 
 
 def _matching(pattern: str, expected: str, example: str) -> AfterValidator:
@@ -67,18 +63,6 @@ class ModelSpec(Frozen):
     @classmethod
     def _is_known(cls, name: str) -> str:
         return _known("model", MODELS, name)
-
-
-class DataSpec(Frozen):
-    """The data set by name, and its arguments."""
-
-    name: str
-    args: dict[str, JsonValue] = Field(default_factory=dict)
-
-    @field_validator("name")
-    @classmethod
-    def _is_known(cls, name: str) -> str:
-        return _known("data set", DATASETS, name)
 
 
 class NormSpec(Frozen):

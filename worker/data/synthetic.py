@@ -5,12 +5,10 @@ from functools import lru_cache
 
 import numpy as np
 import numpy.typing as npt
-import torch
-from torch import Tensor
 
 from worker.contract.catalogue import SyntheticArgs
 from worker.data.noise import normals
-from worker.data.split import Indices, Splits
+from worker.data.split import Array, Indices, Splits
 
 # The high bits of the second key word keep the streams apart; indices stay below 2**40.
 _TRAIN, _TEST, _PATTERN = 0, 1 << 60, 1 << 61
@@ -34,14 +32,14 @@ class Synthetic:
     seed: int
     stream: int
 
-    def batch(self, indices: Indices, epoch: int) -> tuple[Tensor, Tensor]:
+    def batch(self, indices: Indices, epoch: int) -> tuple[Array, Array]:
         """Return images (n, C, H, W) float32 of about mean 0 and variance 2, and labels (n,) int64. Every epoch is alike."""
         del epoch
         labels = indices % self.num_classes
         images = np.empty((len(indices), *self.image_shape), dtype=np.float32)
         for image, index, label in zip(images, indices, labels, strict=True):
             image[:] = self._image(int(index), int(label))
-        return torch.from_numpy(images), torch.from_numpy(labels)
+        return images, labels
 
     def _image(self, index: int, label: int) -> npt.NDArray[np.float32]:
         noise = normals((self.seed, self.stream | index), int(np.prod(self.image_shape)))
