@@ -94,7 +94,7 @@ def _predictions(model: nn.Module, data: Split, count: int) -> list[Prediction]:
     found = []
     for index in range(count):
         x, y = data.batch(np.array([index]), 0)
-        found.append(Prediction(index, int(model(x.to(dtype)).argmax()), int(y)))
+        found.append(Prediction(index, int(model(torch.as_tensor(x).to(dtype)).argmax()), int(y[0])))
     return found
 
 

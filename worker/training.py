@@ -14,11 +14,16 @@ from torch import Tensor, nn
 
 import syncbn
 from worker.contract.spec import JobSpec
-from worker.data.split import Split
+from worker.data.assembly import Recipe
+from worker.data.bad import BadSample
+from worker.data.loader import Loader
+from worker.data.loader_pool import Warn
+from worker.data.mixing import Mixing
+from worker.data.split import Array, Split
 from worker.errors import DataError, DivergedError, TaskError, blame
 from worker.optimization import build_optimizer, learning_rate
 from worker.ranks import Pending, Ranks
-from worker.sampler import Indices, Plan, Sampler
+from worker.sampler import Plan, Sampler
 from worker.tasks.classification import Sums, measure
 
 # Parameters are kept in float32 except in fp64; bf16 and fp16 are the types that autocast computes in.
@@ -36,6 +41,12 @@ class StepResult:
     learning_rate: float
     is_stop_asked: bool
     """Some rank was asked to stop; all ranks learn it in the same step."""
+    wait_s: float
+    """How long the ranks waited for their batches, on average."""
+    num_bad: int
+    """Samples that could not be read, over all ranks."""
+    bad: tuple[BadSample, ...] = ()
+    """Those of them that this rank met."""
 
 
 class Precision:
@@ -51,8 +62,9 @@ class Precision:
         """Move a model to the device, type and layout of the job."""
         return model.to(self.device, self.dtype, memory_format=self.layout)  # type: ignore[call-overload, no-any-return]
 
-    def place(self, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+    def place(self, x: Tensor | Array, y: Tensor | Array) -> tuple[Tensor, Tensor]:
         """Move a batch to the device, type and layout of the job."""
+        x, y = torch.as_tensor(x), torch.as_tensor(y)
         x = x.to(self.device, self.dtype, non_blocking=True, memory_format=self.layout)
         return x, y.to(self.device, non_blocking=True)
 
@@ -64,14 +76,26 @@ class Precision:
 class Trainer:
     """The state that steps change: model, optimizer, gradient scaler. Every rank has one, and all stay equal."""
 
-    def __init__(self, spec: JobSpec, plan: Plan, data: Split, model: nn.Module, ranks: Ranks) -> None:
+    def __init__(self, spec: JobSpec, plan: Plan, data: Split, model: nn.Module, ranks: Ranks, *, warn: Warn) -> None:
         self.model = model
         self.optimizer = build_optimizer(spec.optimizer, model)
         self.scaler = torch.amp.GradScaler(ranks.device.type, enabled=spec.precision == "fp16")
         self.precision = Precision(spec, ranks.device)
-        self._spec, self._plan, self._data, self._ranks = spec, plan, data, ranks
+        self._spec, self._plan, self._ranks = spec, plan, ranks
         self._sampler = Sampler(plan, spec.seed, ranks.rank, ranks.world_size, spec.accumulate)
+        self._data = Loader(
+            Recipe(data, Mixing(spec.data.mixup, spec.seed, data.num_classes) if spec.data.mixup else None),
+            Sampler(plan, spec.seed, ranks.rank, ranks.world_size, spec.accumulate),
+            num_processes=spec.data.loader_workers,
+            prefetch=spec.data.prefetch,
+            is_pinned=ranks.device.type == "cuda",
+            warn=warn,
+        )
         self._replica = ranks.replicate(model)
+
+    def close(self) -> None:
+        """End what loads the data."""
+        self._data.close()
 
     def step(self, step: int, stop: threading.Event) -> StepResult:
         """Train on the global batch of one step, counted from 0.
@@ -81,14 +105,15 @@ class Trainer:
             DataError, TaskError: the data or the model raised.
             PeerLostError: another rank went away.
 
-        Collectives: those of the model's forward and backward, the gradients' all_reduces, and one all_reduce of 3 float64. A rank with
+        Collectives: those of the model's forward and backward, the gradients' all_reduces, and one all_reduce of 5 float64. A rank with
             an empty share takes part in all of them.
         """
         rate = learning_rate(self._spec, self._plan, step)
         for group in self.optimizer.param_groups:
             group["lr"] = rate
-        # On this rank: the sum of the losses, the number of right predictions, and whether it was asked to stop.
-        totals = torch.zeros(3, dtype=torch.float64, device=self._ranks.device)
+        # On this rank: the sum of the losses, the number of right predictions, whether it was asked to stop, how long it waited for its
+        # data, and how many samples could not be read.
+        totals = torch.zeros(5, dtype=torch.float64, device=self._ranks.device)
         totals[2] = float(stop.is_set())
         count = len(self._sampler.batch(step))
         with blame(TaskError), self._statistics_of_a_step():
@@ -96,12 +121,13 @@ class Trainer:
             self.scaler.step(self.optimizer)
             self.scaler.update()
             self.optimizer.zero_grad(set_to_none=True)
-        loss_sum, num_correct, num_asked = totals.tolist()
+        loss_sum, num_correct, num_asked, wait_s, num_bad = totals.tolist()
         if not math.isfinite(loss_sum):
             raise DivergedError(
                 f"the loss is {loss_sum} at step {step + 1}; expected a finite number; lower optimizer.lr or lengthen the warm-up"
             )
-        return StepResult(loss_sum / count, num_correct / count, rate, num_asked > 0)
+        wait_s /= self._ranks.world_size
+        return StepResult(loss_sum / count, num_correct / count, rate, num_asked > 0, wait_s, int(num_bad), self._data.take_bad())
 
     def _statistics_of_a_step(self) -> AbstractContextManager[None]:
         """Return a context that moves the running statistics once, by all micro-batches of a step together."""
@@ -113,20 +139,20 @@ class Trainer:
         DDP averages:  (1 / R) sum_r grad(loss_r)        so with loss_r = (R / B) sum_i loss_ri it is the gradient of the mean over B
         """
         weight = self._ranks.world_size / count
-        micro_batches = self._sampler.micro_batches(step)
-        epoch = step // self._plan.steps_per_epoch
-        for indices in micro_batches[:-1]:
+        last = len(self._sampler.micro_batches(step)) - 1
+        for part in range(last):
             with self._replica.without_averaging():
-                self._backward(self._forward(indices, epoch, totals), weight)
-        loss = self._forward(micro_batches[-1], epoch, totals)
+                self._backward(self._forward(step, part, totals), weight)
+        loss = self._forward(step, last, totals)
+        totals[3:] = totals.new_tensor([self._data.take_wait_s(), self._data.num_bad])
         # Begun before backward, so that it is done by its end.
         pending: Pending = self._ranks.start_sum(totals)
         self._backward(loss, weight)
         pending.wait()
 
-    def _forward(self, indices: Indices, epoch: int, totals: Tensor) -> Tensor:
+    def _forward(self, step: int, part: int, totals: Tensor) -> Tensor:
         with blame(DataError):
-            x, y = self.precision.place(*self._data.batch(indices, epoch))
+            x, y = self.precision.place(*self._data.batch(step, part))
         with self.precision.forward():
             sums: Sums = measure(self._replica(x), y)
         totals[0] += sums.loss.detach()

@@ -46,7 +46,9 @@ class ImageFolderArgs(Frozen):
     """Image files. Classes: one directory each, numbered in the order of their names. Masks: images/ and masks/, files of equal name."""
 
     targets: Literal["classes", "masks"] = "classes"
-    mode: Literal["rgb", "gray"] = Field("rgb", description="colour images become gray, gray ones become colour, as asked; alpha is dropped")
+    mode: Literal["rgb", "gray"] = Field(
+        "rgb", description="colour images become gray, gray ones become colour, as asked; alpha is dropped"
+    )
     num_classes: Annotated[StrictInt, Field(ge=2, le=100_000)] | None = Field(None, description="of masks, where it must be given")
 
     @model_validator(mode="after")

@@ -111,7 +111,7 @@ class Cutout(Frozen):
 
 
 class Mixup(Frozen):
-    """Mix every sample of a global batch with another one of it, by a share drawn from Beta(alpha, alpha) per step. Labels are mixed alike."""
+    """Mix every sample of a global batch, and its label, with another one of it, by a share drawn from Beta(alpha, alpha) per step."""
 
     name: Literal["mixup"]
     alpha: Annotated[float, Field(gt=0, le=4)] = 0.2

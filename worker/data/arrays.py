@@ -28,7 +28,9 @@ def build(path: str, args: ArraysArgs) -> "Arrays":
         x, y = _pair(file, args)
         _require_pair(file, x, y, args)
         if first is not None and (x.shape[1:], x.dtype) != first:
-            raise DataError(f"x in {file} is {x.dtype} {x.shape[1:]}; expected {first[1]} {first[0]} as in {files[0]}; make all files alike")
+            raise DataError(
+                f"x in {file} is {x.dtype} {x.shape[1:]}; expected {first[1]} {first[0]} as in {files[0]}; make all files alike"
+            )
         first = x.shape[1:], x.dtype
         counts.append(len(x))
         labels.append(np.asarray(y, dtype=np.int64) if y.ndim == 1 else None)
@@ -93,7 +95,8 @@ def _num_classes(path: str, args: ArraysArgs, labels: npt.NDArray[np.int64] | No
     num_classes = args.num_classes or largest + 1
     if smallest < 0 or largest >= num_classes or num_classes < 2:
         raise DataError(
-            f"the labels of data.path {path} go from {smallest} to {largest}; expected 0 to {max(1, num_classes - 1)}; number the classes from 0"
+            f"the labels of data.path {path} go from {smallest} to {largest}; expected 0 to {max(1, num_classes - 1)}; number the classes"
+            " from 0"
         )
     return num_classes
 
@@ -103,13 +106,14 @@ def _require_pair(file: Path, x: Array, y: Array, args: ArraysArgs) -> None:
     num_spatial = x.ndim - 1 - num_channel_dims
     if num_spatial < 0 or (x.dtype not in (np.uint8, np.uint16) and x.dtype.kind != "f"):
         raise DataError(
-            f"{args.x} in {file} is {x.dtype} {x.shape}; expected (N, C, *spatial) of uint8, uint16 or floating numbers; see data.args.channels"
+            f"{args.x} in {file} is {x.dtype} {x.shape}; expected (N, C, *spatial) of uint8, uint16 or floating numbers; see"
+            " data.args.channels"
         )
     spatial = {"first": x.shape[2:], "last": x.shape[1:-1], "none": x.shape[1:]}[args.channels]
     if y.dtype.kind not in "iu" or y.shape not in ((len(x),), (len(x), *spatial)) or not len(x):
         raise DataError(
-            f"{args.y} in {file} is {y.dtype} {y.shape}; expected whole numbers, labels ({len(x)},) or masks {(len(x), *spatial)}, at least one;"
-            f" {args.x} there is {x.shape}"
+            f"{args.y} in {file} is {y.dtype} {y.shape} beside {args.x} of {x.shape}; expected whole numbers, at least one, as labels"
+            f" ({len(x)},) or masks {(len(x), *spatial)}; save them so"
         )
 
 

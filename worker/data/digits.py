@@ -8,8 +8,8 @@ import numpy as np
 import numpy.typing as npt
 
 from worker.contract.catalogue import DigitsArgs
-from worker.data.noise import bits
 from worker.data.division import held_out
+from worker.data.noise import bits
 from worker.data.split import Indices, Splits
 from worker.errors import DataError
 
@@ -53,10 +53,11 @@ class Digits:
         """Move every image by its own offset; what comes in from outside is background."""
         margin, span = self.shift, np.uint64(2 * self.shift + 1)
         padded = np.pad(images, ((0, 0), (0, 0), (margin, margin), (margin, margin)), constant_values=-MEAN / STD)
-        rows, columns = (
-            (bits(self.seed, epoch, indices, lane) % span).astype(np.int64)[:, None] + np.arange(SIDE) for lane in (0, 1)
-        )
-        return padded[np.arange(len(images))[:, None, None, None], 0, rows[:, None, :, None], columns[:, None, None, :]]
+        rows, columns = ((bits(self.seed, epoch, indices, lane) % span).astype(np.int64)[:, None] + np.arange(SIDE) for lane in (0, 1))
+        shifted: npt.NDArray[np.float32] = padded[
+            np.arange(len(images))[:, None, None, None], 0, rows[:, None, :, None], columns[:, None, None, :]
+        ]
+        return shifted
 
 
 def _read() -> tuple[npt.NDArray[np.float32], npt.NDArray[np.int64]]:

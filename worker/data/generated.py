@@ -37,8 +37,6 @@ class Transformed:
         if not len(indices):
             return np.empty((0, *self.image_shape), np.float32), np.empty((0, *self.image_shape[1:]) if y.ndim > 1 else 0, np.int64)
         draws = self.pipeline.draws(indices, epoch).tolist()
-        changed = [
-            self.pipeline.apply(image, target if y.ndim > 1 else None, own) for image, target, own in zip(x, y, draws, strict=True)
-        ]
+        changed = [self.pipeline.apply(image, target if y.ndim > 1 else None, own) for image, target, own in zip(x, y, draws, strict=True)]
         masks = [mask for _, mask in changed if mask is not None]
         return np.stack([image for image, _ in changed]), np.stack(masks) if masks else y

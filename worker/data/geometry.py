@@ -96,7 +96,12 @@ def _resized(image: Array, mask: Array | None, size: tuple[int, int]) -> tuple[A
             colour = Image.fromarray(np.ascontiguousarray(image.transpose(1, 2, 0))).resize(shape, Image.Resampling.BILINEAR)
             image = np.asarray(colour).transpose(2, 0, 1)
         else:
-            image = np.stack([np.asarray(Image.fromarray(plane).resize(shape, Image.Resampling.BILINEAR)) for plane in (image if image.dtype == np.uint8 else floating(image))])
+            image = np.stack(
+                [
+                    np.asarray(Image.fromarray(plane).resize(shape, Image.Resampling.BILINEAR))
+                    for plane in (image if image.dtype == np.uint8 else floating(image))
+                ]
+            )
         if mask is not None:
             nearest = Image.fromarray(mask.astype(np.int32)).resize(shape, Image.Resampling.NEAREST)
             mask = np.asarray(nearest).astype(np.int64)

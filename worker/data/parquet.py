@@ -107,5 +107,7 @@ class ParquetRows:
 
 def _labels(file: Path, column: Any) -> npt.NDArray[np.int64]:
     if not pa.types.is_integer(column.type) or column.null_count:
-        raise DataError(f"the labels in {file} are {column.type}, {column.null_count} of them null; expected whole numbers; number the classes from 0")
+        raise DataError(
+            f"the labels in {file} are {column.type}, {column.null_count} of them null; expected whole numbers; number the classes from 0"
+        )
     return np.asarray(column.to_numpy(), dtype=np.int64)

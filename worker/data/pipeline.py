@@ -4,8 +4,9 @@ A draw is a function of (seed, epoch, sample, place of the transform in the list
 the other samples of the batch.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -21,14 +22,16 @@ _LANES_PER_TRANSFORM = 8
 _RESIZE_SHARE = 0.875
 """Of the resized shorter side, what the central crop keeps: 224 of 256, the usual evaluation of ImageNet."""
 
-_MOVING = {
+_Moving = Callable[[Any, Array, Array | None, Sequence[float]], tuple[Array, Array | None]]
+_Changing = Callable[[Any, Array, Sequence[float]], Array]
+_MOVING: dict[type, tuple[_Moving, int]] = {
     RandomCrop: (geometry.random_crop, 3),
     RandomResizedCrop: (geometry.random_resized_crop, 4),
     CenterCrop: (geometry.center_crop, 0),
     Resize: (geometry.resize, 0),
     Flip: (geometry.flip, 1),
 }
-_CHANGING = {Color: (values.color, 3), Cutout: (values.cutout, 4), Normalize: (values.normalize, 0)}
+_CHANGING: dict[type, tuple[_Changing, int]] = {Color: (values.color, 3), Cutout: (values.cutout, 4), Normalize: (values.normalize, 0)}
 
 
 @dataclass(frozen=True)
@@ -63,7 +66,7 @@ class Pipeline:
 
 def build(transforms: Sequence[Transform], seed: int, *, is_training: bool) -> Pipeline:
     """Return the pipeline of a split. What is random does nothing outside of training, but that crops become central."""
-    steps = [(place, step) for place, step in enumerate(transforms) if not isinstance(step, Mixup)]
+    steps: list[tuple[int, Transform]] = [(place, step) for place, step in enumerate(transforms) if not isinstance(step, Mixup)]
     if not is_training:
         steps = [(place, kept) for place, step in steps for kept in _for_evaluation(step)]
     return Pipeline(tuple(steps), seed)

@@ -14,7 +14,7 @@ from worker.data.noise import bits
 from worker.data.pipeline import Pipeline
 from worker.data.records import Records
 from worker.data.split import Array, Indices
-from worker.errors import BadDataError, DataError, describe
+from worker.errors import BadDataError, DataError
 
 SUBSTITUTE_LANE = 16
 NUM_SUBSTITUTES = 16
@@ -46,6 +46,12 @@ class StoredSplit:
         """Of the first sample after the transforms; all others must be alike."""
         return self._first[0].shape
 
+    def take_bad(self) -> tuple[BadSample, ...]:
+        """Return what was noted since the last call."""
+        taken = tuple(self.bad)
+        del self.bad[: len(taken)]
+        return taken
+
     def batch(self, indices: Indices, epoch: int) -> tuple[Array, Array]:
         """Return images (n, C, *spatial) float32, and labels (n,) or masks (n, *spatial) int64.
 
@@ -60,9 +66,11 @@ class StoredSplit:
         for place, index in enumerate(indices.tolist()):
             image, target = self._sample(index, epoch, draws[place])
             if image.shape != first_image.shape or target.shape != first_target.shape:
+                name = self.records.describe(self.numbers[index])
                 raise DataError(
-                    f"{self.records.describe(self.numbers[index])} is {image.shape} after the transforms, its target {target.shape}; expected"
-                    f" {first_image.shape} and {first_target.shape}, as the first sample; add a resize or a random_crop to data.transforms"
+                    f"{name} is {image.shape} after the transforms, its target {target.shape};"
+                    f" expected {first_image.shape} and {first_target.shape}, as the first sample; add a resize or a random_crop to"
+                    " data.transforms"
                 )
             x[place], y[place] = image, target
         return x, y
@@ -90,10 +98,12 @@ class StoredSplit:
             except (MemoryError, DataError):
                 raise
             except Exception as error:  # noqa: BLE001 - decoders raise anything over foreign bytes; it is noted by name
-                reason = reason or describe(error)
+                reason = reason or f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0]}"
             if attempt == 0 and is_noted:
                 self.bad.append(BadSample(self.records.describe(self.numbers[index]), reason))
             random = bits(self.pipeline.seed, epoch, np.array([index]), SUBSTITUTE_LANE + attempt)
             choice = int(random[0] % np.uint64(self.num_samples))
         name = self.records.describe(self.numbers[index])
-        raise BadDataError(f"{name} cannot be read ({reason}), nor can {NUM_SUBSTITUTES} others in its place; expected readable samples; check them")
+        raise BadDataError(
+            f"{name} cannot be read ({reason}), nor can {NUM_SUBSTITUTES} others in its place; expected readable samples; check them"
+        )

@@ -21,7 +21,8 @@ MIN_DEVIATION = 1e-6
 def floating(image: Array) -> npt.NDArray[np.float32]:
     """Return an image in float32; whole numbers are scaled to [0, 1] by the largest that their type holds."""
     if image.dtype.kind == "u":
-        return image * np.float32(1 / np.iinfo(image.dtype).max)
+        scaled: npt.NDArray[np.float32] = np.multiply(image, np.float32(1 / np.iinfo(image.dtype).max), dtype=np.float32)
+        return scaled
     return image.astype(np.float32, copy=False)
 
 
@@ -31,7 +32,7 @@ def color(spec: Color, image: Array, draws: Draws) -> Array:
         np.float32(1 + strength * (2 * draw - 1))
         for strength, draw in zip((spec.brightness, spec.contrast, spec.saturation), draws, strict=True)
     )
-    x = np.clip(floating(image) * brightness, 0, 1)
+    x: Array = np.clip(floating(image) * brightness, 0, 1)
     x = np.clip(x * contrast + (1 - contrast) * _gray(x).mean(), 0, 1)
     if len(x) == 3:
         x = np.clip(x * saturation + (1 - saturation) * _gray(x), 0, 1)
@@ -59,7 +60,9 @@ def normalize(spec: Normalize, image: Array, draws: Draws) -> Array:
         mean, std = x.mean(dtype=np.float64), x.std(dtype=np.float64)
         return (x - np.float32(mean)) / np.float32(max(std, MIN_DEVIATION))
     if len(spec.mean) not in {1, len(x)}:
-        raise DataError(f"normalize has {len(spec.mean)} means for images of {len(x)} channels; expected 1 or {len(x)}; give one per channel")
+        raise DataError(
+            f"normalize has {len(spec.mean)} means for images of {len(x)} channels; expected 1 or {len(x)}; give one per channel"
+        )
     shape = (-1, *(1,) * (x.ndim - 1))
     return (x - np.array(spec.mean, np.float32).reshape(shape)) / np.array(spec.std, np.float32).reshape(shape)
 

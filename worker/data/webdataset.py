@@ -89,8 +89,8 @@ def _samples(file: Path, args: WebDatasetArgs) -> Iterator[tuple[int, int, int]]
                 label = parts.get(args.label)
                 if image is None or label is None:
                     raise DataError(
-                        f"sample {key.strip('/')} in {file} has {', '.join(sorted(parts))}; expected one of {', '.join(args.image)} and {args.label};"
-                        " name the endings in data.args.image and data.args.label"
+                        f"sample {key.strip('/')} in {file} has {', '.join(sorted(parts))}; expected one of {', '.join(args.image)} and"
+                        f" {args.label}; name the endings in data.args.image and data.args.label"
                     )
                 yield image.offset_data, image.size, _label(file, shard, label)
     except tarfile.TarError as error:

@@ -15,8 +15,13 @@ class Sums:
 
 
 def measure(logits_NC: Tensor, labels_N: Tensor) -> Sums:
-    """Compare predictions with labels. An empty batch gives sums of 0, with a gradient of 0 for every parameter."""
+    """Compare predictions with labels: classes (N,), or shares of classes (N, C) as mixing makes them.
+
+    An empty batch gives sums of 0, with a gradient of 0 for every parameter.
+    """
     # Half precision has too few digits for a sum of losses.
     wide_NC = logits_NC.float() if logits_NC.dtype in {torch.float16, torch.bfloat16} else logits_NC
-    loss = torch.nn.functional.cross_entropy(wide_NC, labels_N, reduction="sum")
-    return Sums(loss, (logits_NC.argmax(1) == labels_N).sum())
+    targets = labels_N.to(wide_NC.dtype) if labels_N.is_floating_point() else labels_N
+    loss = torch.nn.functional.cross_entropy(wide_NC, targets, reduction="sum")
+    classes_N = labels_N.argmax(1) if labels_N.is_floating_point() else labels_N
+    return Sums(loss, (logits_NC.argmax(1) == classes_N).sum())
