@@ -23,7 +23,6 @@ from worker.errors import BadDataError, DataError, LoaderError, MemoryExhaustedE
 MAX_RESTARTS = 3
 """Of all processes of a rank together."""
 _POLL_S = 0.2
-_END_TIMEOUT_S = 5.0
 # A fresh interpreter, not a fork: a rank has threads. With the rank's own path: Ray gives its workers directories that no variable names.
 _PROGRAM = (
     "import json, sys; sys.path[:] = json.loads(sys.argv[1]); from worker.data.loader_process import main; main(*json.loads(sys.argv[2]))"
@@ -68,9 +67,7 @@ class ProcessPool:
             yield pending.popleft()[1], answer
 
     def close(self) -> None:
-        """End the processes. Returns within seconds."""
-        for process in self._processes:
-            process.hang_up()
+        """End the processes."""
         for process in self._processes:
             process.end()
 
@@ -95,7 +92,6 @@ class ProcessPool:
         """Start the process of an item anew, and give it all its pending items again."""
         place = number % len(self._processes)
         dead = self._processes[place]
-        dead.hang_up()
         dead.end()
         self._num_restarts += 1
         message = f"loader process {dead.pid} ended with code {dead.exit_code} at step {pending[0][1].step}"
@@ -152,17 +148,11 @@ class _Process:
         x, y = self._memories[slot].views(layout)
         return Assembled(x, y, bad)
 
-    def hang_up(self) -> None:
-        """Let the process know that nothing more is wanted."""
-        self.connection.close()
-
     def end(self) -> None:
-        """Wait for the end, for a while; then enforce it."""
-        try:
-            self._popen.wait(_END_TIMEOUT_S)
-        except subprocess.TimeoutExpired:
-            self._popen.kill()
-            self._popen.wait()
+        """Kill the process: it holds nothing that could be lost. A second call does nothing."""
+        self.connection.close()
+        self._popen.kill()
+        self._popen.wait()
         for memory in self._memories:
             memory.close()
 

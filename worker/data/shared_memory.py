@@ -46,9 +46,11 @@ class SharedMemory:
         return [self._view(*entry) for entry in layout]
 
     def close(self) -> None:
-        """Give the memory back, once no array looks into it."""
+        """Give the memory back, once no array looks into it. A second call does nothing."""
         self._map = None
-        os.close(self.fd)
+        if self.fd >= 0:
+            os.close(self.fd)
+            self.fd = -1
 
     def _view(self, dtype: str, shape: tuple[int, ...], offset: int) -> Array:
         count = int(np.prod(shape))
