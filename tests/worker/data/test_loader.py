@@ -66,6 +66,10 @@ def _equal(some, others):
     )
 
 
+def _first_of(step):
+    return int(Sampler(Plan(40, 10, 3, None), 1, 0, 1).batch(step)[0])
+
+
 def _await_end(pids):
     deadline = time.monotonic() + TIMEOUT_S
     while any(psutil.pid_exists(pid) and psutil.Process(pid).status() != psutil.STATUS_ZOMBIE for pid in pids):
@@ -120,7 +124,7 @@ def test_bad_samples_are_reported_with_their_batch(folder, load, processes, pref
 @pytest.mark.parametrize(("processes", "prefetch"), WAYS)
 def test_what_loading_raises_the_step_raises(load, processes, prefetch):
     """As the data's fault, with the file and line, and the step before it is not disturbed."""
-    loader = load(Recipe(NumberSplit({int(Sampler(Plan(40, 10, 3, None), 1, 0, 1).batch(1)[0]): "raise"})), processes, prefetch)
+    loader = load(Recipe(NumberSplit({_first_of(1): "raise"})), processes, prefetch)
     _all(loader, [0])
 
     with pytest.raises(DataError, match=r"in batch: ValueError: sample \d+ is broken"):
@@ -147,14 +151,14 @@ def test_a_process_that_dies_again_and_again_ends_the_job(load):
 
     with pytest.raises(LoaderError, match=r"ended with code -9 at step .*the 4th to do so; expected at most 3"):
         _all(loader)
-    assert all(not psutil.pid_exists(pid) for pid in loader.pids)
+    _await_end(loader.pids)
 
 
 @pytest.mark.parametrize("processes", [0, 1])
 def test_a_batch_that_never_comes_is_an_error_in_time(load, monkeypatch, processes):
     """The message names the step, the bound, and what to look at."""
     monkeypatch.setenv("SYNCBN_BATCH_TIMEOUT_S", "0.5")
-    loader = load(Recipe(NumberSplit(dict.fromkeys(range(40), "hang"))), processes, 1)
+    loader = load(Recipe(NumberSplit({_first_of(0): "hang"})), processes, 1)
 
     with pytest.raises(LoaderError, match=r"no batch for step 1 within 0\.5 s; expected one sooner; look at the storage"):
         loader.batch(0, 0)
