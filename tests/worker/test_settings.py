@@ -32,3 +32,10 @@ def test_the_interface_reaches_both_libraries(monkeypatch):
     export_interface("eth7")
 
     assert os.environ["GLOO_SOCKET_IFNAME"] == os.environ["NCCL_SOCKET_IFNAME"] == "eth7"
+
+
+def test_data_roots_are_separated_by_colons(monkeypatch):
+    """None set means no restriction."""
+    monkeypatch.setenv("SYNCBN_DATA_ROOTS", "/data:/scratch/photos")
+
+    assert read_settings().data_roots == ("/data", "/scratch/photos")
