@@ -135,7 +135,7 @@ def main() -> None:
             ).train,
         }
         print(
-            "| data | samples/s inline | inline / DataLoader | 2 processes / DataLoader | to the first batch / DataLoader | to the first batch |"
+            "| data | samples/s inline | inline / DataLoader | 2 processes / DataLoader | first batch of them / DataLoader | first batch |"
         )
         print("|---|---|---|---|---|---|")
         for name, split in sets.items():
