@@ -9,6 +9,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Iterator
+from dataclasses import replace
 
 import numpy as np
 import torch
@@ -22,7 +23,8 @@ from worker.errors import DataError, LoaderError, blame
 from worker.sampler import Sampler
 from worker.settings import read_settings
 
-_END_TIMEOUT_S = 10.0
+_END_TIMEOUT_S = 2.0
+"""A thread that reads from storage that hangs is left behind: it ends with the process, and peers must not wait for it."""
 
 
 Pair = tuple[Tensor, Tensor]
@@ -98,7 +100,8 @@ class Loader:
 
     def _begin(self, step: int, part: int) -> None:
         self.close()
-        todo = items(self._sampler, self._recipe.mixing, step, self._sampler.plan.total_steps)
+        # A sampler of its own: the thread before may still be at its last batch.
+        todo = items(replace(self._sampler), self._recipe.mixing, step, self._sampler.plan.total_steps)
         for _ in range(part):
             next(todo)
         if self._num_processes or self._prefetch:
