@@ -16,7 +16,7 @@ TRANSFORMS = [
 ]
 
 
-def _spec(folder, workers, steps=6, **data):
+def _spec(folder, workers, steps=4, **data):
     section = {"name": "imagefolder", "path": str(folder), "split": {"validation": 0.2}, "transforms": TRANSFORMS} | data
     return small_spec(workers, data=section, steps=steps, batch_size=9, precision="fp64", epochs=None)
 
@@ -34,7 +34,7 @@ def _run(pool, tmp_path, name, spec):
 
 
 def test_any_number_of_ranks_trains_alike_on_augmented_images(pool, tmp_path, folder):
-    """Crops, flips, colours and mixup, one broken file among them: 1, 2 and 3 ranks have the same losses over two epochs.
+    """Crops, flips, colours and mixup, one broken file among them: 1, 2 and 3 ranks have the same losses, into the second epoch.
 
     However they load: in the step's thread, ahead of it, or in processes.
     """
@@ -46,7 +46,7 @@ def test_any_number_of_ranks_trains_alike_on_augmented_images(pool, tmp_path, fo
         assert [run.outcome for run in runs[workers]] == ["succeeded"] * workers, runs[workers][0].failure
 
     losses, val_losses = (runs[1][0].series(name) for name in ("train/loss", "val/loss"))
-    assert len(losses) == 6
+    assert len(losses) == 4
     for workers in (2, 3):
         assert runs[workers][0].series("train/loss") == pytest.approx(losses, abs=1e-9)
         assert runs[workers][0].series("val/loss") == pytest.approx(val_losses, abs=1e-9)

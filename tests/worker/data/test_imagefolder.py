@@ -1,5 +1,6 @@
 """Tests of worker/data/imagefolder.py and records.py."""
 
+import json
 import pickle
 
 import numpy as np
@@ -97,7 +98,7 @@ def test_data_outside_of_the_allowed_roots_is_refused(tmp_path, monkeypatch):
     """Neither by its path nor through a link; inside, all is well."""
     write_classes(tmp_path / "inside", {"a": 1, "b": 1})
     write_classes(tmp_path / "outside", {"a": 1, "b": 1})
-    monkeypatch.setenv("SYNCBN_DATA_ROOTS", f"/nowhere:{tmp_path / 'inside'}")
+    monkeypatch.setenv("SYNCBN_DATA_ROOTS", json.dumps(["/nowhere", str(tmp_path / "inside")]))
 
     assert build(str(tmp_path / "inside"), ImageFolderArgs()).num_samples == 2
     with pytest.raises(DataError, match=r"/outside may not be read; expected a path under /nowhere or .*/inside; "):
