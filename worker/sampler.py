@@ -114,7 +114,10 @@ class Sampler:
         The global batch is cut into micro-batches first, and those into shares, so that the samples that are normalized together do not
         depend on the world size. There are fewer than `accumulate` micro-batches where some would have one sample only.
         """
-        batch = self.batch(step)
+        return self.cut(self.batch(step))
+
+    def cut(self, batch: Indices) -> list[Indices]:
+        """Return this rank's share of each micro-batch of anything that is as long as a global batch, and in its order."""
         num_parts = max(1, min(self.accumulate, len(batch) // 2))
         micro_batches = [batch[part] for part in shares(len(batch), num_parts)]
         return [part[shares(len(part), self.world_size)[self.rank]] for part in micro_batches]

@@ -20,6 +20,8 @@ from worker.contract.assignment import Assignment
 from worker.contract.events import EventType
 from worker.contract.manifest import checkpoint_name, checkpoints_directory
 from worker.contract.spec import RecalibrateSpec
+from worker.data.assembly import taken_bad
+from worker.data.bad import BadSamples
 from worker.data.registry import build_data
 from worker.data.split import Splits
 from worker.errors import PeerLostError, StorageNotSharedError, TaskError, blame, classify
@@ -121,7 +123,9 @@ class _Session:
         loaded = self._resumed_from()
         if loaded is not None:
             restore_model(model, loaded.model, str(assignment.resume))
-        self.trainer = Trainer(spec, self.plan, splits.train, Precision(spec, ranks.device).place_model(model), ranks)
+        self.bad, self.bad_held_out = (BadSamples(spec.data.max_bad, self.reporter.warn) for _ in range(2))
+        placed = Precision(spec, ranks.device).place_model(model)
+        self.trainer = Trainer(spec, self.plan, splits.train, placed, ranks, warn=self.reporter.warn)
         self.step = 0
         if loaded is not None and loaded.manifest.job_id == assignment.job_id:
             self.step = restore_training(self.trainer, loaded, ranks)
@@ -133,6 +137,8 @@ class _Session:
             self._finish()
         except StoppedError:
             return "stopped"
+        finally:
+            self.trainer.close()
         return "succeeded"
 
     def _train(self) -> None:
@@ -142,6 +148,7 @@ class _Session:
             result = self.trainer.step(self.step, self.stop)
             self.step += 1
             self.reporter.step(self.step, result)
+            self.bad.settle((self.step - 1) // self.plan.steps_per_epoch, result.bad, result.num_bad)
             if result.is_stop_asked:
                 raise StoppedError
             if self.step < self.plan.total_steps and self.plan.is_checkpoint_due(self.step, self.spec.checkpoint.every_epochs):
@@ -174,11 +181,19 @@ class _Session:
             batch_size=self._samples_per_pass(),
             stop=self.stop,
         )
+        self._settle_held_out()
         metrics = self.reporter.metrics(self.step, values)
         state = capture(self.trainer, self.step, self.ranks)
         if state is not None and self.publisher is not None:
             manifest = draft_manifest(self.assignment, self.plan, self.step, self.trainer.evaluated, metrics)
             self.publisher.submit(Snapshot(manifest, state.model, state.training, state.scalars))
+
+    def _settle_held_out(self) -> None:
+        """Count the samples of the evaluation that could not be read, where samples are read from files."""
+        if self.spec.data.path is not None:
+            bad = taken_bad(self.splits.test)
+            total = self.ranks.sum(torch.tensor(len(bad), dtype=torch.float64, device=self.ranks.device))
+            self.bad_held_out.settle(self.step, bad, int(total))
 
     def _samples_per_pass(self) -> int:
         """Return how many samples surely fit into memory at once without gradients: as many as trained with them, on one rank."""

@@ -131,9 +131,9 @@ class Planted:
 
         def step(trainer: Trainer, number: int, asked: threading.Event) -> Any:
             if (rank, number) == faults.raise_on:
-                trainer._data = _Raising()
+                trainer._data.batch = _raise
             if (rank, number) == faults.nan_on:
-                trainer._data = _NotANumber(trainer._data)
+                trainer._data.batch = _not_a_number(trainer._data.batch)
             if (rank, number) == faults.stop_on:
                 stop.set()
             return self._step(trainer, number, asked)
@@ -146,18 +146,16 @@ class Planted:
         Trainer.step = self._step
 
 
-class _Raising:
-    def batch(self, indices: Any, epoch: int) -> Any:
-        raise ValueError("sample 7 is broken")
+def _raise(step: int, part: int) -> Any:
+    raise ValueError("sample 7 is broken")
 
 
-class _NotANumber:
-    def __init__(self, data: Any) -> None:
-        self._data = data
-
-    def batch(self, indices: Any, epoch: int) -> Any:
-        x, y = self._data.batch(indices, epoch)
+def _not_a_number(batch: Any) -> Any:
+    def broken(step: int, part: int) -> Any:
+        x, y = batch(step, part)
         return x * float("nan"), y
+
+    return broken
 
 
 def _announce(port_file: str, port: int) -> int:

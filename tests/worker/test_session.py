@@ -154,7 +154,7 @@ def test_a_rank_that_raises_fails_the_others_at_once(pool, tmp_path):
 
     assert [run.outcome for run in runs] == ["failed"] * 3
     assert runs[1].failure.code is FailureCode.DATA_ERROR
-    assert "in batch: ValueError: sample 7 is broken" in runs[1].failure.message
+    assert "in _raise: ValueError: sample 7 is broken" in runs[1].failure.message
     for peer in (runs[0], runs[2]):
         assert peer.failure.code is FailureCode.PEER_LOST
         assert peer.seconds_to_end < runs[1].seconds_to_end + 5

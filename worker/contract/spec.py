@@ -9,7 +9,8 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import AfterValidator, BeforeValidator, Field, JsonValue, StrictBool, StrictInt, field_validator, model_validator
 
 from worker.contract.best import Best, BestSpec, default_metric
-from worker.contract.catalogue import DATASETS, MODELS, NORMS, TASKS, Entry
+from worker.contract.catalogue import MODELS, NORMS, TASKS, Entry
+from worker.contract.data import DataSpec
 from worker.contract.frozen import Frozen
 from worker.contract.names import CODE_PREFIX, is_code, is_of_library
 from worker.contract.rules import refuse
@@ -82,18 +83,6 @@ class ModelSpec(Frozen):
     @classmethod
     def _is_known(cls, name: str) -> str:
         return name if is_code(name) or is_of_library(name) else _known("model", MODELS, name)
-
-
-class DataSpec(Frozen):
-    """The data set by name, and its arguments."""
-
-    name: str
-    args: dict[str, JsonValue] = Field(default_factory=dict)
-
-    @field_validator("name")
-    @classmethod
-    def _is_known(cls, name: str) -> str:
-        return _known("data set", DATASETS, name)
 
 
 class NormSpec(Frozen):
