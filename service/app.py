@@ -1,5 +1,6 @@
 """Builds the application: the only place where the parts of the controller are wired together."""
 
+import asyncio
 import logging
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -14,9 +15,11 @@ from service.api.description import describe
 from service.api.guards import Guards
 from service.artifacts import Artifacts
 from service.auth import ensure_first_token
+from service.catalogue import rebuild
 from service.settings import Settings
 from service.store.store import Store
 from service.streams import StreamPlaces
+from worker.storage.opening import open_storage
 
 _log = logging.getLogger(__name__)
 
@@ -34,14 +37,18 @@ def create_app(settings: Settings, controller: Controller | None = None) -> Fast
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
-        settings.storage_path.mkdir(parents=True, exist_ok=True)
+        storage = open_storage(settings.storage_url)
         async with await Store.open(settings.store_url) as store:
             app.state.first_token = await ensure_first_token(store, settings.files.token)
-            app.state.context = Context(
-                settings, store, Artifacts(store, settings.storage_path), StreamPlaces(settings.max_streams), controller
-            )
-            async with _running(controller, store):
-                yield
+            app.state.context = Context(settings, store, Artifacts(store, storage), StreamPlaces(settings.max_streams), controller)
+            # Beside the work: in an object store with many jobs it takes a while.
+            rebuilding = asyncio.create_task(rebuild(store, storage))
+            try:
+                async with _running(controller, store):
+                    yield
+            finally:
+                rebuilding.cancel()
+                await asyncio.gather(rebuilding, return_exceptions=True)
 
     app = FastAPI(
         title="syncbn",

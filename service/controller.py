@@ -3,8 +3,9 @@
 from service.cluster import RayCluster
 from service.reconciler import Reconciler
 from service.settings import Settings
+from worker.storage.opening import open_storage
 
 
 def build_controller(settings: Settings) -> Reconciler:
     """Return the controller that `service.app.create_app` runs."""
-    return Reconciler(RayCluster(settings.home.absolute(), settings.ray_address), settings.storage_path)
+    return Reconciler(RayCluster(settings.home.absolute(), settings.ray_address), open_storage(settings.storage_url))

@@ -7,7 +7,6 @@ that fails is run again by the next round; so is everything after a restart of t
 import asyncio
 import contextlib
 import time
-from pathlib import Path
 from typing import Any
 
 import structlog
@@ -20,6 +19,7 @@ from service.states import HOLDS_GANG, State
 from service.store.records import Job
 from service.store.store import Store
 from service.supervisor import Supervisor
+from worker.storage.storage import Storage
 
 ROUND_S = 1.0
 """Longest time between two rounds; a submission or a cancel starts one at once."""
@@ -33,7 +33,7 @@ log = structlog.get_logger()
 class Reconciler:
     """Runs the jobs of one store on one cluster."""
 
-    def __init__(self, cluster: Cluster, storage: Path) -> None:
+    def __init__(self, cluster: Cluster, storage: Storage) -> None:
         self._cluster = cluster
         self._storage = storage
         self._supervisors: dict[str, tuple[Supervisor, asyncio.Task[None]]] = {}

@@ -6,7 +6,6 @@ Owns the order of things: meet, build, adopt state, train, evaluate, save, leave
 import threading
 import traceback
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
@@ -16,7 +15,6 @@ import syncbn
 from worker.checkpoint import Loaded, Snapshot, load
 from worker.contract.assignment import Assignment
 from worker.contract.events import EventType
-from worker.contract.manifest import checkpoint_name, checkpoints_directory
 from worker.data.registry import build_data
 from worker.data.split import Splits
 from worker.errors import PeerLostError, StorageNotSharedError, TaskError, blame, classify
@@ -29,7 +27,9 @@ from worker.ranks import Ranks, connect_store, device_for, join, leave
 from worker.reports import Reporter
 from worker.sampler import Plan, even_batches
 from worker.snapshot import draft_manifest
-from worker.state import capture, restore_model, restore_training, seed_generators
+from worker.state import Buffers, capture, restore_model, restore_training, seed_generators
+from worker.storage.opening import open_storage
+from worker.storage.storage import Storage
 from worker.training import Precision, Trainer
 
 Outcome = Literal["succeeded", "stopped"]
@@ -78,14 +78,15 @@ def _train_and_leave(
     device = device_for(spec.resources.gpus_per_worker)
     ranks = join(store or connect_store(assignment.store_host, assignment.store_port), assignment.rank, assignment.world_size, device)
     # Whatever can fail on one rank alone comes after the ranks have met, so that the others need not wait for it in vain.
-    _require_shared_storage(assignment)
+    storage = open_storage(assignment.storage)
+    _require_shared_storage(assignment, storage)
     seed_generators(spec.seed, assignment.rank, assignment.attempt)
     splits = build_data(spec.data, spec.seed)
     publisher = None
     if assignment.rank == 0:
-        publisher = Publisher(_checkpoints_of(assignment, assignment.job_id), spec.checkpoint, events)
+        publisher = Publisher(storage, assignment.job_id, spec.checkpoint, events)
         publishers.append(publisher)
-    session = _Session(assignment, ranks, splits, publisher=publisher, events=events, stop=stop)
+    session = _Session(assignment, ranks, splits, storage=storage, publisher=publisher, events=events, stop=stop)
     outcome = session.run()
     del session
     leave()
@@ -101,12 +102,14 @@ class _Session:
         ranks: Ranks,
         splits: Splits,
         *,
+        storage: Storage,
         publisher: Publisher | None,
         events: EventBuffer,
         stop: threading.Event,
     ) -> None:
         spec = assignment.spec
         self.assignment, self.spec, self.ranks, self.splits, self.publisher, self.stop = assignment, spec, ranks, splits, publisher, stop
+        self.storage, self.buffers = storage, Buffers()
         self.plan = Plan(splits.train.num_samples, spec.batch_size, spec.epochs, spec.steps)
         self.reporter = Reporter(events, self.plan, ranks.rank)
         self.group = None if spec.norm.group_size == "all" else syncbn.norm_groups(spec.norm.group_size, prefer_node_local=False)
@@ -140,6 +143,9 @@ class _Session:
             if self.step < self.plan.total_steps and self.plan.is_checkpoint_due(self.step, self.spec.checkpoint.every_epochs):
                 self._evaluate_and_save()
                 self.reporter.phase("training")
+            elif self.step < self.plan.total_steps and self.plan.is_step_due(self.step, self.spec.checkpoint.every_steps):
+                self._share_statistics()
+                self._save({})
 
     def _finish(self) -> None:
         if self.spec.recalibrate != "off":
@@ -148,18 +154,27 @@ class _Session:
         self._evaluate_and_save()
         self.reporter.phase("finishing")
         if self.publisher is not None:
-            self.publisher.finish()
+            self.publisher.finish(self.stop)
 
     def _evaluate_and_save(self) -> None:
         self.reporter.phase("evaluating")
-        if self.spec.norm.kind == "batch_norm" or self.group is not None:
-            # Running statistics differ between ranks here; those of rank 0 are evaluated and saved, as DistributedDataParallel does.
-            self.ranks.adopt_first(self.trainer.model.buffers())
+        self._share_statistics()
         values = evaluate(
             self.trainer.model, self.splits.test, self.ranks, self.trainer.precision, batch_size=self._samples_per_pass(), stop=self.stop
         )
-        metrics = self.reporter.metrics(self.step, values)
-        state = capture(self.trainer, self.step, self.ranks)
+        self._save(self.reporter.metrics(self.step, values))
+
+    def _share_statistics(self) -> None:
+        """Where running statistics differ between ranks, take those of rank 0, as DistributedDataParallel does."""
+        if self.spec.norm.kind == "batch_norm" or self.group is not None:
+            self.ranks.adopt_first(self.trainer.model.buffers())
+
+    def _save(self, metrics: dict[str, float]) -> None:
+        """Copy the state and have it published in the background. Every rank must call."""
+        if self.publisher is not None:
+            # What is being written lies in the buffers that are filled next.
+            self.publisher.wait()
+        state = capture(self.trainer, self.step, self.ranks, self.buffers)
         if state is not None and self.publisher is not None:
             manifest = draft_manifest(self.assignment, self.plan, self.step, self.trainer.model, metrics)
             self.publisher.submit(Snapshot(manifest, state.model, state.training, state.scalars))
@@ -189,19 +204,14 @@ class _Session:
         if self.assignment.resume is None:
             return None
         job_id, _, step = self.assignment.resume.partition("/")
-        return load(_checkpoints_of(self.assignment, job_id) / checkpoint_name(int(step)))
+        return load(self.storage, job_id, int(step))
 
 
-def _checkpoints_of(assignment: Assignment, job_id: str) -> Path:
-    return assignment.storage / checkpoints_directory(job_id)
-
-
-def _require_shared_storage(assignment: Assignment) -> None:
-    path = assignment.storage / assignment.marker
-    if not path.is_file():
+def _require_shared_storage(assignment: Assignment, storage: Storage) -> None:
+    if not storage.is_marked(assignment.marker):
         raise StorageNotSharedError(
-            f"rank {assignment.rank} does not see {path}, which the controller wrote: the storage path must be the same shared directory on"
-            " every node and for the controller; mount it on this node, or use one node"
+            f"rank {assignment.rank} does not see {assignment.marker} in {assignment.storage}, which the controller wrote: the storage path"
+            " must be the same shared directory on every node and for the controller; mount it on this node, or use one node"
         )
 
 

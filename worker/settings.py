@@ -9,12 +9,14 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class WorkerSettings:
-    """Bounds on waiting, in seconds."""
+    """Bounds on waiting, in seconds, and where the storage profiles are."""
 
     meet_timeout_s: float = 120.0
     """SYNCBN_MEET_TIMEOUT_S: longest wait for all ranks to meet at the start; above 0."""
     collective_timeout_s: float = 300.0
     """SYNCBN_COLLECTIVE_TIMEOUT_S: longest wait for the peers in one collective; above the longest pause of any rank."""
+    storage_profiles: str = ""
+    """SYNCBN_STORAGE_PROFILES: TOML file of the named ways into object stores; empty where there is none."""
 
 
 def read_settings() -> WorkerSettings:
@@ -27,7 +29,13 @@ def read_settings() -> WorkerSettings:
     return WorkerSettings(
         meet_timeout_s=_seconds("SYNCBN_MEET_TIMEOUT_S", defaults.meet_timeout_s),
         collective_timeout_s=_seconds("SYNCBN_COLLECTIVE_TIMEOUT_S", defaults.collective_timeout_s),
+        storage_profiles=os.environ.get("SYNCBN_STORAGE_PROFILES", ""),
     )
+
+
+def read_secret(variable: str) -> str:
+    """Return what an environment variable holds that a storage profile names, empty where it is not set. Never shown or stored."""
+    return os.environ.get(variable, "")
 
 
 def export_interface(name: str) -> None:

@@ -15,8 +15,9 @@ from starlette.requests import ClientDisconnect
 from starlette.responses import Response
 from starlette.routing import compile_path
 
-from service.errors import InvalidError, NotFoundError, RequestError, ServiceError
+from service.errors import InvalidError, NotFoundError, RequestError, ServiceError, UnreachableError
 from worker.contract import Problem, SpecError
+from worker.storage.storage import StorageUnreachableError
 
 _TITLES: Final = {
     400: "Bad request",
@@ -32,6 +33,7 @@ _TITLES: Final = {
     422: "Invalid",
     429: "Too many requests",
     500: "Internal error",
+    503: "Unavailable",
 }
 _MISSING_BY_PARAMETER: Final = {"job_id": "job_not_found", "step": "checkpoint_not_found", "name": "file_not_found"}
 _EXPECTATIONS: Final = {
@@ -77,6 +79,7 @@ def install(app: FastAPI) -> None:
         RequestValidationError: _parameters,
         HTTPException: _http,
         ClientDisconnect: _gone,
+        StorageUnreachableError: _unreachable,
         Exception: _unforeseen,
     }
     for kind, handler in handlers.items():
@@ -150,6 +153,10 @@ def _methods(app: FastAPI, path: str) -> list[str]:
 
 async def _gone(_request: Request, _error: ClientDisconnect) -> Response:
     return Response(status_code=400)
+
+
+async def _unreachable(_request: Request, error: StorageUnreachableError) -> Response:
+    return answer(UnreachableError(f"{error}; expected a storage that answers; see its state and the credentials, and try again"))
 
 
 async def _unforeseen(request: Request, error: Exception) -> Response:

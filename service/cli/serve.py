@@ -22,6 +22,7 @@ from service.cli.home import announced, claimed
 from service.cli.options import HomeOption, Target
 from service.cli.output import complain, console, say
 from service.settings import Home, Settings
+from worker.storage.profiles import StorageConfigError
 
 GRACE_S = 2
 """Open streams are cut so long after the signal to end."""
@@ -101,7 +102,10 @@ def _run(settings: Settings, listener: socket.socket) -> bool:
 
     _log_to_stderr()
     url = url_of(settings.host, listener.getsockname()[1])
-    application = create_app(settings, controller=build_controller(settings))
+    try:
+        application = create_app(settings, controller=build_controller(settings))
+    except StorageConfigError as error:
+        raise UsageError(str(error)) from error
     config = uvicorn.Config(
         application, lifespan="on", ws="none", log_level="warning", access_log=False, server_header=False, timeout_graceful_shutdown=GRACE_S
     )

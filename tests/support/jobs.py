@@ -84,7 +84,15 @@ def run_job(
 ) -> list[RankRun]:
     """Run every rank of a job to its end; a rank that fails is reported, not raised."""
     (storage / MARKER).write_text("here")
-    common = {"job_id": job_id, "attempt": attempt, "fence": attempt, "spec": spec, "storage": storage, "marker": marker, "resume": resume}
+    common = {
+        "job_id": job_id,
+        "attempt": attempt,
+        "fence": attempt,
+        "spec": spec,
+        "storage": str(storage),
+        "marker": marker,
+        "resume": resume,
+    }
     answers = pool.run(spec.resources.workers, run_one_rank, common, str(storage / f".port-{uuid.uuid4().hex}"), faults or Faults())
     return [RankRun(*answer) for answer in answers]
 

@@ -10,8 +10,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.numpy import save
-
 from service.tensors import TensorFile, TensorFileError
+
 from tests.service.api.world import LAYERS, model
 
 

@@ -1,0 +1,14 @@
+"""Fixtures for all tests."""
+
+from collections.abc import Iterator
+
+import pytest
+
+from tests.support.object_store import ObjectStore, running_object_store
+
+
+@pytest.fixture(scope="session")
+def object_store(tmp_path_factory) -> Iterator[ObjectStore]:
+    """An S3 server on the loopback."""
+    with running_object_store(tmp_path_factory.mktemp("object-store")) as running:
+        yield running
