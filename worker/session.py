@@ -113,11 +113,14 @@ class _Session:
         self.plan = Plan(splits.train.num_samples, spec.batch_size, spec.epochs, spec.steps)
         self.reporter = Reporter(events, self.plan, ranks.rank)
         self.group = None if spec.norm.group_size == "all" else syncbn.norm_groups(spec.norm.group_size, prefer_node_local=False)
-        model = build_model(spec.model, spec.norm, training_norm(spec.norm, self.group), splits.train, spec.seed)
+        # Placed before anything is loaded: a checkpoint of double precision must not pass through the single precision of a fresh model.
+        model = Precision(spec, ranks.device).place_model(
+            build_model(spec.model, spec.norm, training_norm(spec.norm, self.group), splits.train, spec.seed)
+        )
         loaded = self._resumed_from()
         if loaded is not None:
             restore_model(model, loaded.model, str(assignment.resume))
-        self.trainer = Trainer(spec, self.plan, splits.train, Precision(spec, ranks.device).place_model(model), ranks)
+        self.trainer = Trainer(spec, self.plan, splits.train, model, ranks)
         self.step = 0
         if loaded is not None and loaded.manifest.job_id == assignment.job_id:
             self.step = restore_training(self.trainer, loaded, ranks)

@@ -58,7 +58,8 @@ def running_object_store(directory: Path) -> Iterator[ObjectStore]:
         endpoint = f"http://127.0.0.1:{process.stdout.readline().strip()}"
         profiles = directory / "profiles.toml"
         profiles.write_text(
-            f'[test]\nendpoint = "{endpoint}"\nregion = "us-east-1"\naccess_key_env = "TEST_ACCESS_KEY"\nsecret_key_env = "TEST_SECRET_KEY"\n'
+            f'[test]\nendpoint = "{endpoint}"\nregion = "us-east-1"\n'
+            'access_key_env = "TEST_ACCESS_KEY"\nsecret_key_env = "TEST_SECRET_KEY"\n'
         )
         environment = {"SYNCBN_STORAGE_PROFILES": str(profiles), "TEST_ACCESS_KEY": "key", "TEST_SECRET_KEY": "very-secret"}
         _make_bucket(endpoint)

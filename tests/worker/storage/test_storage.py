@@ -39,7 +39,7 @@ def test_nothing_is_there_before_anything_is(storage):
     storage.unpin(JOB, 1)
     storage.unmark("nothing")
     assert not storage.remove(JOB, 1, unless_pinned=False)
-    with pytest.raises(CheckpointCorruptError, match="checkpoint 1 of job_.* is not in the storage"):
+    with pytest.raises(CheckpointCorruptError, match=r"checkpoint 1 of job_.* is not in the storage"):
         load(storage, JOB, 1)
 
 
@@ -70,7 +70,7 @@ def test_a_writer_that_fails_halfway_leaves_nothing_to_be_seen(storage, monkeypa
 
     with monkeypatch.context() as patch:
         patch.setattr(type(first), "model_dump_json", broken)
-        with pytest.raises(CheckpointWriteError, match="checkpoint of step 2 was not written .*Input/output error"):
+        with pytest.raises(CheckpointWriteError, match=r"checkpoint of step 2 was not written .*Input/output error"):
             publish(storage, snapshot(2))
     assert storage.published(JOB) == {1: first}
     assert publish(storage, snapshot(2, fence=2)).step == 2
