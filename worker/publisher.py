@@ -4,7 +4,6 @@ Owns the thread, the announcements (`checkpoint`, `pruned`, `warning`), the rete
 snapshots that are copies already.
 """
 
-import os
 import threading
 import time
 
@@ -20,8 +19,6 @@ LAST_PATIENCE_S = 120.0
 """How long a job that has done all its steps tries to write its last checkpoint before it fails."""
 FIRST_PAUSE_S = 1.0
 LONGEST_PAUSE_S = 15.0
-NICENESS = 10
-"""Of the writing thread: where it and training want the same core, training gets nearly all of it."""
 
 
 class Publisher:
@@ -54,6 +51,11 @@ class Publisher:
             self._thread.join(timeout_s)
             self._thread = self._thread if self._thread.is_alive() else None
 
+    @property
+    def is_writing(self) -> bool:
+        """Whether a checkpoint is in flight."""
+        return self._thread is not None and self._thread.is_alive()
+
     def finish(self, stop: threading.Event | None = None) -> None:
         """Wait for the last checkpoint; write it again for `LAST_PATIENCE_S` where it cannot be written, and until `stop` is set.
 
@@ -80,8 +82,6 @@ class Publisher:
         self._thread.start()
 
     def _run(self, snapshot: Snapshot) -> None:
-        # On Linux a thread has a niceness of its own, and this one is never given its old one back.
-        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), NICENESS)
         try:
             manifest = publish(self._storage, snapshot)
             self._events.emit(EventType.CHECKPOINT, manifest.model_dump(mode="json"))
