@@ -19,6 +19,7 @@ from service.catalogue import rebuild
 from service.settings import Settings
 from service.store.store import Store
 from service.streams import StreamPlaces
+from service.tails import Tails
 from worker.storage.opening import open_storage
 
 _log = logging.getLogger(__name__)
@@ -38,9 +39,11 @@ def create_app(settings: Settings, controller: Controller | None = None) -> Fast
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         storage = open_storage(settings.storage_url)
-        async with await Store.open(settings.store_url) as store:
+        async with await Store.open(settings.store_url, max_log_bytes=settings.max_log_bytes) as store:
             app.state.first_token = await ensure_first_token(store, settings.files.token)
-            app.state.context = Context(settings, store, Artifacts(store, storage), StreamPlaces(settings.max_streams), controller)
+            app.state.context = Context(
+                settings, store, Artifacts(store, storage), StreamPlaces(settings.max_streams), Tails(store), controller
+            )
             # Beside the work: in an object store with many jobs it takes a while.
             rebuilding = asyncio.create_task(rebuild(store, storage))
             try:

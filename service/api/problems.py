@@ -16,8 +16,12 @@ from starlette.responses import Response
 from starlette.routing import compile_path
 
 from service.errors import InvalidError, NotFoundError, RequestError, ServiceError, UnreachableError
+from service.store.errors import DatabaseAwayError
 from worker.contract import Problem, SpecError
 from worker.storage.storage import StorageUnreachableError
+
+RETRY_AFTER_S: Final = 2
+"""When to ask again while the database is away."""
 
 _TITLES: Final = {
     400: "Bad request",
@@ -80,6 +84,7 @@ def install(app: FastAPI) -> None:
         HTTPException: _http,
         ClientDisconnect: _gone,
         StorageUnreachableError: _unreachable,
+        DatabaseAwayError: _database_away,
         Exception: _unforeseen,
     }
     for kind, handler in handlers.items():
@@ -149,6 +154,12 @@ def _methods(app: FastAPI, path: str) -> list[str]:
         for method in operations
     }
     return sorted(allowed)
+
+
+async def _database_away(_request: Request, error: DatabaseAwayError) -> Response:
+    _log.error("the database is away: %s", error)
+    detail = "the database does not answer now; what was acknowledged is safe; try again, a submission with the same Idempotency-Key"
+    return problem(503, "database_unavailable", detail, headers={"Retry-After": str(RETRY_AFTER_S)})
 
 
 async def _gone(_request: Request, _error: ClientDisconnect) -> Response:
