@@ -16,7 +16,7 @@ from safetensors import SafetensorError
 from torch import Tensor
 
 from worker.contract.manifest import MANIFEST_NAME, FileEntry, Manifest
-from worker.errors import CheckpointCorruptError, CheckpointWriteError, StaleFenceError
+from worker.errors import CheckpointCorruptError, CheckpointError, CheckpointWriteError, StaleFenceError
 from worker.storage.local import LocalFile, open_plain
 from worker.storage.storage import OpenFile, Storage
 from worker.storage.tensors import TensorFile, TensorFileError, statistics_of
@@ -101,8 +101,12 @@ def load(storage: Storage, job_id: str, step: int) -> Loaded:
 
     Raises:
         CheckpointCorruptError: naming the file, and what was found and expected.
+        CheckpointError: the storage does not answer.
     """
-    manifest = storage.published(job_id).get(step)
+    try:
+        manifest = storage.published(job_id).get(step)
+    except OSError as error:
+        raise CheckpointError(f"checkpoint {step} of {job_id} cannot be read: {error}; see the storage, and start the job again") from error
     if manifest is None:
         raise CheckpointCorruptError(f"checkpoint {step} of {job_id} is not in the storage; expected one that is listed; use another one")
     contents = {name: _read_checked(storage, manifest, name) for name in manifest.files}

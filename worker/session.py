@@ -29,6 +29,7 @@ from worker.sampler import Plan, even_batches
 from worker.snapshot import draft_manifest
 from worker.state import Buffers, capture, restore_model, restore_training, seed_generators
 from worker.storage.opening import open_storage
+from worker.storage.profiles import StorageConfigError
 from worker.storage.storage import Storage
 from worker.training import Precision, Trainer
 
@@ -78,8 +79,7 @@ def _train_and_leave(
     device = device_for(spec.resources.gpus_per_worker)
     ranks = join(store or connect_store(assignment.store_host, assignment.store_port), assignment.rank, assignment.world_size, device)
     # Whatever can fail on one rank alone comes after the ranks have met, so that the others need not wait for it in vain.
-    storage = open_storage(assignment.storage)
-    _require_shared_storage(assignment, storage)
+    storage = _shared_storage(assignment)
     seed_generators(spec.seed, assignment.rank, assignment.attempt)
     splits = build_data(spec.data, spec.seed)
     publisher = None
@@ -210,12 +210,21 @@ class _Session:
         return load(self.storage, job_id, int(step))
 
 
-def _require_shared_storage(assignment: Assignment, storage: Storage) -> None:
-    if not storage.is_marked(assignment.marker):
+def _shared_storage(assignment: Assignment) -> Storage:
+    """Open the storage, and see by the marker that it is the controller's."""
+    try:
+        storage = open_storage(assignment.storage)
+        is_shared = storage.is_marked(assignment.marker)
+    except (OSError, StorageConfigError) as error:
+        raise StorageNotSharedError(
+            f"rank {assignment.rank} cannot use the storage {assignment.storage}: {error}; set this node up like the controller's"
+        ) from error
+    if not is_shared:
         raise StorageNotSharedError(
             f"rank {assignment.rank} does not see {assignment.marker} in {assignment.storage}, which the controller wrote: the storage path"
             " must be the same shared directory on every node and for the controller; mount it on this node, or use one node"
         )
+    return storage
 
 
 def _forget_frames(error: BaseException) -> None:

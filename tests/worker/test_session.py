@@ -221,6 +221,16 @@ def test_storage_that_is_not_shared_is_said_so(pool, tmp_path):
     assert "must be the same shared directory on every node and for the controller" in run.failure.message
 
 
+def test_a_storage_that_this_node_cannot_use_is_said_so(pool, tmp_path):
+    """A profile that is missing on one node fails the job before it trains, and names the variable to set."""
+    run, *_ = run_job(
+        pool, small_spec(1), tmp_path, address="s3://bucket?profile=team", faults=Faults(environment={"SYNCBN_STORAGE_PROFILES": ""})
+    )
+
+    assert run.failure.code is FailureCode.STORAGE_NOT_SHARED
+    assert "SYNCBN_STORAGE_PROFILES is not set here" in run.failure.message
+
+
 def test_what_a_job_says(pool, tmp_path):
     """Phases come from every rank, in order; metrics and checkpoints from rank 0, a checkpoint only when it is whole on disk."""
     first, second = run_job(pool, small_spec(2, epochs=2, steps=None, batch_size=500, recalibrate={"num_samples": 100}), tmp_path)
