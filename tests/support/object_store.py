@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import os
 import select
 import subprocess
 import sys
@@ -37,6 +36,7 @@ class ObjectStore:
     endpoint: str
     profiles: Path
     environment: dict[str, str]
+    """What a process that uses the profile needs."""
 
     def address(self) -> str:
         """A new place in the bucket, which nobody has used."""
@@ -49,7 +49,7 @@ class ObjectStore:
 
 @contextlib.contextmanager
 def running_object_store(directory: Path) -> Iterator[ObjectStore]:
-    """Run the server; its credentials and profile are in the environment meanwhile, as an operator has them there."""
+    """Run the server as long as the block lasts."""
     process = subprocess.Popen(
         [sys.executable, "-c", SERVER], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
     )
@@ -63,11 +63,7 @@ def running_object_store(directory: Path) -> Iterator[ObjectStore]:
         )
         environment = {"SYNCBN_STORAGE_PROFILES": str(profiles), "TEST_ACCESS_KEY": "key", "TEST_SECRET_KEY": "very-secret"}
         _make_bucket(endpoint)
-        before = {name: os.environ.get(name) for name in environment}
-        os.environ.update(environment)
         yield ObjectStore(endpoint, profiles, environment)
-        for name, value in before.items():
-            os.environ.pop(name) if value is None else os.environ.update({name: value})
     finally:
         process.stdin.close()
         process.terminate()
