@@ -16,6 +16,7 @@ from service.api.guards import Guards
 from service.artifacts import Artifacts
 from service.auth import ensure_first_token
 from service.catalogue import rebuild
+from service.policy import PolicyFile
 from service.settings import Settings
 from service.store.store import Store
 from service.streams import StreamPlaces
@@ -41,9 +42,9 @@ def create_app(settings: Settings, controller: Controller | None = None) -> Fast
         storage = open_storage(settings.storage_url)
         async with await Store.open(settings.store_url, max_log_bytes=settings.max_log_bytes) as store:
             app.state.first_token = await ensure_first_token(store, settings.files.token)
-            app.state.context = Context(
-                settings, store, Artifacts(store, storage), StreamPlaces(settings.max_streams), Tails(store), controller
-            )
+            artifacts, places = Artifacts(store, storage), StreamPlaces(settings.max_streams)
+            policy = PolicyFile(settings.policy_path)
+            app.state.context = Context(settings, store, artifacts, places, Tails(store), policy, controller)
             # Beside the work: in an object store with many jobs it takes a while.
             rebuilding = asyncio.create_task(rebuild(store, storage))
             try:
