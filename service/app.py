@@ -13,6 +13,7 @@ from service.api import checkpoints, cluster, dashboard, downloads, health, jobs
 from service.api.context import Context, Controller, authenticated
 from service.api.description import describe
 from service.api.guards import Guards
+from service.api.metering import Meter, Metered
 from service.artifacts import Artifacts
 from service.auth import ensure_first_token
 from service.catalogue import rebuild
@@ -36,6 +37,7 @@ def create_app(settings: Settings, controller: Controller | None = None) -> Fast
         settings: where everything is.
         controller: what runs the jobs; with None they stay queued.
     """
+    meter = Meter()
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
@@ -44,7 +46,7 @@ def create_app(settings: Settings, controller: Controller | None = None) -> Fast
             app.state.first_token = await ensure_first_token(store, settings.files.token)
             artifacts, places = Artifacts(store, storage), StreamPlaces(settings.max_streams)
             policy = PolicyFile(settings.policy_path)
-            app.state.context = Context(settings, store, artifacts, places, Tails(store), policy, controller)
+            app.state.context = Context(settings, store, artifacts, places, Tails(store), meter, policy, controller)
             # Beside the work: in an object store with many jobs it takes a while.
             rebuilding = asyncio.create_task(rebuild(store, storage))
             try:
@@ -70,6 +72,7 @@ def create_app(settings: Settings, controller: Controller | None = None) -> Fast
     dashboard.mount(app)
     problems.install(app)
     app.add_middleware(Guards, settings=settings)
+    app.add_middleware(Metered, meter=meter)
     app.openapi = partial(describe, app)  # type: ignore[method-assign]
     return app
 

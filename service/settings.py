@@ -2,7 +2,7 @@
 
 import os
 from pathlib import Path
-from typing import Annotated, Final
+from typing import Annotated, Final, Literal
 
 import platformdirs
 from pydantic import Field, SecretStr, field_validator
@@ -48,10 +48,10 @@ class Settings(BaseSettings):
     heartbeat_s: Annotated[float, Field(gt=0, le=300)] = Field(15.0, description="longest silence of a stream")
     max_streams: Annotated[int, Field(ge=1, le=100_000)] = Field(256, description="streams open at once")
     max_body_bytes: Annotated[int, Field(ge=1024, le=2**30)] = Field(2**20, description="largest request body")
-
     max_log_bytes: Annotated[int, Field(ge=2**20)] = Field(
         256 * 2**20, description="how much of a job's log is kept; the oldest lines go first"
     )
+    log_format: Literal["console", "json"] = Field("console", description="how the controller logs to stderr")
 
     @field_validator("home")
     @classmethod

@@ -1,7 +1,8 @@
 """The whole state of training as named tensors and plain numbers, and back. Owns the names inside a checkpoint's files.
 
-model.safetensors       parameters and buffers under their own names; loads strictly into the same architecture with plain norms
-training.safetensors    optimizer.{PARAMETER}.{NAME}, generator.{cpu|cuda}.{RANK}
+model.safetensors       parameters and buffers under their own names; loads strictly into the same architecture with plain norms. Where
+                        training averages the model, it is the average, which is what was evaluated
+training.safetensors    optimizer.{PARAMETER}.{NAME}, generator.{cpu|cuda}.{RANK}; beside an average, model.{NAME}: what is trained
 training.json           step, world_size, optimizer: {PARAMETER: {NAME: number}}, scaler: {NAME: number}
 """
 
@@ -36,18 +37,18 @@ class Buffers:
     """
 
     def __init__(self) -> None:
-        self._kept: dict[str, Tensor] = {}
+        self._kept: dict[tuple[str, str], Tensor] = {}
 
-    def copy(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Return contiguous copies on the CPU. Copies of the same names that were returned before change too."""
-        copies = {name: self._buffer(name, tensor.detach()) for name, tensor in tensors.items()}
+    def copy(self, kind: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Return contiguous copies on the CPU. Those of the same kind and names that were returned before change too."""
+        copies = {name: self._buffer((kind, name), tensor.detach()) for name, tensor in tensors.items()}
         for name, tensor in tensors.items():
             copies[name].copy_(tensor.detach(), non_blocking=True)
         if any(tensor.is_cuda for tensor in tensors.values()):
             torch.cuda.synchronize()
         return copies
 
-    def _buffer(self, name: str, tensor: Tensor) -> Tensor:
+    def _buffer(self, name: tuple[str, str], tensor: Tensor) -> Tensor:
         kept = self._kept.get(name)
         if kept is None or kept.shape != tensor.shape or kept.dtype != tensor.dtype:
             kept = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=tensor.is_cuda)
@@ -70,12 +71,12 @@ def capture(trainer: Trainer, step: int, ranks: Ranks, buffers: Buffers | None =
     if ranks.rank != 0:
         return None
     tensors, numbers = _optimizer_state(trainer)
+    if trainer.average is not None:
+        tensors |= {f"model.{name}": tensor for name, tensor in trainer.model.state_dict().items()}
     buffers = buffers or Buffers()
-    # The two files may have tensors of one name.
-    model = buffers.copy({f"model.{name}": tensor for name, tensor in trainer.model.state_dict().items()})
-    training = buffers.copy(tensors | generators)
+    model, training = buffers.copy("model", trainer.evaluated.state_dict()), buffers.copy("training", tensors | generators)
     scalars = {"step": step, "world_size": ranks.world_size, "optimizer": numbers, "scaler": trainer.scaler.state_dict()}
-    return State({name.removeprefix("model."): tensor for name, tensor in model.items()}, training, scalars)
+    return State(model, training, scalars)
 
 
 def restore_model(model: nn.Module, tensors: Mapping[str, Tensor], origin: str) -> None:
@@ -93,7 +94,14 @@ def restore_model(model: nn.Module, tensors: Mapping[str, Tensor], origin: str) 
 
 
 def restore_training(trainer: Trainer, loaded: Loaded, ranks: Ranks) -> int:
-    """Load optimizer, scaler and generators; return the number of completed steps. The model is loaded by `restore_model` before."""
+    """Load optimizer, scaler and generators; return the number of completed steps. The model is loaded by `restore_model` before.
+
+    Beside an average, what was loaded before is the average, and the model that is trained is loaded here.
+    """
+    if trainer.average is not None:
+        prefix = "model."
+        trained = {name.removeprefix(prefix): tensor for name, tensor in loaded.training.items() if name.startswith(prefix)}
+        restore_model(trainer.model, trained, f"of {loaded.manifest.job_id} with an average")
     names = [name for name, _ in trainer.model.named_parameters()]
     state: dict[int, dict[str, Any]] = {}
     for index, name in enumerate(names):

@@ -7,6 +7,7 @@ from typing import Annotated, Any, Protocol
 from fastapi import Depends, Request
 from fastapi.security import HTTPBearer
 
+from service.api.metering import Meter
 from service.artifacts import Artifacts
 from service.auth import authenticate
 from service.policy import PolicyFile
@@ -43,6 +44,7 @@ class Context:
     artifacts: Artifacts
     places: StreamPlaces
     tails: Tails
+    meter: Meter
     policy: PolicyFile
     controller: Controller | None
 

@@ -104,7 +104,7 @@ def _round(step: int, state: dict[str, Tensor], buffers: Buffers, publisher: Pub
 
     def background() -> None:
         start = time.thread_time()
-        copies = buffers.copy(state)
+        copies = buffers.copy("model", state)
         copied.append(time.thread_time() - start)
         publisher.submit(Snapshot(draft(step), copies, {}, {"step": step}))
 
