@@ -123,7 +123,7 @@ def test_a_job_resumes_in_the_middle_of_an_epoch_bit_for_bit(pool, tmp_path):
     again, *_ = run_job(pool, spec, tmp_path, attempt=2, resume=f"{JOB}/12")
 
     assert [data["step"] for data in whole.of("checkpoint")] == [4, 8, 12, 15, 16, 20]
-    assert [set(data["metrics"]) for data in whole.of("checkpoint")][2:4] == [set(), {"val/loss", "val/accuracy"}]
+    assert [set(data["metrics"]) for data in whole.of("checkpoint")][2:4] == [set(), {"val/loss", "val/accuracy", "val/top5"}]
     assert again.series("train/loss") == whole.series("train/loss")[12:]
     assert again.series("val/loss") == whole.series("val/loss")
     assert {data["attempt"] for data in again.of("checkpoint")} == {1}  # what the first one published is kept
