@@ -88,6 +88,10 @@ class Plan:
         """Return whether a checkpoint belongs after `step` steps: at the end of every n-th epoch, and at the end of the job."""
         return step == self.total_steps or (step > 0 and step % (every_epochs * self.steps_per_epoch) == 0)
 
+    def is_step_due(self, step: int, every_steps: int | None) -> bool:
+        """Return whether a checkpoint without validation belongs after `step` steps, in mid-epoch too; None: there are none such."""
+        return every_steps is not None and step > 0 and step % every_steps == 0
+
 
 @dataclass
 class Sampler:

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class WorkerSettings:
-    """Bounds on waiting, in seconds, and where data may lie."""
+    """Bounds on waiting, in seconds, and where data and storage profiles lie."""
 
     meet_timeout_s: float = 120.0
     """SYNCBN_MEET_TIMEOUT_S: longest wait for all ranks to meet at the start; above 0."""
@@ -20,6 +20,8 @@ class WorkerSettings:
     """SYNCBN_BATCH_TIMEOUT_S: longest wait of a step for its batch; above the time that one process takes to load one."""
     data_roots: tuple[str, ...] = ()
     """SYNCBN_DATA_ROOTS: JSON list of directories that data.path may lie under; none: wherever this process may read."""
+    storage_profiles: str = ""
+    """SYNCBN_STORAGE_PROFILES: TOML file of the named ways into object stores; empty where there is none."""
 
 
 def read_settings() -> WorkerSettings:
@@ -34,7 +36,13 @@ def read_settings() -> WorkerSettings:
         collective_timeout_s=_seconds("SYNCBN_COLLECTIVE_TIMEOUT_S", defaults.collective_timeout_s),
         batch_timeout_s=_seconds("SYNCBN_BATCH_TIMEOUT_S", defaults.batch_timeout_s),
         data_roots=_directories("SYNCBN_DATA_ROOTS"),
+        storage_profiles=os.environ.get("SYNCBN_STORAGE_PROFILES", ""),
     )
+
+
+def read_secret(variable: str) -> str:
+    """Return what an environment variable holds that a storage profile names, empty where it is not set. Never shown or stored."""
+    return os.environ.get(variable, "")
 
 
 def export_interface(name: str) -> None:

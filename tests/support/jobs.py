@@ -81,10 +81,19 @@ def run_job(
     resume: str | None = None,
     marker: str = MARKER,
     faults: Faults | None = None,
+    address: str = "",
 ) -> list[RankRun]:
-    """Run every rank of a job to its end; a rank that fails is reported, not raised."""
+    """Run every rank of a job to its end; a rank that fails is reported, not raised. The checkpoints go to `address` where it is given."""
     (storage / MARKER).write_text("here")
-    common = {"job_id": job_id, "attempt": attempt, "fence": attempt, "spec": spec, "storage": storage, "marker": marker, "resume": resume}
+    common = {
+        "job_id": job_id,
+        "attempt": attempt,
+        "fence": attempt,
+        "spec": spec,
+        "storage": address or str(storage),
+        "marker": marker,
+        "resume": resume,
+    }
     answers = pool.run(spec.resources.workers, run_one_rank, common, str(storage / f".port-{uuid.uuid4().hex}"), faults or Faults())
     return [RankRun(*answer) for answer in answers]
 
@@ -174,4 +183,4 @@ def _await(port_file: str) -> int:
     return int(json.loads(Path(port_file).read_text()))
 
 
-__all__ = ["JOB", "OTHER_JOB", "FailureCode", "Faults", "RankRun", "run_job", "run_one_rank", "small_spec"]
+__all__ = ["JOB", "MARKER", "OTHER_JOB", "FailureCode", "Faults", "RankRun", "run_job", "run_one_rank", "small_spec"]

@@ -148,9 +148,13 @@ class ResourceSpec(Frozen):
 
 
 class CheckpointSpec(Frozen):
-    """When to write a checkpoint, and which to keep. The last one is always written and kept."""
+    """When to write a checkpoint, and which to keep. The last one is always written and kept.
+
+    Those of every_epochs are validated first; those of every_steps come in between without, and are never the best.
+    """
 
     every_epochs: Annotated[StrictInt, Field(ge=1)] = 1
+    every_steps: Annotated[StrictInt, Field(ge=1)] | None = None
     keep_last: Annotated[StrictInt, Field(ge=1, le=10_000)] = 3
     keep_best: Best | None = BestSpec(metric="val/accuracy", mode="max")
 
