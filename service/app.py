@@ -8,12 +8,13 @@ from importlib.metadata import version
 
 from fastapi import APIRouter, Depends, FastAPI
 
-from service.api import checkpoints, cluster, dashboard, downloads, health, jobs, problems, streams
-from service.api.context import Context, Controller, authenticated
+from service.api import checkpoints, cluster, code, dashboard, downloads, health, jobs, problems, streams, tokens
+from service.api.context import Context, Controller, identity_of
 from service.api.description import describe
 from service.api.guards import Guards
 from service.artifacts import Artifacts
 from service.auth import ensure_first_token
+from service.limits import RequestRates
 from service.settings import Settings
 from service.store.store import Store
 from service.streams import StreamPlaces
@@ -37,9 +38,9 @@ def create_app(settings: Settings, controller: Controller | None = None) -> Fast
         settings.storage_path.mkdir(parents=True, exist_ok=True)
         async with await Store.open(settings.store_url) as store:
             app.state.first_token = await ensure_first_token(store, settings.files.token)
-            app.state.context = Context(
-                settings, store, Artifacts(store, settings.storage_path), StreamPlaces(settings.max_streams), controller
-            )
+            places = StreamPlaces(settings.max_streams, settings.max_streams_per_token)
+            rates = RequestRates(settings.max_requests_per_s)
+            app.state.context = Context(settings, store, Artifacts(store, settings.storage_path), places, rates, controller)
             async with _running(controller, store):
                 yield
 
@@ -51,8 +52,8 @@ def create_app(settings: Settings, controller: Controller | None = None) -> Fast
         redirect_slashes=False,
         redoc_url=None,
     )
-    v1 = APIRouter(prefix="/v1", dependencies=[Depends(authenticated)])
-    for router in (jobs.router, streams.router, checkpoints.router, downloads.router, cluster.router):
+    v1 = APIRouter(prefix="/v1", dependencies=[Depends(identity_of)])
+    for router in (jobs.router, streams.router, checkpoints.router, downloads.router, cluster.router, code.router, tokens.router):
         v1.include_router(router)
     app.include_router(v1)
     app.include_router(health.router)

@@ -8,11 +8,12 @@ from collections.abc import Callable
 from pathlib import Path
 
 from service.artifacts import Artifacts
+from service.bundles import archive_of
 from service.catalogue import align
 from service.errors import NotFoundError
 from service.store.records import Job
 from service.store.store import Store
-from worker.contract import Assignment
+from worker.contract import Assignment, CodeArchive
 
 MARKERS = ".gangs"
 
@@ -29,10 +30,11 @@ class Assignments:
         """Write the attempt's marker and return the function from (rank, store host, store port) to assignment.
 
         Raises:
-            FileNotFoundError: the checkpoint that the spec names is gone.
+            FileNotFoundError: the checkpoint or the code that the spec names is gone.
             OSError: the storage cannot be written.
         """
         resume = await self._resume(job)
+        code = await self._code(job)
         marker = self._marker(job)
         marker.parent.mkdir(parents=True, exist_ok=True)
         marker.write_text(job.id)
@@ -48,6 +50,7 @@ class Assignments:
                 storage=self._storage,
                 marker=str(marker.relative_to(self._storage)),
                 resume=resume,
+                code=code,
                 store_host=store_host,
                 store_port=store_port,
             )
@@ -61,6 +64,14 @@ class Assignments:
 
     def _marker(self, job: Job) -> Path:
         return self._storage / MARKERS / f"{job.id}-{job.attempt}"
+
+    async def _code(self, job: Job) -> CodeArchive | None:
+        if job.spec.code is None:
+            return None
+        bundle = await self._store.bundles.get(job.spec.code)
+        if bundle is None:
+            raise FileNotFoundError(f"code {job.spec.code} is gone; upload it again")
+        return archive_of(bundle)
 
     async def _resume(self, job: Job) -> str | None:
         await align(self._store, self._storage, job.id)

@@ -13,6 +13,7 @@ import numpy as np
 import torch
 
 import syncbn
+from worker.bundle import importable
 from worker.checkpoint import Loaded, Snapshot, load
 from worker.contract.assignment import Assignment
 from worker.contract.events import EventType
@@ -79,6 +80,14 @@ def _train_and_leave(
     ranks = join(store or connect_store(assignment.store_host, assignment.store_port), assignment.rank, assignment.world_size, device)
     # Whatever can fail on one rank alone comes after the ranks have met, so that the others need not wait for it in vain.
     _require_shared_storage(assignment)
+    with importable(assignment.storage, assignment.code):
+        outcome = _run_session(assignment, ranks, events, stop, publishers)
+    leave()
+    return outcome
+
+
+def _run_session(assignment: Assignment, ranks: Ranks, events: EventBuffer, stop: threading.Event, publishers: list[Publisher]) -> Outcome:
+    spec = assignment.spec
     seed_generators(spec.seed, assignment.rank, assignment.attempt)
     splits = build_data(spec.data, spec.seed)
     publisher = None
@@ -86,10 +95,7 @@ def _train_and_leave(
         publisher = Publisher(_checkpoints_of(assignment, assignment.job_id), spec.checkpoint, events)
         publishers.append(publisher)
     session = _Session(assignment, ranks, splits, publisher=publisher, events=events, stop=stop)
-    outcome = session.run()
-    del session
-    leave()
-    return outcome
+    return session.run()
 
 
 class _Session:

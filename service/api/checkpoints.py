@@ -5,13 +5,13 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Query
 
 from service import jobs as use_cases
-from service.api.context import InContext
+from service.api.context import READ, InContext
 from service.api.parameters import MAX_SEQ, JobId, Step
 from service.api.schemas import CheckpointPage, CheckpointShape
 from service.statistics import read_statistics
 from worker.contract import Manifest
 
-router = APIRouter(tags=["checkpoints"])
+router = APIRouter(tags=["checkpoints"], dependencies=[READ])
 
 BeforeStep = Annotated[int | None, Query(ge=0, le=MAX_SEQ, description="the next_cursor of the page before")]
 Layer = Annotated[str | None, Query(max_length=1000, description="only this layer, with the whole vectors")]

@@ -10,14 +10,14 @@ from fastapi import APIRouter, Request
 from starlette.responses import Response, StreamingResponse
 
 from service import jobs as use_cases
-from service.api.context import InContext
+from service.api.context import READ, InContext
 from service.api.parameters import FileName, JobId, Step
 from service.api.ranges import Slice, slice_of
 from service.artifacts import OpenedFile, close_all, read_chunks
 from service.store.records import Checkpoint
 from worker.contract import checkpoint_name
 
-router = APIRouter(tags=["downloads"])
+router = APIRouter(tags=["downloads"], dependencies=[READ])
 
 _BINARY: Final = {"content": {"application/octet-stream": {"schema": {"type": "string", "format": "binary"}}}}
 _TAR_END: Final = bytes(2 * tarfile.BLOCKSIZE)

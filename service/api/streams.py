@@ -8,7 +8,7 @@ from fastapi.sse import KEEPALIVE_COMMENT, EventSourceResponse, format_sse_event
 from pydantic import BaseModel
 
 from service import jobs as use_cases
-from service.api.context import Context, InContext
+from service.api.context import READ, Context, InContext, InIdentity
 from service.api.downsampling import downsample
 from service.api.parameters import MAX_SEQ, AfterSeq, EventLimit, JobId, RankFilter
 from service.api.schemas import EventPage, EventShape, LogPage, LogShape, MetricsShape, SeriesShape
@@ -18,7 +18,7 @@ from service.store.records import Event
 from service.streams import StreamFilter, follow
 from worker.contract import EventType
 
-router = APIRouter(tags=["streams"])
+router = APIRouter(tags=["streams"], dependencies=[READ])
 
 LastEventId = Annotated[int | None, Header(ge=0, le=MAX_SEQ, description="resumes a stream after this `id`")]
 MetricName = Annotated[list[str], Query(description="only these series; repeated")]
@@ -30,11 +30,18 @@ _STREAM: Final[dict[int | str, dict[str, Any]]] = {
 
 @router.get("/jobs/{job_id}/events", response_model=EventPage, responses=_STREAM)
 async def list_events(
-    job_id: JobId, request: Request, context: InContext, *, after: AfterSeq = 0, limit: EventLimit = 100, last_event_id: LastEventId = None
+    job_id: JobId,
+    request: Request,
+    context: InContext,
+    identity: InIdentity,
+    *,
+    after: AfterSeq = 0,
+    limit: EventLimit = 100,
+    last_event_id: LastEventId = None,
 ) -> Any:
     """List a job's events, oldest first; with `Accept: text/event-stream`, follow them live to the `end`."""
     if _wants_stream(request):
-        return await _stream(context, job_id, _start(after, last_event_id), StreamFilter(), EventShape.model_validate)
+        return await _stream(context, identity.id, job_id, _start(after, last_event_id), StreamFilter(), EventShape.model_validate)
     await use_cases.find(context.store, job_id)
     return EventPage.of(await context.store.events.page(job_id, after, limit + 1), limit)
 
@@ -44,6 +51,7 @@ async def list_logs(
     job_id: JobId,
     request: Request,
     context: InContext,
+    identity: InIdentity,
     *,
     rank: RankFilter = None,
     after: AfterSeq = 0,
@@ -53,7 +61,7 @@ async def list_logs(
     """List what the ranks wrote, oldest first; with `Accept: text/event-stream`, follow it live to the `end`."""
     if _wants_stream(request):
         wanted = StreamFilter((EventType.LOG, EventType.END), rank)
-        return await _stream(context, job_id, _start(after, last_event_id), wanted, _log_or_end)
+        return await _stream(context, identity.id, job_id, _start(after, last_event_id), wanted, _log_or_end)
     await use_cases.find(context.store, job_id)
     found = await context.store.events.page(job_id, after, limit + 1, types=(EventType.LOG,), rank=rank)
     data, has_more = [LogShape.model_validate(log_line(event)) for event in found[:limit]], len(found) > limit
@@ -86,19 +94,21 @@ def _log_or_end(event: Event) -> BaseModel:
     return LogShape.model_validate(log_line(event)) if event.type is EventType.LOG else EventShape.model_validate(event)
 
 
-async def _stream(context: Context, job_id: str, after_seq: int, wanted: StreamFilter, shape: Callable[[Event], BaseModel]) -> Response:
+async def _stream(  # noqa: PLR0917 - called from two places above
+    context: Context, token_id: str, job_id: str, after_seq: int, wanted: StreamFilter, shape: Callable[[Event], BaseModel]
+) -> Response:
     job = await use_cases.find(context.store, job_id)
     if job.state in TERMINAL and after_seq >= job.last_seq:
         # The answer at which an EventSource stops to reconnect.
         return Response(status_code=204)
-    context.places.check()
-    return EventSourceResponse(_lines(context, job_id, after_seq, wanted, shape), headers={"X-Accel-Buffering": "no"})
+    context.places.check(token_id)
+    return EventSourceResponse(_lines(context, token_id, job_id, after_seq, wanted, shape), headers={"X-Accel-Buffering": "no"})
 
 
-async def _lines(
-    context: Context, job_id: str, after_seq: int, wanted: StreamFilter, shape: Callable[[Event], BaseModel]
+async def _lines(  # noqa: PLR0917 - called from one place above
+    context: Context, token_id: str, job_id: str, after_seq: int, wanted: StreamFilter, shape: Callable[[Event], BaseModel]
 ) -> AsyncIterator[bytes]:
-    with context.places.taken():
+    with context.places.taken(token_id):
         # Something at once, so that the client knows that it is connected.
         yield KEEPALIVE_COMMENT
         async for event in follow(context.store, job_id, after_seq, wanted, context.settings.heartbeat_s):

@@ -6,6 +6,7 @@ from typing import Self
 from sqlalchemy.exc import SQLAlchemyError
 
 from service.store.attempts import Attempts
+from service.store.bundles import Bundles
 from service.store.changes import Changes
 from service.store.checkpoints import Checkpoints
 from service.store.database import Database, DatabaseError
@@ -28,6 +29,7 @@ class Store:
         self.metrics = Metrics(database)
         self.checkpoints = Checkpoints(database)
         self.tokens = Tokens(database)
+        self.bundles = Bundles(database)
 
     @classmethod
     async def open(cls, database_url: str) -> Self:

@@ -4,7 +4,7 @@ Owns the words and their validation; does nothing. This face re-exports, against
 `service` and `worker`.
 """
 
-from worker.contract.assignment import Assignment
+from worker.contract.assignment import Assignment, CodeArchive
 from worker.contract.catalogue import DATASETS, MODELS, NORMS
 from worker.contract.events import Drain, EventType, RankEvent
 from worker.contract.failure import FailureCode, JobFailure
@@ -26,6 +26,7 @@ __all__ = [
     "MODELS",
     "NORMS",
     "Assignment",
+    "CodeArchive",
     "Drain",
     "EventType",
     "FailureCode",

@@ -6,6 +6,15 @@ from worker.contract.frozen import Frozen
 from worker.contract.spec import JobSpec
 
 
+class CodeArchive(Frozen):
+    """Uploaded code as it lies in the storage."""
+
+    name: str
+    """Under the storage root."""
+    sha256: str
+    """Of the archive, hexadecimal."""
+
+
 class Assignment(Frozen):
     """One rank's part in one attempt of one job."""
 
@@ -22,6 +31,8 @@ class Assignment(Frozen):
     """Name of a file under the storage root that the controller wrote: proof that the directory is shared."""
     resume: str | None = None
     """`JOB_ID/STEP` of the checkpoint to start from: own (resume, whole training state) or foreign (initialize, model only)."""
+    code: CodeArchive | None = None
+    """The uploaded code that the spec names."""
     store_host: str
     store_port: int
     """Where rank 0 serves the TCPStore at which the ranks meet."""
