@@ -105,9 +105,7 @@ def require(token: Token, scope: Scope, why: str = "this request needs it") -> N
         raise ForbiddenError(f"token {token.id} has the scopes {has}; expected {scope}: {why}; use a token that has it")
 
 
-async def create_token(
-    store: Store, name: str, project: str, scopes: Collection[Scope], expires_at: datetime | None
-) -> tuple[str, Token]:
+async def create_token(store: Store, name: str, project: str, scopes: Collection[Scope], expires_at: datetime | None) -> tuple[str, Token]:
     """Make and admit a token; return it, to be shown once, and what is known of it."""
     secret, token = new_secret(), Token(new_id("tok"), name, project, frozenset(scopes), datetime.now(UTC), expires_at)
     await store.tokens.add(secret, token)

@@ -7,4 +7,4 @@ from service.settings import Settings
 
 def build_controller(settings: Settings) -> Reconciler:
     """Return the controller that `service.app.create_app` runs."""
-    return Reconciler(RayCluster(settings.home.absolute(), settings.ray_address), settings.storage_path)
+    return Reconciler(RayCluster(settings.home.absolute(), settings.ray_address, settings.allow_open_ray), settings.storage_path)

@@ -48,12 +48,16 @@ class Settings(BaseSettings):
     heartbeat_s: Annotated[float, Field(gt=0, le=300)] = Field(15.0, description="longest silence of a stream")
     max_streams: Annotated[int, Field(ge=1, le=100_000)] = Field(256, description="streams open at once")
     max_streams_per_token: Annotated[int, Field(ge=1, le=100_000)] = Field(64, description="streams open at once with one token")
-    max_requests_per_s: Annotated[float, Field(gt=0, le=1e6)] = Field(200.0, description="requests with one token; more at once after a pause")
+    max_requests_per_s: Annotated[float, Field(gt=0, le=1e6)] = Field(
+        200.0, description="requests with one token; more at once after a pause"
+    )
     max_body_bytes: Annotated[int, Field(ge=1024, le=2**30)] = Field(2**20, description="largest request body, but for code")
     max_code_bytes: Annotated[int, Field(ge=1024, le=MAX_UNPACKED_BYTES)] = Field(16 * 2**20, description="largest upload of code")
     body_timeout_s: Annotated[float, Field(gt=0, le=3600)] = Field(60.0, description="longest time for a request body to arrive")
     data_roots: tuple[str, ...] = Field((), description='where data may lie, as JSON: ["/data", "s3://bucket/prefix"]')
-    allow_open_ray: bool = Field(default=False, description="use a Ray that asks for no token: whoever reaches it runs what they like on it")
+    allow_open_ray: bool = Field(
+        default=False, description="use a Ray that asks for no token: whoever reaches it runs what they like on it"
+    )
 
     @field_validator("home")
     @classmethod

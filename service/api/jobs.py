@@ -36,9 +36,7 @@ AfterJob = Annotated[str | None, Query(pattern=JOB_ID_PATTERN, description="the 
 _STATES: Final = ", ".join(State)
 
 
-@router.post(
-    "/jobs", status_code=201, response_model=JobShape, responses={200: {"model": DryRunShape | JobShape}}, dependencies=[SUBMIT]
-)
+@router.post("/jobs", status_code=201, response_model=JobShape, responses={200: {"model": DryRunShape | JobShape}}, dependencies=[SUBMIT])
 async def submit_job(
     response: Response,
     context: InContext,

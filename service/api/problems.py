@@ -34,7 +34,12 @@ _TITLES: Final = {
     429: "Too many requests",
     500: "Internal error",
 }
-_MISSING_BY_PARAMETER: Final = {"job_id": "job_not_found", "token_id": "token_not_found", "step": "checkpoint_not_found", "name": "file_not_found"}
+_MISSING_BY_PARAMETER: Final = {
+    "job_id": "job_not_found",
+    "token_id": "token_not_found",
+    "step": "checkpoint_not_found",
+    "name": "file_not_found",
+}
 _EXPECTATIONS: Final = {
     "int_parsing": "a whole number",
     "int_type": "a whole number",

@@ -1,7 +1,5 @@
 """`syncbn serve`: one controller on one home, on one port. Owns the process: its lock, its socket, its signals, its end."""
 
-import asyncio
-import logging
 import os
 import signal
 import socket
@@ -12,15 +10,17 @@ from contextlib import ExitStack, contextmanager
 from types import FrameType
 from typing import Annotated, Any
 
-import structlog
 import typer
 import uvicorn
 from pydantic import ValidationError
 
+from service.api.guards import is_loopback
+from service.cli.connections import PatientProtocol
 from service.cli.exits import JOB_FAILED, UsageError
 from service.cli.home import announced, claimed
+from service.cli.log import log_to_stderr
 from service.cli.options import HomeOption, Target
-from service.cli.output import complain, console, say
+from service.cli.output import complain, say
 from service.settings import Home, Settings
 
 GRACE_S = 2
@@ -45,6 +45,7 @@ def serve(  # noqa: PLR0917 - one option of the command line each
     places = {"home": home or target.home, "database_url": database_url, "storage": storage}
     flags = places | {"host": host, "port": port, "ray_address": ray_address}
     settings = read_settings({name: value for name, value in flags.items() if value is not None})
+    require_token(settings)
     with claimed(settings.files), bound(settings.host, settings.port) as listener:
         if not _run(settings, listener):
             complain("the controller did not start; the log above says why; `syncbn doctor` checks this installation")
@@ -62,6 +63,15 @@ def read_settings(flags: dict[str, Any]) -> Settings:
     except ValidationError as error:
         lines = (f"{'.'.join(map(str, row['loc']))} is {row['input']!r}: {row['msg']}" for row in error.errors())
         raise UsageError("; ".join(lines) + "; mend the flag or its SYNCBN_ variable") from error
+
+
+def require_token(settings: Settings) -> None:
+    """Raise UsageError where the controller would be open to a network on its first start, before its owner has a token."""
+    if not is_loopback(settings.host) and not settings.files.token.is_file():
+        raise UsageError(
+            f"{settings.host} can be reached from other machines, and the home {settings.home} has no token yet; expected one before; "
+            "make it with `syncbn tokens init`, or listen on 127.0.0.1"
+        )
 
 
 @contextmanager
@@ -99,11 +109,19 @@ def _run(settings: Settings, listener: socket.socket) -> bool:
     from service.app import create_app
     from service.controller import build_controller
 
-    _log_to_stderr()
+    log_to_stderr()
     url = url_of(settings.host, listener.getsockname()[1])
     application = create_app(settings, controller=build_controller(settings))
     config = uvicorn.Config(
-        application, lifespan="on", ws="none", log_level="warning", access_log=False, server_header=False, timeout_graceful_shutdown=GRACE_S
+        application,
+        http=PatientProtocol,
+        lifespan="on",
+        ws="none",
+        log_level="warning",
+        log_config=None,
+        access_log=False,
+        server_header=False,
+        timeout_graceful_shutdown=GRACE_S,
     )
     with ExitStack() as until_the_end:
 
@@ -122,28 +140,15 @@ def _leave(home: Home) -> None:
     os._exit(0)
 
 
-def _is_news(record: logging.LogRecord) -> bool:
-    """Return whether a log record is more than a stream that was cut because the process ends."""
-    is_cut = record.exc_info is not None and record.exc_info[0] is asyncio.CancelledError
-    return not is_cut and not str(record.msg).startswith("Cancel %s running task")
-
-
-def _log_to_stderr() -> None:
-    """Keep stdout for the address, and colours out of files."""
-    renderer = structlog.dev.ConsoleRenderer(colors=sys.stderr.isatty() and not console(stderr=True).no_color)
-    stamp = structlog.processors.TimeStamper(fmt="iso", utc=True)
-    chain: list[structlog.typing.Processor] = [structlog.processors.add_log_level, stamp, structlog.processors.format_exc_info, renderer]
-    structlog.configure(processors=chain, logger_factory=structlog.PrintLoggerFactory(sys.stderr))
-    logging.getLogger("uvicorn.error").addFilter(_is_news)
-    logging.basicConfig(level=logging.WARNING, stream=sys.stderr, format="%(asctime)s [%(levelname)s] %(name)s: %(message)s")
-
-
 def _greet(settings: Settings, url: str, first_token: str | None) -> None:
-    if first_token:
+    # A token belongs on a screen, not into the file or the journal that stdout may be.
+    if first_token and sys.stdout.isatty():
         print(f"{url}/#token={first_token}", flush=True)
         say("This address of the dashboard, token included, is shown this once; the token stays in the home.")
     else:
         print(url, flush=True)
+        if first_token:
+            say(f"A token for it is in {settings.files.token}, for its owner's eyes only.")
     say(f"Listening on {url}, home {settings.home}. Ctrl-C ends the controller; jobs go on. `syncbn down` ends everything.")
 
 

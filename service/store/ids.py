@@ -6,7 +6,7 @@ import time
 from typing import Final
 
 JOB_ID_PATTERN: Final = r"^job_[0-9A-HJKMNP-TV-Z]{26}$"
-TOKEN_ID_PATTERN: Final = r"^tok_[0-9A-HJKMNP-TV-Z]{26}$"
+TOKEN_ID_PATTERN: Final = r"^tok_[0-9A-HJKMNP-TV-Z]{26}$"  # noqa: S105 - a pattern
 _ALPHABET: Final = "0123456789ABCDEFGHJKMNPQRSTVWXYZ"
 _RANDOM_BITS: Final = 80
 

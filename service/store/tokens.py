@@ -1,4 +1,7 @@
-"""API tokens, as digests: whoever reads the database learns no token. A revoked token stays as a row, so that it is never admitted again."""
+"""API tokens, as digests: whoever reads the database learns no token.
+
+A revoked token stays as a row, so that it is never admitted again.
+"""
 
 import hashlib
 from dataclasses import asdict

@@ -55,7 +55,9 @@ def read_tar(data: bytes) -> dict[str, bytes]:
                     names.directory(entry.name)
                     continue
                 if entry.type not in {tarfile.REGTYPE, tarfile.AREGTYPE} or entry.issparse():
-                    raise BundleError(f"{shown(entry.name)} is a link, a device or the like; expected plain files; put the file itself there")
+                    raise BundleError(
+                        f"{shown(entry.name)} is a link, a device or the like; expected plain files; put the file itself there"
+                    )
                 name = names.file(entry.name, entry.size)
                 content = archive.extractfile(entry)
                 files[name] = b"" if content is None else content.read()
@@ -121,7 +123,9 @@ class Names:
             key = _key(folder)
             if key in self._files or self._folders.setdefault(key, folder) != folder:
                 other = self._files.get(key) or self._folders[key]
-                raise BundleError(f"{shown(folder)} and {shown(other)} are one name to some file systems; expected different ones; rename one")
+                raise BundleError(
+                    f"{shown(folder)} and {shown(other)} are one name to some file systems; expected different ones; rename one"
+                )
 
 
 def shown(name: str) -> str:
