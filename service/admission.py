@@ -86,9 +86,11 @@ def is_below(place: str, roots: Sequence[str]) -> bool:
     [False, False, False, False, False, False]
     """
     plain = place.removeprefix("file://")
-    scheme, _, path = plain.rpartition("://")
+    scheme, separator, path = plain.partition("://")
+    if not separator:
+        scheme, path = "", plain
     # Percent signs, queries, fragments and chained URLs mean different things to different readers.
-    if any(part in path for part in ("%", "?", "#", "::", "\\", "\0")) or posixpath.normpath(path) != path.rstrip("/"):
+    if any(part in plain for part in ("%", "?", "#", "::", "\\", "\0")) or posixpath.normpath(path) != path.rstrip("/"):
         return False
     whole = f"{scheme}://{path}" if scheme else path
     return any(whole.rstrip("/") == root or whole.startswith(f"{root}/") for root in (root.rstrip("/") for root in roots))

@@ -99,7 +99,7 @@ def _read_zip(data: bytes) -> dict[str, bytes]:
     try:
         with zipfile.ZipFile(io.BytesIO(data)) as archive:
             for entry in archive.infolist():
-                if entry.is_dir():
+                if entry.orig_filename.endswith("/"):
                     names.directory(entry.orig_filename)
                     continue
                 _require_plain(entry)

@@ -41,6 +41,7 @@ async def submit_job(
     response: Response,
     context: InContext,
     identity: InIdentity,
+    *,
     document: Annotated[Any, Depends(read_json_or_yaml)],
     dry_run: Annotated[bool, Query(description="only validate, and answer with the resolved spec")] = False,
     idempotency_key: IdempotencyKey = None,
@@ -60,9 +61,10 @@ async def submit_job(
 
 
 @router.get("/jobs", dependencies=[READ])
-async def list_jobs(  # noqa: PLR0917 - FastAPI passes them by name
+async def list_jobs(
     context: InContext,
     identity: InIdentity,
+    *,
     state: StateFilter = [],  # noqa: B006 - FastAPI copies it
     label: LabelFilter = [],  # noqa: B006 - FastAPI copies it
     after: AfterJob = None,

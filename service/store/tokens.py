@@ -8,7 +8,7 @@ from dataclasses import asdict
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import RowMapping, exists, func, insert, select, update
+from sqlalchemy import RowMapping, exists, insert, select, update
 
 from service.store.database import Database
 from service.store.records import Token
@@ -33,7 +33,7 @@ class Tokens:
             False, and nothing is changed, where the earlier one is not admitted any more.
         """
         is_old = (tokens.c.id == old_id) & tokens.c.revoked_at.is_(None)
-        lives_on = func.coalesce(tokens.c.expires_at, expires_at) >= expires_at
+        lives_on = tokens.c.expires_at.is_(None) | (tokens.c.expires_at > expires_at)
         async with self._database.write() as write:
             if not (await write.connection.execute(select(exists().where(is_old)))).scalar_one():
                 return False
@@ -43,10 +43,10 @@ class Tokens:
 
     async def revoke(self, token_id: str, now: datetime) -> bool:
         """Admit a token no more, from now on. Return whether there is such a token."""
-        at = func.coalesce(tokens.c.revoked_at, now)
+        is_live = (tokens.c.id == token_id) & tokens.c.revoked_at.is_(None)
         async with self._database.write() as write:
-            done = await write.connection.execute(update(tokens).where(tokens.c.id == token_id).values(revoked_at=at))
-        return done.rowcount > 0
+            await write.connection.execute(update(tokens).where(is_live).values(revoked_at=now))
+            return bool((await write.connection.execute(select(exists().where(tokens.c.id == token_id)))).scalar_one())
 
     async def find(self, secret: str) -> Token | None:
         """Return what is known of a token, or None where there never was such a one.
