@@ -45,8 +45,8 @@ def serve(  # noqa: PLR0917 - one option of the command line each
     places = {"home": home or target.home, "database_url": database_url, "storage": storage}
     flags = places | {"host": host, "port": port, "ray_address": ray_address}
     settings = read_settings({name: value for name, value in flags.items() if value is not None})
-    require_token(settings)
     with claimed(settings.files), bound(settings.host, settings.port) as listener:
+        require_token(settings)
         if not _run(settings, listener):
             complain("the controller did not start; the log above says why; `syncbn doctor` checks this installation")
             raise typer.Exit(JOB_FAILED)

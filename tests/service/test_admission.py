@@ -69,7 +69,9 @@ def test_code_must_be_there_and_the_projects_own(with_store):
     with_store(scenario)
 
 
-@pytest.mark.parametrize("place", ["/data", "/data/", "/data/a/b", "file:///data/a", "s3://lake/vision", "s3://lake/vision/train/0.tar", "/data/~x"])
+@pytest.mark.parametrize(
+    "place", ["/data", "/data/", "/data/a/b", "file:///data/a", "s3://lake/vision", "s3://lake/vision/train/0.tar", "/data/~x"]
+)
 def test_a_place_below_a_root_is_taken(place):
     """A root too."""
     assert is_below(place, ROOTS)
@@ -118,7 +120,10 @@ def test_without_roots_an_admin_may_name_any_place_and_others_none(with_store):
 
 
 @settings(max_examples=300, deadline=None)
-@given(st.lists(st.sampled_from(["..", ".", "", "a", "%2e%2e", "..\\", "data", "\0", "a::b", "?", "#"]), max_size=6), st.sampled_from(["/", "/data/", "file:///data/"]))
+@given(
+    st.lists(st.sampled_from(["..", ".", "", "a", "%2e%2e", "..\\", "data", "\0", "a::b", "?", "#"]), max_size=6),
+    st.sampled_from(["/", "/data/", "file:///data/"]),
+)
 def test_no_way_of_writing_leads_out_of_a_root(parts, start):
     """What is taken names, resolved as POSIX does, something below the root."""
     import posixpath

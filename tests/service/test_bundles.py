@@ -40,7 +40,7 @@ def test_a_zip_with_an_evil_name_is_refused(name):
 
 
 def test_a_zip_with_a_name_behind_a_nul_is_refused():
-    """zipfile shows what is before the NUL, and others take the rest."""
+    """Zipfile shows what is before the NUL, and others take the rest."""
     data = zipped({"good.pyXevil": b"x"}).replace(b"good.pyXevil", b"good.py\x00evil")
     with pytest.raises(BundleError, match="name"):
         read_archive(data, ZIP)

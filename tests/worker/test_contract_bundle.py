@@ -27,7 +27,9 @@ def test_a_tar_as_people_make_it_is_read():
     root = tarfile.TarInfo("./")
     root.type = tarfile.DIRTYPE
     long = "mine/" + "n" * 150 + ".py"
-    data = tar_of((root, b""), (folder, b""), (tarfile.TarInfo("./mine/a.py"), b"1"), (tarfile.TarInfo(long), b"2"), form=tarfile.GNU_FORMAT)
+    data = tar_of(
+        (root, b""), (folder, b""), (tarfile.TarInfo("./mine/a.py"), b"1"), (tarfile.TarInfo(long), b"2"), form=tarfile.GNU_FORMAT
+    )
 
     assert read_tar(data) == {"mine/a.py": b"1", long: b"2"}
 
@@ -67,7 +69,8 @@ def test_two_names_that_are_one_to_some_file_system_are_refused(first, second):
 
 
 @pytest.mark.parametrize(
-    "kind", [tarfile.SYMTYPE, tarfile.LNKTYPE, tarfile.CHRTYPE, tarfile.BLKTYPE, tarfile.FIFOTYPE, tarfile.CONTTYPE, tarfile.GNUTYPE_SPARSE, b"Z"]
+    "kind",
+    [tarfile.SYMTYPE, tarfile.LNKTYPE, tarfile.CHRTYPE, tarfile.BLKTYPE, tarfile.FIFOTYPE, tarfile.CONTTYPE, tarfile.GNUTYPE_SPARSE, b"Z"],
 )
 def test_whatever_is_no_plain_file_is_refused(kind):
     """Links, devices, pipes, and kinds that nobody knows."""
@@ -89,7 +92,7 @@ def test_the_limits_are_kept():
 
 
 def test_a_huge_extended_header_is_refused_before_it_is_searched():
-    """tarfile would read it whole, and look through it with an expression that takes the square of its length."""
+    """Tarfile would read it whole, and look through it with an expression that takes the square of its length."""
     entry = tarfile.TarInfo("a")
     entry.pax_headers = {"comment": "1" * 10_000}
 

@@ -37,7 +37,9 @@ def _ask(world: World, route: tuple[str, str], headers: dict[str, str]) -> Any:
     method, template = route
     home = world.client.headers.pop("Authorization")
     try:
-        path = template.format(job_id=_job(world, home) if "{job_id}" in template else "", step="latest", name="model.safetensors", token_id=TOKEN)
+        path = template.format(
+            job_id=_job(world, home) if "{job_id}" in template else "", step="latest", name="model.safetensors", token_id=TOKEN
+        )
         return world.client.request(method, path, headers=headers)
     finally:
         world.client.headers["Authorization"] = home
@@ -180,7 +182,10 @@ def test_a_checkpoint_of_another_project_cannot_be_started_from(world):
 def test_no_scope_is_taken_from_a_cookie_or_a_query(world):
     """A browser sends a cookie by itself, and a query ends in logs and histories."""
     secret = world.client.headers.pop("Authorization").removeprefix("Bearer ")
-    for query, headers in (({"token": secret, "access_token": secret}, {}), ({}, {"Cookie": f"token={secret}; Authorization=Bearer {secret}"})):
+    for query, headers in (
+        ({"token": secret, "access_token": secret}, {}),
+        ({}, {"Cookie": f"token={secret}; Authorization=Bearer {secret}"}),
+    ):
         assert world.client.get("/v1/jobs", params=query, headers=headers).status_code == 401
     assert world.client.get("/v1/jobs", headers=bearer(secret)).status_code == 200
 

@@ -1,20 +1,24 @@
 """Tests of service/store/database.py, migration.py and store.py."""
 
 import asyncio
+import hashlib
 import sqlite3
 import subprocess
 import sys
 
 import pytest
+from alembic import command
 from alembic.autogenerate import compare_metadata
+from alembic.config import Config
 from alembic.runtime.migration import MigrationContext
-from sqlalchemy import text
+from sqlalchemy import create_engine, text
 from sqlalchemy.exc import OperationalError
 
 from service.states import State
-from service.store import database
+from service.store import database, migration
 from service.store.database import DatabaseError
 from service.store.ids import new_job_id
+from service.store.records import IdempotencyClaim
 from service.store.store import Store
 from service.store.tables import metadata
 from tests.service.store.ranks import spec
@@ -117,3 +121,32 @@ def test_a_database_of_a_newer_version_is_refused_and_untouched(with_store, data
     connection.close()
     with pytest.raises(DatabaseError, match="use the version that wrote it"):
         with_store(lambda store: store.ping())
+
+
+def test_a_database_of_the_first_schema_keeps_its_jobs_keys_and_tokens(database_url, with_store, monkeypatch):
+    """Jobs and keys go to the default project, the token may do everything as before."""
+    path = database_url.removeprefix("sqlite:///")
+    engine = create_engine(database_url)
+    with engine.begin() as connection:
+        config = Config()
+        config.set_main_option("script_location", str(migration._SCRIPTS))
+        config.attributes["connection"] = connection
+        command.upgrade(config, "0001")
+    engine.dispose()
+    sha256 = hashlib.sha256(b"sbn_old").hexdigest()
+    job = dict.fromkeys(("labels", "progress", "metrics", "spec"), "{}") | dict.fromkeys(("priority", "world_size", "fence", "attempt"), 0)
+    job |= {"id": "job_1", "name": "t", "state": "queued", "reason": "", "message": "", "created_at": 1, "last_seq": 0, "edition": 1}
+    with sqlite3.connect(path) as connection:
+        names = ", ".join(job)
+        connection.execute(f"INSERT INTO jobs ({names}) VALUES ({', '.join(':' + name for name in job)})", job)
+        connection.execute("INSERT INTO idempotency_keys VALUES ('k', 'f', 'job_1', 1)")
+        connection.execute("INSERT INTO tokens VALUES (?, 'first', 1)", [sha256])
+    connection.close()
+
+    async def scenario(store):
+        assert (await store.jobs.get("job_1")).project == "default"
+        assert await store.jobs.create("job_2", spec(), IdempotencyClaim("k", "f")) == ("job_1", False)
+        token = await store.tokens.find("sbn_old")
+        assert (token.name, token.project, token.is_admin, token.id[:4]) == ("first", "default", True, "tok_")
+
+    with_store(scenario)
