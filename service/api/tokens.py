@@ -4,7 +4,7 @@ from datetime import UTC, datetime, timedelta
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Depends, Path, Query, Response
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
 from service.api.bodies import read_json
 from service.api.context import ADMIN, InContext
@@ -41,7 +41,7 @@ class TokenShape(Shape):
     id: str
     name: str
     project: str
-    scopes: list[Scope]
+    scopes: Annotated[list[Scope], BeforeValidator(lambda scopes: sorted(scopes, key=list(Scope).index))]
     created_at: datetime
     expires_at: datetime | None
     revoked_at: datetime | None

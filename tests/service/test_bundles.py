@@ -98,8 +98,8 @@ def test_a_bomb_is_refused_without_being_unpacked():
 @pytest.mark.parametrize(
     ("data", "media_type"),
     [
-        (b"", ZIP), (b"", TAR_GZ), (b"PK", ZIP), (tar_gz(GOOD), ZIP), (zipped(GOOD), TAR_GZ), (tar_gz(GOOD)[:-9], TAR_GZ), (zipped(GOOD)[:-9], ZIP),
-        (tar_gz({}), TAR_GZ), (zipped({}), ZIP), (gzip.compress(b"no tar"), TAR_GZ), (gzip.compress(special(tarfile.SYMTYPE)), TAR_GZ),
+        (b"", ZIP), (b"", TAR_GZ), (b"PK", ZIP), (tar_gz(GOOD), ZIP), (zipped(GOOD), TAR_GZ), (tar_gz(GOOD)[:-9], TAR_GZ),
+        (zipped(GOOD)[:-9], ZIP), (tar_gz({}), TAR_GZ), (zipped({}), ZIP), (gzip.compress(b"no tar"), TAR_GZ), (gzip.compress(special(tarfile.SYMTYPE)), TAR_GZ),
     ],
 )  # fmt: skip
 def test_what_is_no_archive_or_holds_nothing_is_refused(data, media_type):
@@ -119,10 +119,9 @@ def test_a_damaged_archive_is_refused_or_read(data):
             content[data.draw(st.integers(0, len(content) - 1), "at")] = data.draw(st.integers(0, 255), "to")
     try:
         files = read_archive(bytes(content), media_type)
-    except BundleError as error:
-        assert str(error)
-    else:
-        assert not any(name.startswith("/") or ".." in name.split("/") for name in files)
+    except BundleError:
+        return
+    assert not any(name.startswith("/") or ".." in name.split("/") for name in files)
 
 
 def test_the_same_files_are_stored_once(with_store, tmp_path):

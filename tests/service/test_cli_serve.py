@@ -61,7 +61,7 @@ def test_the_address_with_the_token_is_shown_once(serve, home):
     master, screen = os.openpty()
     first = serve(stdout=screen)
     os.close(screen)
-    with open(master, encoding="utf-8") as terminal:
+    with os.fdopen(master, encoding="utf-8") as terminal:
         url, _, token = terminal.readline().strip().partition("/#token=")
     assert json.loads((home / "controller.json").read_text()) == {"url": url, "pid": first.pid}
     assert (home / "token").read_text().strip() == token

@@ -12,6 +12,7 @@ class Clock:
     now = 100.0
 
     def __call__(self):
+        """Return the time in seconds."""
         return self.now
 
 

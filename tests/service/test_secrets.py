@@ -1,10 +1,13 @@
 """Canaries: tokens and passwords that are used in every way, and then looked for everywhere they must not be."""
 
+import contextlib
 import os
 import subprocess
 import sys
 import time
+from pathlib import Path
 
+import psutil
 import pytest
 
 from service.client import Client, ServiceError
@@ -51,18 +54,16 @@ def _places(home, log):
             yield str(path), path.read_bytes()
     for process in marked(MARK, str(home)):
         for part in ("cmdline", "environ"):
-            try:
-                with open(f"/proc/{process.pid}/{part}", "rb") as file:
-                    yield f"{part} of {process.name()}", file.read()
-            except OSError:
-                continue  # it ended
+            # It may have ended.
+            with contextlib.suppress(OSError, psutil.NoSuchProcess):
+                yield f"{part} of {process.name()}", Path(f"/proc/{process.pid}/{part}").read_bytes()
 
 
 @pytest.mark.ray
 def test_no_token_is_left_in_the_database_the_logs_or_the_processes(serving):
     """The first token, one that was made, one that was wrong, and Ray's own; also after errors and a job that ran into one."""
     home, log = serving
-    _until(lambda: (home / "controller.json").exists(), "the controller to listen")
+    _until((home / "controller.json").exists, "the controller to listen")
     first = (home / "token").read_text().strip()
     wrong = "sbn_wrong_canary_" + "x" * 30
     with Client(home=home) as client:

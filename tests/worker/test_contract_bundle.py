@@ -136,8 +136,7 @@ def test_any_names_are_refused_or_plain(entries):
 def _only_plain(content):
     try:
         files = read_tar(content)
-    except BundleError as error:
-        assert str(error)
+    except BundleError:
         return
     for name in files:
         parts = name.split("/")
