@@ -22,7 +22,7 @@ class Bundles:
             The bundle that is stored now, and whether it is new.
         """
         is_same = (bundles.c.project == bundle.project) & (bundles.c.sha256 == bundle.sha256)
-        async with self._database.write() as write:
+        async with self._database.write(f"code/{bundle.project}/{bundle.sha256}") as write:
             row = (await write.connection.execute(select(bundles).where(is_same))).mappings().one_or_none()
             if row is not None:
                 return Bundle(**row), False

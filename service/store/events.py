@@ -7,10 +7,11 @@ from sqlalchemy import RowMapping, func, select
 
 from service.states import TERMINAL, State
 from service.store.checkpoints import drop_steps, take_manifest
-from service.store.database import Database, Write
+from service.store.database import Database
 from service.store.journal import Entry, append
 from service.store.metrics import take_metrics
 from service.store.records import Event
+from service.store.session import Write
 from service.store.tables import events, jobs
 from worker.contract import EventType, RankEvent
 
@@ -34,7 +35,7 @@ class Events:
         """
         if not batch:
             return True
-        async with self._database.write() as write:
+        async with self._database.write(job_id) as write:
             row = (await write.connection.execute(select(jobs.c.state, jobs.c.fence).where(jobs.c.id == job_id))).one_or_none()
             if row is None or row.fence != fence or State(row.state) in TERMINAL:
                 return False

@@ -7,8 +7,9 @@ from typing import Any
 
 from sqlalchemy import select, update
 
-from service.store.database import Database, Write
+from service.store.database import Database
 from service.store.records import Progress
+from service.store.session import Write
 from service.store.tables import jobs, metric_points
 from service.store.upserts import upsert
 

@@ -2,7 +2,7 @@
 
 from sqlalchemy import BigInteger, Column, Double, ForeignKey, ForeignKeyConstraint, Index, Integer, MetaData, Table, Text, UniqueConstraint
 
-from service.store.columns import Instant, JsonText
+from service.store.columns import Instant, JsonText, Words
 
 metadata = MetaData(
     naming_convention={
@@ -26,7 +26,7 @@ jobs = Table(
     Column("name", Text, nullable=False),
     Column("state", Text, nullable=False),
     Column("reason", Text, nullable=False),
-    Column("message", Text, nullable=False),
+    Column("message", Words, nullable=False),
     Column("labels", JsonText, nullable=False),
     Column("priority", Integer, nullable=False),
     Column("created_at", Instant, nullable=False),
@@ -61,7 +61,7 @@ transitions = Table(
     Column("number", Integer, primary_key=True),
     Column("state", Text, nullable=False),
     Column("reason", Text, nullable=False),
-    Column("message", Text, nullable=False),
+    Column("message", Words, nullable=False),
     Column("at", Instant, nullable=False),
 )
 
@@ -144,4 +144,13 @@ idempotency_keys = Table(
     Column("job_id", Text, nullable=False, index=True),
     Column("created_at", Instant, nullable=False),
     ForeignKeyConstraint(["job_id"], ["jobs.id"], ondelete="CASCADE"),
+)
+
+leases = Table(
+    "leases",
+    metadata,
+    Column("name", Text, primary_key=True),
+    Column("holder", Text, nullable=False, index=True),
+    Column("term", BigInteger, nullable=False),
+    Column("expires_at", Instant, nullable=False),
 )

@@ -23,7 +23,7 @@ class Tokens:
 
     async def add(self, secret: str, token: Token) -> None:
         """Admit a token."""
-        async with self._database.write() as write:
+        async with self._database.write("tokens") as write:
             await write.connection.execute(insert(tokens).values(**_row(secret, token)))
 
     async def replace(self, secret: str, token: Token, old_id: str, *, expires_at: datetime) -> bool:
@@ -34,7 +34,7 @@ class Tokens:
         """
         is_old = (tokens.c.id == old_id) & tokens.c.revoked_at.is_(None)
         lives_on = tokens.c.expires_at.is_(None) | (tokens.c.expires_at > expires_at)
-        async with self._database.write() as write:
+        async with self._database.write("tokens") as write:
             if not (await write.connection.execute(select(exists().where(is_old)))).scalar_one():
                 return False
             await write.connection.execute(update(tokens).where(is_old & lives_on).values(expires_at=expires_at))
@@ -44,7 +44,7 @@ class Tokens:
     async def revoke(self, token_id: str, now: datetime) -> bool:
         """Admit a token no more, from now on. Return whether there is such a token."""
         is_live = (tokens.c.id == token_id) & tokens.c.revoked_at.is_(None)
-        async with self._database.write() as write:
+        async with self._database.write("tokens") as write:
             await write.connection.execute(update(tokens).where(is_live).values(revoked_at=now))
             return bool((await write.connection.execute(select(exists().where(tokens.c.id == token_id)))).scalar_one())
 

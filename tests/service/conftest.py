@@ -1,12 +1,22 @@
 """Fixtures of the service's tests: a real store on a real file."""
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterator
 from pathlib import Path
 
 import pytest
 
 from service.store.store import Store
+from tests.support.postgres import PostgresServer, binaries, postgres_server
+
+
+@pytest.fixture(scope="session")
+def postgres() -> Iterator[PostgresServer]:
+    """A server for all tests of the session; each has a database of its own."""
+    if binaries() is None:
+        pytest.skip("no PostgreSQL programs here: install postgresql, which brings initdb and postgres")
+    with postgres_server() as server:
+        yield server
 
 
 @pytest.fixture

@@ -8,8 +8,8 @@ from alembic import op
 
 from service.store.ids import new_id
 
-revision = "0002"
-down_revision = "0001"
+revision = "0003_projects"
+down_revision = "0002_leases"
 
 
 def upgrade() -> None:
