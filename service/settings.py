@@ -12,7 +12,7 @@ from pydantic_settings import BaseSettings, SettingsConfigDict
 from worker.contract.bundle import MAX_UNPACKED_BYTES
 
 DEFAULT_PORT: Final = 8470
-_SECRET: Final = frozenset({"SYNCBN_TOKEN", "SYNCBN_DATABASE_URL"})
+_SECRET: Final = frozenset({"SYNCBN_TOKEN", "SYNCBN_DATABASE_URL", "PGPASSWORD"})
 
 
 def default_home() -> Path:

@@ -59,7 +59,7 @@ def test_a_token_does_not_show(monkeypatch):
 
 def test_child_processes_inherit_no_secret(monkeypatch):
     """The code of a job could read them: a rank is a child of Ray, and Ray of the controller."""
-    for name in ("SYNCBN_TOKEN", "SYNCBN_DATABASE_URL", "SYNCBN_STORAGE"):
+    for name in ("SYNCBN_TOKEN", "SYNCBN_DATABASE_URL", "PGPASSWORD", "SYNCBN_STORAGE"):
         monkeypatch.setenv(name, "canary")
 
     assert [name for name, value in inherited_environment().items() if value == "canary"] == ["SYNCBN_STORAGE"]
