@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from worker.contract import Assignment, FailureCode, JobFailure, JobSpec, parse_spec
+from worker.contract import Assignment, CodeArchive, FailureCode, JobFailure, JobSpec, parse_spec
 from worker.progress import EventBuffer
 
 if TYPE_CHECKING:
@@ -81,10 +81,12 @@ def run_job(
     resume: str | None = None,
     marker: str = MARKER,
     faults: Faults | None = None,
+    code: CodeArchive | None = None,
 ) -> list[RankRun]:
     """Run every rank of a job to its end; a rank that fails is reported, not raised."""
     (storage / MARKER).write_text("here")
     common = {"job_id": job_id, "attempt": attempt, "fence": attempt, "spec": spec, "storage": storage, "marker": marker, "resume": resume}
+    common["code"] = code
     answers = pool.run(spec.resources.workers, run_one_rank, common, str(storage / f".port-{uuid.uuid4().hex}"), faults or Faults())
     return [RankRun(*answer) for answer in answers]
 

@@ -1,11 +1,17 @@
 """Tests of worker/session.py: whole jobs on real ranks."""
 
+import hashlib
+import tempfile
+from pathlib import Path
+
 import pytest
 from safetensors.torch import load_file
 
 from tests.support.jobs import JOB, OTHER_JOB, FailureCode, Faults, run_job, small_spec
+from worker.bundle import PREFIX
 from worker.checkpoint import published, verify
-from worker.contract import checkpoint_name, checkpoints_directory
+from worker.contract import CodeArchive, checkpoint_name, checkpoints_directory
+from worker.contract.bundle import write_tar
 
 pytestmark = pytest.mark.ranks
 
@@ -191,6 +197,25 @@ def test_storage_that_is_not_shared_is_said_so(pool, tmp_path):
 
     assert run.failure.code is FailureCode.STORAGE_NOT_SHARED
     assert "must be the same shared directory on every node and for the controller" in run.failure.message
+
+
+def test_uploaded_code_is_there_while_a_job_trains_and_gone_afterwards(pool, tmp_path):
+    """On every rank, in a directory of its own."""
+    (tmp_path / "c.tar").write_bytes(archive := write_tar({"mine.py": b""}))
+    code = CodeArchive(name="c.tar", sha256=hashlib.sha256(archive).hexdigest())
+    before = set(Path(tempfile.gettempdir()).glob(f"{PREFIX}*"))
+
+    assert [run.outcome for run in run_job(pool, small_spec(2), tmp_path, code=code)] == ["succeeded"] * 2
+    assert set(Path(tempfile.gettempdir()).glob(f"{PREFIX}*")) <= before
+
+
+def test_code_that_is_not_what_was_uploaded_ends_the_job(pool, tmp_path):
+    """On every rank, in words."""
+    (tmp_path / "c.tar").write_bytes(b"changed")
+    run, *_ = run_job(pool, small_spec(1), tmp_path, code=CodeArchive(name="c.tar", sha256="0" * 64))
+
+    assert run.failure.code is FailureCode.TASK_ERROR
+    assert "is not what was uploaded" in run.failure.message
 
 
 def test_what_a_job_says(pool, tmp_path):
