@@ -18,6 +18,7 @@ from service.limits import RequestRates
 from service.settings import Settings
 from service.store.store import Store
 from service.streams import StreamPlaces
+from service.tails import Tails
 
 _log = logging.getLogger(__name__)
 
@@ -36,11 +37,11 @@ def create_app(settings: Settings, controller: Controller | None = None) -> Fast
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         settings.storage_path.mkdir(parents=True, exist_ok=True)
-        async with await Store.open(settings.store_url) as store:
+        async with await Store.open(settings.store_url, max_log_bytes=settings.max_log_bytes) as store:
             app.state.first_token = await ensure_first_token(store, settings.files.token)
             places = StreamPlaces(settings.max_streams, settings.max_streams_per_token)
             rates = RequestRates(settings.max_requests_per_s)
-            app.state.context = Context(settings, store, Artifacts(store, settings.storage_path), places, rates, controller)
+            app.state.context = Context(settings, store, Artifacts(store, settings.storage_path), places, rates, Tails(store), controller)
             async with _running(controller, store):
                 yield
 

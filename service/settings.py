@@ -59,6 +59,10 @@ class Settings(BaseSettings):
         default=False, description="use a Ray that asks for no token: whoever reaches it runs what they like on it"
     )
 
+    max_log_bytes: Annotated[int, Field(ge=2**20)] = Field(
+        256 * 2**20, description="how much of a job's log is kept; the oldest lines go first"
+    )
+
     @field_validator("home")
     @classmethod
     def _is_absolute(cls, home: Path) -> Path:

@@ -17,6 +17,7 @@ from service.settings import Settings
 from service.store.records import Token
 from service.store.store import Store
 from service.streams import StreamPlaces
+from service.tails import Tails
 
 
 class Controller(Protocol):
@@ -41,6 +42,7 @@ class Context:
     artifacts: Artifacts
     places: StreamPlaces
     rates: RequestRates
+    tails: Tails
     controller: Controller | None
 
 

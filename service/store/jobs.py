@@ -215,5 +215,6 @@ def _new_row(job_id: str, spec: JobSpec) -> dict[str, Any]:
 def _job(row: RowMapping) -> Job:
     columns = dict(row)
     document = columns.pop("spec")
+    del columns["log_bytes"]
     state, progress = State(columns.pop("state")), Progress(**columns.pop("progress"))
     return Job(state=state, progress=progress, document=document, **columns)

@@ -83,16 +83,20 @@ class PostgresBackend:
         """Pass on what other controllers say. After every silence all readers are woken: what was said meanwhile is not known."""
         import psycopg
 
+        is_lost = False
         while True:
             try:
                 connection = await psycopg.AsyncConnection.connect(conninfo, autocommit=True, connect_timeout=CONNECT_TIMEOUT_S)
                 async with connection:
                     await connection.execute(f"LISTEN {CHANNEL}")
                     self._changes.wake_all()
+                    is_lost = False
                     async for notice in connection.notifies():
                         self._hear(json.loads(notice.payload))
             except (psycopg.Error, OSError) as error:
-                log.warning("database_listener_lost", error=str(error))
+                if not is_lost:
+                    log.warning("database_listener_lost", error=str(error))
+                is_lost = True
             await asyncio.sleep(RELISTEN_S)
 
     def _hear(self, said: dict[str, Any]) -> None:

@@ -1,5 +1,6 @@
 """The store as one thing: opened, used by noun, closed."""
 
+import sys
 from types import TracebackType
 from typing import Self
 
@@ -20,12 +21,13 @@ from service.store.tokens import Tokens
 class Store:
     """Everything the controller remembers. Made by `open`, used from one event loop."""
 
-    def __init__(self, database: Database, changes: Changes) -> None:
+    def __init__(self, database: Database, changes: Changes, max_log_bytes: int) -> None:
         self._database = database
+        self._max_log_bytes = max_log_bytes
         self.changes = changes
         self.jobs = Jobs(database)
         self.attempts = Attempts(database)
-        self.events = Events(database)
+        self.events = Events(database, max_log_bytes)
         self.metrics = Metrics(database)
         self.checkpoints = Checkpoints(database)
         self.tokens = Tokens(database)
@@ -33,11 +35,12 @@ class Store:
         self.leases = Leases(database)
 
     @classmethod
-    async def open(cls, database_url: str) -> Self:
+    async def open(cls, database_url: str, *, max_log_bytes: int = sys.maxsize) -> Self:
         """Take the database for this process and bring it to the present schema.
 
         Args:
             database_url: `sqlite:///path/to/syncbn.db`, or `postgresql://user@host:port/database`.
+            max_log_bytes: how much of a job's log is kept; beyond it the oldest lines go.
         Raises:
             DatabaseError: neither of them, held by another process, away, or written by a newer version.
         """
@@ -50,11 +53,11 @@ class Store:
         except BaseException:
             await database.close()
             raise
-        return cls(database, changes)
+        return cls(database, changes, max_log_bytes)
 
     def under(self, lease: Lease) -> "Store":
         """Return the same store, every write of which raises LeaseLostError once the lease is lost."""
-        return Store(self._database.under(lease), self.changes)
+        return Store(self._database.under(lease), self.changes, self._max_log_bytes)
 
     async def ping(self) -> None:
         """Ask the database for anything.

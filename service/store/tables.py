@@ -40,6 +40,7 @@ jobs = Table(
     Column("spec", JsonText, nullable=False),
     Column("last_seq", BigInteger, nullable=False),
     Column("edition", Integer, nullable=False),
+    Column("log_bytes", BigInteger, nullable=False, server_default="0"),
     Index("ix_jobs_state_priority", "state", "priority", "created_at"),
     Index("ix_jobs_state_id", "state", "id"),
     Index("ix_jobs_project_id", "project", "id"),
@@ -100,6 +101,19 @@ metric_points = Table(
     Column("name", Text, primary_key=True),
     Column("step", BigInteger, primary_key=True),
     Column("value", Double, nullable=False),
+)
+
+metric_rolls = Table(
+    "metric_rolls",
+    metadata,
+    _job_id(),
+    Column("name", Text, primary_key=True),
+    Column("level", Integer, primary_key=True),
+    Column("bucket", BigInteger, primary_key=True),
+    Column("low_step", BigInteger, nullable=False),
+    Column("low", Double, nullable=False),
+    Column("high_step", BigInteger, nullable=False),
+    Column("high", Double, nullable=False),
 )
 
 checkpoints = Table(

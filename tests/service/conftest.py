@@ -13,10 +13,22 @@ from tests.support.postgres import PostgresServer, binaries, postgres_server
 @pytest.fixture(scope="session")
 def postgres() -> Iterator[PostgresServer]:
     """A server for all tests of the session; each has a database of its own."""
-    if binaries() is None:
-        pytest.skip("no PostgreSQL programs here: install postgresql, which brings initdb and postgres")
+    _require_postgres()
+    with postgres_server(flushes=False) as server:
+        yield server
+
+
+@pytest.fixture
+def mortal_postgres() -> Iterator[PostgresServer]:
+    """A server for one test, which may kill it."""
+    _require_postgres()
     with postgres_server() as server:
         yield server
+
+
+def _require_postgres() -> None:
+    if binaries() is None:
+        pytest.skip("no PostgreSQL programs here: install postgresql, which brings initdb and postgres")
 
 
 @pytest.fixture

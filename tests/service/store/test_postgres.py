@@ -96,12 +96,12 @@ def test_one_of_many_begins_an_attempt_and_events_have_no_gaps(database_url):
     _run(scenario, database_url)
 
 
-def test_a_server_that_is_killed_is_away_and_loses_nothing(postgres, database_url):
+def test_a_server_that_is_killed_is_away_and_loses_nothing(mortal_postgres):
     """While it is away every call says so within seconds; after its restart everything acknowledged is there, and readers are woken."""
 
     async def scenario(store, _other):
         job_ids = [(await store.jobs.create(new_job_id(), spec()))[0] for _ in range(5)]
-        await asyncio.to_thread(postgres.kill)
+        await asyncio.to_thread(mortal_postgres.kill)
         began = time.monotonic()
         with pytest.raises(DatabaseAwayError):
             await store.jobs.create(new_job_id(), spec())
@@ -109,9 +109,9 @@ def test_a_server_that_is_killed_is_away_and_loses_nothing(postgres, database_ur
             await store.jobs.get(job_ids[0])
         assert time.monotonic() - began < 12
         waiting = asyncio.create_task(store.changes.wait(job_ids[0], 1, 30))
-        await asyncio.to_thread(postgres.start)
+        await asyncio.to_thread(mortal_postgres.start)
         assert await waiting
         assert {job.id for job in await store.jobs.in_states([State.QUEUED])} == set(job_ids)
         await store.jobs.create(new_job_id(), spec())
 
-    _run(scenario, database_url)
+    _run(scenario, mortal_postgres.new_database())

@@ -8,8 +8,8 @@ from alembic import op
 
 from service.store.ids import new_id
 
-revision = "0003_projects"
-down_revision = "0002_leases"
+revision = "0005_projects"
+down_revision = "0004_log_quota"
 
 
 def upgrade() -> None:
