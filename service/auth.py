@@ -98,6 +98,12 @@ async def authenticate(store: Store, header: str | None) -> Token:
     return found
 
 
+async def is_still_admitted(store: Store, token: Token) -> bool:
+    """Return whether a token that was admitted is so now."""
+    found = await store.tokens.get(token.id)
+    return found is not None and found.is_live(datetime.now(UTC))
+
+
 def require(token: Token, scope: Scope, why: str = "this request needs it") -> None:
     """Raise ForbiddenError where a token lacks a scope."""
     if not token.may(scope):
