@@ -3,6 +3,7 @@
 import asyncio
 import json
 import threading
+import time
 
 import pytest
 from hypothesis import given
@@ -199,16 +200,16 @@ def test_a_stream_does_not_outlive_its_token(tmp_path):
     with served(tmp_path, heartbeat_s=0.1) as world:
         path = f"/v1/jobs/{world.start()}/events"
         secret, made = world.call(create_token, world.store, "t", "default", [Scope.READ], None)
-        headers = {"Accept": "text/event-stream"}
         with (
-            world.client.stream("GET", path, headers=headers) as other,
-            world.client.stream("GET", path, headers=headers | {"Authorization": f"Bearer {secret}"}) as stream,
+            world.client.stream("GET", path, headers=STREAM) as other,
+            world.client.stream("GET", path, headers=STREAM | {"Authorization": f"Bearer {secret}"}) as stream,
         ):
             lines, others = stream.iter_lines(), other.iter_lines()
             next(lines)
             world.call(revoke_token, world.store, made.id)
+            deadline = time.monotonic() + 20
             for _ in lines:
-                pass
+                assert time.monotonic() < deadline
             assert next(others) is not None
             assert world.client.app.state.context.places.num_taken == 1
 
@@ -217,12 +218,14 @@ def test_streams_of_one_token_are_bounded(tmp_path):
     """Whoever hoards them keeps nobody else from theirs."""
     with served(tmp_path, heartbeat_s=0.1, max_streams_per_token=1) as world:
         path = f"/v1/jobs/{world.start()}/events"
-        headers = {"Accept": "text/event-stream"}
         secret, _ = world.call(create_token, world.store, "t", "default", [Scope.READ], None)
-        with world.client.stream("GET", path, headers=headers) as first:
-            next(first.iter_lines())
-            refused = world.client.get(path, headers=headers)
-            assert (refused.status_code, refused.json()["code"]) == (429, "too_many_streams")
-            assert refused.headers["retry-after"]
-            with world.client.stream("GET", path, headers=headers | {"Authorization": f"Bearer {secret}"}) as second:
+        with world.client.stream("GET", path, headers=STREAM) as first:
+            # Kept: an iterator that is dropped closes the stream.
+            lines = first.iter_lines()
+            next(lines)
+            with world.client.stream("GET", path, headers=STREAM) as refused:
+                assert refused.status_code == 429
+                assert refused.headers["retry-after"]
+                assert json.loads(refused.read())["code"] == "too_many_streams"
+            with world.client.stream("GET", path, headers=STREAM | {"Authorization": f"Bearer {secret}"}) as second:
                 assert second.status_code == 200
