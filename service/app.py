@@ -15,6 +15,7 @@ from service.api.guards import Guards
 from service.artifacts import Artifacts
 from service.auth import ensure_first_token
 from service.limits import RequestRates
+from service.policy import PolicyFile
 from service.settings import Settings
 from service.store.store import Store
 from service.streams import StreamPlaces
@@ -39,9 +40,10 @@ def create_app(settings: Settings, controller: Controller | None = None) -> Fast
         settings.storage_path.mkdir(parents=True, exist_ok=True)
         async with await Store.open(settings.store_url, max_log_bytes=settings.max_log_bytes) as store:
             app.state.first_token = await ensure_first_token(store, settings.files.token)
+            artifacts = Artifacts(store, settings.storage_path)
             places = StreamPlaces(settings.max_streams, settings.max_streams_per_token)
-            rates = RequestRates(settings.max_requests_per_s)
-            app.state.context = Context(settings, store, Artifacts(store, settings.storage_path), places, rates, Tails(store), controller)
+            rates, policy = RequestRates(settings.max_requests_per_s), PolicyFile(settings.policy_path)
+            app.state.context = Context(settings, store, artifacts, places, rates, Tails(store), policy, controller)
             async with _running(controller, store):
                 yield
 

@@ -6,6 +6,7 @@ ServiceError
         UnauthorizedError       401
         ForbiddenError          403  the token lacks a scope
         ForeignHostError        403  a web page elsewhere speaks through the user's browser
+        QuotaError              403  the quota of a label is used up
         NotFoundError           404
         TooSlowError            408  the body did not arrive in time
         ConflictError           409  the job is not in a state for it
@@ -84,6 +85,13 @@ class ForeignHostError(RequestError):
 
     status = 403
     code = "host_not_allowed"
+
+
+class QuotaError(RequestError):
+    """The quota of a label is used up."""
+
+    status = 403
+    code = "quota_exceeded"
 
 
 class NotFoundError(RequestError):

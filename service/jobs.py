@@ -4,11 +4,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from service.artifacts import Artifacts
-from service.errors import ChangedError, ConflictError, InvalidError, NotFoundError
+from service.errors import ChangedError, ConflictError, InvalidError, NotFoundError, QuotaError
+from service.quotas import Quota
 from service.scopes import DEFAULT_PROJECT
 from service.states import TERMINAL, State
 from service.store.idempotency import KeyReusedError
 from service.store.ids import new_job_id
+from service.store.queue import QueueCap, QueueFullError
 from service.store.records import Attempt, IdempotencyClaim, Job, Transition
 from service.store.store import Store
 from worker.contract import JobSpec, Problem
@@ -27,7 +29,13 @@ class JobView:
 
 
 async def submit(
-    store: Store, artifacts: Artifacts, spec: JobSpec, claim: IdempotencyClaim | None = None, *, project: str = DEFAULT_PROJECT
+    store: Store,
+    artifacts: Artifacts,
+    spec: JobSpec,
+    claim: IdempotencyClaim | None = None,
+    quotas: Sequence[Quota] = (),
+    *,
+    project: str = DEFAULT_PROJECT,
 ) -> tuple[JobView, bool]:
     """Store a job, durably when this returns. Whether its owner may ask for it is looked at in `service.admission`, before.
 
@@ -35,10 +43,13 @@ async def submit(
         The job, and whether it is new; it is not where the same request came before.
     Raises:
         InvalidError: `initialize_from` names no checkpoint, or the idempotency key belongs to another request.
+        QuotaError: as many jobs are queued as a quota allows.
     """
     await check_references(artifacts, spec)
     try:
-        job_id, is_new = await store.jobs.create(new_job_id(), spec, claim, project=project)
+        job_id, is_new = await store.jobs.create(new_job_id(), spec, claim, _caps(spec, quotas), project=project)
+    except QueueFullError as error:
+        raise QuotaError(f"{error}, which is as many as its quota allows; wait until some have started, or cancel some") from error
     except KeyReusedError as error:
         problem = Problem(
             loc="header.idempotency-key",
@@ -65,6 +76,12 @@ async def check_references(artifacts: Artifacts, spec: JobSpec) -> None:
             remedy=f"see the checkpoints of {job_id}",
         )
         raise InvalidError.of([problem], code="invalid_spec") from error
+
+
+def _caps(spec: JobSpec, quotas: Sequence[Quota]) -> list[QueueCap]:
+    """Return the limits on queued jobs that one more with these labels must keep."""
+    groups = [(quota.label, quota.group_of(spec.labels), quota.queued_jobs) for quota in quotas]
+    return [QueueCap(label, group, limit) for label, group, limit in groups if group is not None and limit is not None]
 
 
 async def find(store: Store, job_id: str) -> Job:

@@ -3,6 +3,7 @@
 A route declares its scope with READ, SUBMIT, CODE or ADMIN among its dependencies; the OpenAPI document shows it, and a test tries each.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Annotated, Any, Protocol
 
@@ -12,12 +13,14 @@ from fastapi.security import HTTPBearer, SecurityScopes
 from service.artifacts import Artifacts
 from service.auth import authenticate, require
 from service.limits import RequestRates
+from service.policy import PolicyFile
 from service.scopes import Scope
 from service.settings import Settings
 from service.store.records import Token
 from service.store.store import Store
 from service.streams import StreamPlaces
 from service.tails import Tails
+from service.waiting import Wait
 
 
 class Controller(Protocol):
@@ -28,6 +31,10 @@ class Controller(Protocol):
 
     async def stop(self) -> None:
         """Let go: gangs go on, and are found again at the next start."""
+
+    @property
+    def waiting(self) -> Mapping[str, Wait]:
+        """Why each queued job waits, as far as it is known."""
 
     async def view(self) -> dict[str, Any]:
         """Return what is known of the cluster, as JSON."""
@@ -43,6 +50,7 @@ class Context:
     places: StreamPlaces
     rates: RequestRates
     tails: Tails
+    policy: PolicyFile
     controller: Controller | None
 
 

@@ -21,6 +21,7 @@ from service.cli.home import announced, claimed
 from service.cli.log import log_to_stderr
 from service.cli.options import HomeOption, Target
 from service.cli.output import complain, say
+from service.policy import PolicyError
 from service.settings import Home, Settings
 
 GRACE_S = 2
@@ -114,7 +115,10 @@ def _run(settings: Settings, listener: socket.socket) -> bool:
 
     log_to_stderr()
     url = url_of(settings.host, listener.getsockname()[1])
-    application = create_app(settings, controller=build_controller(settings))
+    try:
+        application = create_app(settings, controller=build_controller(settings))
+    except PolicyError as error:
+        raise UsageError(str(error)) from error
     config = uvicorn.Config(
         application,
         http=PatientProtocol,

@@ -212,3 +212,13 @@ def test_other_machines_are_not_served_before_there_is_a_token(run, serve, home)
     url = controller.stdout.readline().strip()
     with Client(url, token) as client:
         assert list(client.jobs()) == []
+
+
+def test_a_wrong_policy_file_is_refused_at_the_start(home, environment):
+    """Before anything runs without the limits that were meant."""
+    home.mkdir()
+    (home / "policy.toml").write_text("[[quotas]]\nlable = 'team'\n")
+    done = subprocess.run([*COMMAND, "serve", "--port", "0"], env=environment, capture_output=True, text=True, check=False, timeout=60)
+
+    assert done.returncode == 2
+    assert "quotas.0.lable is 'team'" in " ".join(done.stderr.split())

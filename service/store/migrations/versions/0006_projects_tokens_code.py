@@ -8,8 +8,8 @@ from alembic import op
 
 from service.store.ids import new_id
 
-revision = "0005_projects"
-down_revision = "0004_log_quota"
+revision = "0006_projects"
+down_revision = "0005_needs"
 
 
 def upgrade() -> None:
