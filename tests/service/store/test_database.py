@@ -90,8 +90,9 @@ def test_a_database_of_a_newer_version_is_refused_and_untouched(with_store):
 
 def test_a_database_of_the_first_schema_keeps_its_jobs_keys_and_tokens(database_url, with_store):
     """Jobs and keys go to the default project, the token may do everything as before."""
-    job = dict.fromkeys(("labels", "progress", "metrics", "spec"), "{}") | dict.fromkeys(("priority", "world_size", "fence", "attempt"), 0)
+    job = dict.fromkeys(("labels", "progress", "metrics"), "{}") | dict.fromkeys(("priority", "world_size", "fence", "attempt"), 0)
     job |= {"id": "job_1", "name": "t", "state": "queued", "reason": "", "message": "", "created_at": 1, "last_seq": 0, "edition": 1}
+    job["spec"] = spec().model_dump_json()
     url = make_url(database_url)
     engine = create_engine(url.set(drivername="sqlite" if url.get_backend_name() == "sqlite" else "postgresql+psycopg"))
     with engine.begin() as connection:
