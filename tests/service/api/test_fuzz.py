@@ -78,7 +78,7 @@ def _cases(operation):
     return st.one_of(*(operation.as_strategy(generation_mode=mode) for mode in (GenerationMode.POSITIVE, GenerationMode.NEGATIVE)))
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=150, deadline=None)
 @given(
     st.text("bytes=0123456789-, ;x", max_size=30) | st.from_regex(r"\A(bytes|items)=[0-9]{0,30}-[0-9]{0,30}(,[0-9]{0,9}-)*\Z"),
     st.integers(0, 2**40),
@@ -103,7 +103,7 @@ _KEYS = st.sampled_from(
 )
 
 
-@settings(max_examples=400, deadline=None)
+@settings(max_examples=200, deadline=None)
 @given(
     st.dictionaries(_KEYS | st.text(max_size=8), _VALUES | st.dictionaries(st.sampled_from(["name", "args", "kind"]), _VALUES), max_size=4)
 )
