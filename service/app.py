@@ -12,6 +12,7 @@ from service.api import checkpoints, cluster, code, dashboard, downloads, health
 from service.api.context import Context, Controller, identity_of
 from service.api.description import describe
 from service.api.guards import Guards
+from service.api.metering import Meter, Metered
 from service.artifacts import Artifacts
 from service.auth import ensure_first_token
 from service.limits import RequestRates
@@ -34,6 +35,7 @@ def create_app(settings: Settings, controller: Controller | None = None) -> Fast
         settings: where everything is.
         controller: what runs the jobs; with None they stay queued.
     """
+    meter = Meter()
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
@@ -43,7 +45,7 @@ def create_app(settings: Settings, controller: Controller | None = None) -> Fast
             artifacts = Artifacts(store, settings.storage_path)
             places = StreamPlaces(settings.max_streams, settings.max_streams_per_token)
             rates, policy = RequestRates(settings.max_requests_per_s), PolicyFile(settings.policy_path)
-            app.state.context = Context(settings, store, artifacts, places, rates, Tails(store), policy, controller)
+            app.state.context = Context(settings, store, artifacts, places, rates, Tails(store), meter, policy, controller)
             async with _running(controller, store):
                 yield
 
@@ -63,6 +65,7 @@ def create_app(settings: Settings, controller: Controller | None = None) -> Fast
     dashboard.mount(app)
     problems.install(app)
     app.add_middleware(Guards, settings=settings)
+    app.add_middleware(Metered, meter=meter)
     app.openapi = partial(describe, app)  # type: ignore[method-assign]
     return app
 

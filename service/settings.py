@@ -2,7 +2,7 @@
 
 import os
 from pathlib import Path
-from typing import Annotated, Final
+from typing import Annotated, Final, Literal
 from urllib.parse import unquote, urlsplit
 
 import platformdirs
@@ -60,10 +60,10 @@ class Settings(BaseSettings):
     allow_open_ray: bool = Field(
         default=False, description="use a Ray that asks for no token: whoever reaches it runs what they like on it"
     )
-
     max_log_bytes: Annotated[int, Field(ge=2**20)] = Field(
         256 * 2**20, description="how much of a job's log is kept; the oldest lines go first"
     )
+    log_format: Literal["console", "json"] = Field("console", description="how the controller logs to stderr")
 
     @field_validator("home")
     @classmethod

@@ -10,6 +10,7 @@ from typing import Annotated, Any, Protocol
 from fastapi import Depends, Request, Security
 from fastapi.security import HTTPBearer, SecurityScopes
 
+from service.api.metering import Meter
 from service.artifacts import Artifacts
 from service.auth import authenticate, require
 from service.limits import RequestRates
@@ -50,6 +51,7 @@ class Context:
     places: StreamPlaces
     rates: RequestRates
     tails: Tails
+    meter: Meter
     policy: PolicyFile
     controller: Controller | None
 

@@ -28,30 +28,20 @@ def escaped(text: str) -> str:
     return _DRIVING.sub(lambda match: match[0].encode("unicode_escape").decode("ascii"), text)
 
 
-def log_to_stderr() -> None:
-    """Keep stdout for the address, and colours out of files."""
-    renderer = structlog.dev.ConsoleRenderer(colors=sys.stderr.isatty() and not console(stderr=True).no_color)
+def log_to_stderr(log_format: str) -> None:
+    """Keep stdout for the address, and colours out of files; one line, or one JSON object, for each thing that happens."""
     stamp = structlog.processors.TimeStamper(fmt="iso", utc=True)
-    chain: list[structlog.typing.Processor] = [
-        structlog.processors.add_log_level, stamp, structlog.processors.format_exc_info, _escape_values, renderer,
-    ]  # fmt: skip
-    structlog.configure(processors=chain, logger_factory=structlog.PrintLoggerFactory(sys.stderr))
+    chain: list[structlog.typing.Processor] = [structlog.processors.add_log_level, stamp, structlog.processors.format_exc_info]
+    # JSON escapes by itself.
+    renderer: structlog.typing.Processor = structlog.processors.JSONRenderer(default=str)
+    if log_format == "console":
+        chain.append(_escape_values)
+        renderer = structlog.dev.ConsoleRenderer(colors=sys.stderr.isatty() and not console(stderr=True).no_color)
+    structlog.configure(processors=[*chain, renderer], logger_factory=structlog.PrintLoggerFactory(sys.stderr))
     logging.getLogger("uvicorn.error").addFilter(_is_news)
-    handler = logging.StreamHandler(sys.stderr)
-    handler.setFormatter(EscapingFormatter("%(asctime)s [%(levelname)s] %(name)s: %(message)s"))
-    logging.basicConfig(level=logging.WARNING, handlers=[handler])
-
-
-class EscapingFormatter(logging.Formatter):
-    """One record, one line; a traceback follows on lines that are indented, as no record is."""
-
-    def formatMessage(self, record: logging.LogRecord) -> str:  # noqa: N802 - the name is logging's
-        """Return the line."""
-        return escaped(super().formatMessage(record))
-
-    def formatException(self, ei: Any) -> str:  # noqa: N802 - the name is logging's
-        """Return the traceback."""
-        return _indented(super().formatException(ei))
+    foreign = logging.StreamHandler(sys.stderr)
+    foreign.setFormatter(structlog.stdlib.ProcessorFormatter(renderer, foreign_pre_chain=[structlog.stdlib.add_logger_name, *chain]))
+    logging.basicConfig(level=logging.WARNING, handlers=[foreign])
 
 
 def _escape_values(_logger: Any, _method: str, record: MutableMapping[str, Any]) -> MutableMapping[str, Any]:

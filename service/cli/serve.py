@@ -10,6 +10,7 @@ from contextlib import ExitStack, contextmanager
 from types import FrameType
 from typing import Annotated, Any
 
+import structlog
 import typer
 import uvicorn
 from pydantic import ValidationError
@@ -113,7 +114,7 @@ def _run(settings: Settings, listener: socket.socket) -> bool:
     from service.app import create_app
     from service.controller import build_controller
 
-    log_to_stderr()
+    log_to_stderr(settings.log_format)
     url = url_of(settings.host, listener.getsockname()[1])
     try:
         application = create_app(settings, controller=build_controller(settings))
@@ -151,11 +152,15 @@ def _greet(settings: Settings, url: str, first_token: str | None) -> None:
     # A token belongs on a screen, not into the file or the journal that stdout may be.
     if first_token and sys.stdout.isatty():
         print(f"{url}/#token={first_token}", flush=True)
-        say("This address of the dashboard, token included, is shown this once; the token stays in the home.")
+        if settings.log_format == "console":
+            say("This address of the dashboard, token included, is shown this once; the token stays in the home.")
     else:
         print(url, flush=True)
-        if first_token:
+        if first_token and settings.log_format == "console":
             say(f"A token for it is in {settings.files.token}, for its owner's eyes only.")
+    if settings.log_format == "json":
+        structlog.get_logger().info("listening", url=url, home=str(settings.home))
+        return
     say(f"Listening on {url}, home {settings.home}. Ctrl-C ends the controller; jobs go on. `syncbn down` ends everything.")
 
 

@@ -214,6 +214,17 @@ def test_other_machines_are_not_served_before_there_is_a_token(run, serve, home)
         assert list(client.jobs()) == []
 
 
+def test_logs_are_json_lines_where_asked(serve, environment):
+    """A log collector gets one object a line, ours and those of libraries alike."""
+    environment["SYNCBN_LOG_FORMAT"] = "json"
+    process = serve()
+    seen = set()
+    while not {"listening", "cluster_not_reached"} <= seen:
+        line = json.loads(process.stderr.readline())
+        assert {"event", "level", "timestamp"} <= set(line)
+        seen.add(line["event"])
+
+
 def test_a_wrong_policy_file_is_refused_at_the_start(home, environment):
     """Before anything runs without the limits that were meant."""
     home.mkdir()

@@ -9,7 +9,7 @@ import structlog
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from service.cli.log import EscapingFormatter, escaped, log_to_stderr
+from service.cli.log import escaped, log_to_stderr
 
 FORGED = "x\n2026-01-01 [error] all jobs deleted\x1b[2J\r\u2028\u202e"
 
@@ -25,15 +25,15 @@ def test_any_text_stays_on_its_line(text):
     shown.encode()
 
 
-@pytest.fixture
-def log(monkeypatch):
+@pytest.fixture(params=["console", "json"])
+def log(request, monkeypatch):
     """What the controller's log wrote, and loggers to write with."""
     stream = io.StringIO()
     monkeypatch.setattr(sys, "stderr", stream)
     root = logging.getLogger()
     before = root.handlers[:], root.level
     root.handlers[:] = []
-    log_to_stderr()
+    log_to_stderr(request.param)
     yield stream
     root.handlers[:], root.level = before
     structlog.reset_defaults()
@@ -68,4 +68,3 @@ def test_the_tests_above_can_fail():
     record = logging.LogRecord("x", logging.ERROR, "", 0, FORGED, (), None)
 
     assert len(logging.Formatter().format(record).splitlines()) > 1
-    assert len(EscapingFormatter().format(record).splitlines()) == 1
