@@ -12,6 +12,7 @@ import numpy as np
 import torch
 
 import syncbn
+from worker.bundle import importable
 from worker.checkpoint import Loaded, Snapshot, load
 from worker.compilation import patience
 from worker.contract.assignment import Assignment
@@ -86,6 +87,16 @@ def _train_and_leave(
     ranks = join(store, assignment.rank, assignment.world_size, device, patience(read_settings(), spec))
     # Whatever can fail on one rank alone comes after the ranks have met, so that the others need not wait for it in vain.
     storage = _shared_storage(assignment)
+    with importable(storage, assignment.code_sha256):
+        outcome = _run_session(assignment, ranks, storage, events, stop, publishers)
+    leave()
+    return outcome
+
+
+def _run_session(  # noqa: PLR0917 - what one rank trains with
+    assignment: Assignment, ranks: Ranks, storage: Storage, events: EventBuffer, stop: threading.Event, publishers: list[Publisher]
+) -> Outcome:
+    spec = assignment.spec
     seed_generators(spec.seed, assignment.rank, assignment.attempt)
     splits = build_data(spec.data, spec.seed)
     publisher = None
@@ -93,10 +104,7 @@ def _train_and_leave(
         publisher = Publisher(storage, assignment.job_id, spec.checkpoint, events)
         publishers.append(publisher)
     session = _Session(assignment, ranks, splits, storage=storage, publisher=publisher, events=events, stop=stop)
-    outcome = session.run()
-    del session
-    leave()
-    return outcome
+    return session.run()
 
 
 class _Session:

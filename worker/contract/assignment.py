@@ -24,6 +24,8 @@ class Assignment(Frozen):
     """Name in the storage that the controller wrote: proof that it is shared."""
     resume: str | None = None
     """`JOB_ID/STEP` of the checkpoint to start from: own (resume, whole training state) or foreign (initialize, model only)."""
+    code_sha256: str | None = None
+    """Digest, and so the name, of the uploaded code that the spec names."""
     store_host: str
     store_port: int
     """Where rank 0 serves the TCPStore at which the ranks meet."""
