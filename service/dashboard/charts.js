@@ -29,19 +29,21 @@ function layout(more = {}) {
   const { xaxis, yaxis, ...rest } = more;
   return {
     paper_bgcolor: "rgba(0,0,0,0)", plot_bgcolor: "rgba(0,0,0,0)", margin: { l: 44, r: 12, t: 8, b: 36 }, uirevision: "kept", dragmode: "zoom",
-    font: { color: colour("--quiet"), size: 12, family: "system-ui, sans-serif" }, hovermode: "x unified", showlegend: true,
+    font: { color: colour("--quiet"), size: 12, family: "system-ui, sans-serif" }, hovermode: "x unified",
     hoverlabel: { bgcolor: colour("--card"), bordercolor: colour("--line"), font: { color: colour("--text") } },
     legend: { orientation: "h", x: 0, y: 1.02, yanchor: "bottom" }, xaxis: { ...axis, ...xaxis }, yaxis: { ...axis, ...yaxis }, ...rest,
   };
 }
 
 async function draw(id, traces, shape, said) {
-  const drawer = await plotly();
+  const isEmpty = !traces.some((one) => one.x.length);
+  const drawer = isEmpty ? null : await plotly();
   const node = document.getElementById(id);
   if (!node) return; // another page was opened meanwhile
+  node.classList.toggle("empty", isEmpty);
   node.setAttribute("aria-label", `${node.closest("section").querySelector("h2").textContent}. ${said}`);
   document.getElementById(`${id}-said`).textContent = said;
-  await drawer.react(node, traces, layout(shape), CONFIG);
+  await drawer?.react(node, traces, layout({ showlegend: traces.length > 1, ...shape }), CONFIG);
 }
 
 /** What a series says, in words: for those who do not see it, and for a glance. */

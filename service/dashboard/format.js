@@ -33,7 +33,7 @@ export function ago(time) {
   return `${Math.floor(seconds / length)} ${unit}`;
 }
 
-export const clock = (time) => new Date(time).toLocaleString("en-GB", { dateStyle: "short", timeStyle: "medium" });
+export const clock = (time) => new Date(time).toLocaleString("sv-SE") /* 2026-01-31 12:34:56 */;
 
 /** How long a running job still takes, in seconds, if it goes on as it went; null where that cannot be said. */
 export function remaining(job) {

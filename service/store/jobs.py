@@ -24,7 +24,8 @@ SUBMITTED = "submitted"
 @dataclass(frozen=True)
 class JobFilter:
     """Which jobs a list holds: in any of the states (all, where empty), with every one of the labels, of the project (all, where None), and
-    with the words in name or id."""
+    with the words in name or id.
+    """
 
     states: frozenset[State] = frozenset()
     labels: tuple[tuple[str, str], ...] = ()

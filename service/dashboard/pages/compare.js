@@ -5,45 +5,52 @@ import { lines, place } from "../charts.js";
 import { h } from "../dom.js";
 import { button, card, choice, quiet, state, table } from "../elements.js";
 import { between, number, percent } from "../format.js";
+import * as comparisons from "./comparisons.js";
 
 const MOST = 12, MAX_POINTS = 600;
 // In these two runs of the same thing differ too.
 const NOT_A_DIFFERENCE = new Set(["name", "labels", "priority"]);
 
 export function open(query) {
-  const ids = [...new Set((query.get("jobs") ?? "").split(",").filter(Boolean))].slice(0, MOST);
+  const id = query.get("comparison"), chosen = [...new Set((query.get("jobs") ?? "").split(",").filter(Boolean))].slice(0, MOST);
   const metric = query.get("metric") ?? "val/accuracy";
-  const go = (jobs, name = metric) => location.replace(`#/compare?jobs=${jobs.join(",")}&metric=${encodeURIComponent(name)}`);
+  const go = (jobs, name = metric) => location.replace(`#/compare?${new URLSearchParams({ ...(id ? { comparison: id } : { jobs: jobs.join(",") }), metric: name })}`);
   let series = [];
   return {
     title: "Compare",
     period_s: 5,
     refresh: async () => {
-      if (!ids.length) return choose(go);
+      const comparison = id ? await comparisons.find(id) : null;
+      const ids = comparison ? comparison.rows.filter((row) => row.state).map((row) => row.job_id) : chosen;
+      if (!ids.length && !comparison) return choose(go);
       const jobs = await Promise.all(ids.map((id) => get(`/v1/jobs/${id}`)));
       const asked = new URLSearchParams({ max_points: MAX_POINTS, name: metric });
       const answers = await Promise.all(ids.map((id) => get(`/v1/jobs/${id}/metrics?${asked}`)));
-      const names = new Set(jobs.map((job) => job.name));
-      series = answers.map((answer, at) => ({ name: names.size === jobs.length ? jobs[at].name : `${jobs[at].name} ${ids[at].slice(-5)}`, points: answer.series[0].points }));
+      const names = comparison ? ids.map((one) => comparisons.words(comparison.rows.find((row) => row.job_id === one).value)) : named(jobs);
+      series = answers.map((answer, at) => ({ name: names[at], points: answer.series[0].points }));
       const metrics = [...new Set([metric, ...jobs.flatMap((job) => Object.keys(job.metrics))])].sort();
       return [
         h("h1", {}, "Compare"),
         h("div", { class: "row filters" }, choice("Metric", metrics.map((name) => [name, name]), metric, (name) => go(ids, name)), h("a", { class: "button", href: "#/compare" }, "Choose others")),
-        place("compare", metric, { isTall: true }), results(jobs, ids, go), differences(jobs),
+        place("compare", metric, { isTall: true }), comparison ? comparisons.results(comparison) : results(jobs, ids, go), differences(jobs),
       ];
     },
     after: () => (series.length ? lines("compare", series) : null),
   };
 }
 
+/** A name for each job: its own, and where two have the same, the end of its id with it. */
+const named = (jobs) => jobs.map(({ name, id }) => (jobs.filter((one) => one.name === name).length > 1 ? `${name} ${id.slice(-5)}` : name));
+
 async function choose(go) {
+  const made = await comparisons.list();
   const { data } = await get("/v1/jobs?limit=50");
   const boxes = data.map((job) => h("li", {}, h("label", { class: "check" }, h("input", { type: "checkbox", name: "job", value: job.id }), " ", h("span", { class: "name" }, job.name), " ", state(job.state), h("span", { class: "quiet" }, ` ${job.spec.norm?.kind ?? ""}`))));
   const submit = (event) => {
     event.preventDefault();
     go([...event.target.querySelectorAll("input:checked")].map((box) => box.value));
   };
-  return [h("h1", {}, "Compare"), card("Which jobs?", data.length ? h("form", { onsubmit: submit }, h("ul", { class: "columns" }, boxes), h("button", {}, "Compare")) : quiet("There are none yet."), quiet("Or choose them in the list of jobs, which can be searched."))];
+  return [h("h1", {}, "Compare"), made, card("Which jobs?", data.length ? h("form", { onsubmit: submit }, h("ul", { class: "columns" }, boxes), h("button", {}, "Compare")) : quiet("There are none yet."), quiet("Or choose them in the list of jobs, which can be searched."))];
 }
 
 function results(jobs, ids, go) {

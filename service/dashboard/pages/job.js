@@ -56,13 +56,13 @@ export function open([, id, name = "overview"], query, redraw) {
 const links = (id, here) => Object.entries(TABS).map(([name]) => ({ name: name[0].toUpperCase() + name.slice(1), href: `#/jobs/${id}/${name}`, isHere: name === here }));
 
 function head(job, redraw) {
-  const left = remaining(job), isOver = TERMINAL.has(job.state);
+  const left = remaining(job);
   const facts = [
     job.started_at ? `ran ${between(job.started_at, job.finished_at)}` : `waits ${ago(job.created_at)}`, left === null ? null : `about ${duration(left)} left`,
     `${job.world_size} ${job.world_size === 1 ? "worker" : "workers"}`, `step ${count(job.progress.step)}${job.progress.total_steps ? ` of ${count(job.progress.total_steps)}` : ""}`,
     job.priority ? `priority ${job.priority}` : null,
   ];
-  const why = job.message || (isOver ? "" : job.reason);
+  const why = job.message || job.state === "failed";
   return h("div", { class: "head", "data-key": "head" },
     h("div", { class: "row apart" }, h("h1", {}, job.name), actions(job, redraw)),
     h("p", { class: "facts-line" }, state(job.state), progress(job), facts.filter(Boolean).map((fact) => h("span", {}, fact)), code(job.id)),

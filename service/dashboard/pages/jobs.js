@@ -31,7 +31,7 @@ async function refresh(query, address, redraw) {
   return [
     h("h1", {}, "Jobs"),
     filters(query, address),
-    card(h("span", { class: "hidden" }, "List"), data.length ? table("Jobs", COLUMNS, data.map((job) => row(job, redraw))) : quiet("No job is like that."),
+    h("section", { class: "card" }, data.length ? table("Jobs", COLUMNS, data.map((job) => row(job, redraw))) : quiet("No job is like that."),
       h("div", { class: "row" }, query.get("after") ? h("a", { href: address({}) }, "Newest") : null, hasMore ? h("a", { href: address({ after: cursor }) }, "Older") : null, selection(redraw))),
   ];
 }

@@ -83,7 +83,7 @@ async function first(query) {
   const id = query.get("from"), checkpoint = query.get("checkpoint");
   if (!id) return structuredClone(FIRST);
   const { spec } = await get(`/v1/jobs/${id}`);
-  return { ...spec, name: `${spec.name}-fork`.slice(0, 63), ...(checkpoint ? { initialize_from: `${id}/checkpoints/${checkpoint}` } : {}) };
+  return { ...spec, name: `${spec.name}-fork`.slice(0, 128), ...(checkpoint ? { initialize_from: `${id}/checkpoints/${checkpoint}` } : {}) };
 }
 
 function control([path, label, kind], spec, catalogue, error, put) {
