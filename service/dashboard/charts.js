@@ -4,7 +4,8 @@ import { h } from "./dom.js";
 import { count, number } from "./format.js";
 
 // Okabe and Ito's colours, told apart with any kind of sight; the dashes tell them apart without colour.
-const COLOURS = ["#0072b2", "#d55e00", "#009e73", "#cc79a7", "#56b4e9", "#e69f00"];
+const ON_LIGHT = ["#0072b2", "#d55e00", "#009e73", "#cc79a7", "#56b4e9", "#e69f00"];
+const ON_DARK = ["#56b4e9", "#e69f00", "#009e73", "#cc79a7", "#f0e442", "#d55e00"];
 const DASHES = ["solid", "dash", "dot", "dashdot", "longdash", "longdashdot"];
 const CONFIG = { displayModeBar: false, responsive: true, displaylogo: false, showTips: false };
 let loading = null;
@@ -21,6 +22,10 @@ export function place(id, title, { isTall = false } = {}) {
     h("div", { id, class: isTall ? "plot tall" : "plot", "data-keep": true, role: "img", "aria-label": title }),
     h("p", { id: `${id}-said`, class: "quiet said", "data-keep": true }));
 }
+
+const isDark = () => getComputedStyle(document.documentElement).colorScheme === "dark";
+
+const lineColour = (at) => (isDark() ? ON_DARK : ON_LIGHT)[at % ON_LIGHT.length];
 
 const colour = (name) => getComputedStyle(document.documentElement).getPropertyValue(name).trim();
 
@@ -42,7 +47,7 @@ async function draw(id, traces, shape, said) {
   if (!node) return; // another page was opened meanwhile
   node.classList.toggle("empty", isEmpty);
   node.setAttribute("aria-label", `${node.closest("section").querySelector("h2").textContent}. ${said}`);
-  document.getElementById(`${id}-said`).textContent = said;
+  document.getElementById(`${id}-said`).textContent = isEmpty ? "" : said;
   await drawer?.react(node, traces, layout({ showlegend: traces.length > 1, ...shape }), CONFIG);
 }
 
@@ -62,7 +67,7 @@ function inWords({ name, points }) {
 export function lines(id, series, marks = []) {
   const traces = series.map(({ name, points }, at) => ({
     type: "scatter", mode: points.length === 1 ? "markers" : "lines", name: escape(name), x: points.map((one) => one[0]), y: points.map((one) => one[1]),
-    line: { color: COLOURS[at % COLOURS.length], dash: DASHES[at % DASHES.length], width: 2 }, hovertemplate: "%{y:.5~g}",
+    line: { color: lineColour(at), dash: DASHES[at % DASHES.length], width: 2 }, hovertemplate: "%{y:.5~g}",
   }));
   const shapes = marks.map(({ step }) => ({ type: "line", x0: step, x1: step, yref: "paper", y0: 0, y1: 1, line: { color: colour("--warn"), width: 1.5, dash: "dot" } }));
   const annotations = marks.map(({ step, text }) => ({
@@ -92,7 +97,7 @@ export function heatmap(id, { steps, names, values, label }) {
 export function distribution(id, series) {
   const traces = series.map(({ name, values }, at) => ({
     type: "histogram", x: values.filter((value) => value !== null), name: escape(name), opacity: 0.7, bingroup: 1, nbinsx: 40,
-    marker: { color: COLOURS[at % COLOURS.length], pattern: { shape: ["", "/"][at % 2] } }, hovertemplate: "%{x}: %{y} channels",
+    marker: { color: lineColour(at), pattern: { shape: ["", "/"][at % 2] } }, hovertemplate: "%{x}: %{y} channels",
   }));
   const words = series.map(({ name, values }) => `${name}: ${values.length} channels from ${number(Math.min(...values))} to ${number(Math.max(...values))}`);
   return draw(id, traces, { barmode: "overlay", yaxis: { title: { text: "channels" } } }, `${words.join("; ")}.`);

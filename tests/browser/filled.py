@@ -29,16 +29,21 @@ LAYERS = [
 _NUMBERS = "WITH RECURSIVE n(i) AS (SELECT 0 UNION ALL SELECT i + 1 FROM n WHERE i < :last)"
 # How a job comes to each state from `running`.
 PATHS = {
-    State.RECOVERING: [State.RECOVERING], State.PAUSING: [State.PAUSING], State.PAUSED: [State.PAUSING, State.PAUSED], State.SUCCEEDED: [State.SUCCEEDED],
-    State.FAILED: [State.FAILED], State.CANCELLING: [State.CANCELLING], State.CANCELLED: [State.CANCELLING, State.CANCELLED],
-}  # fmt: skip
+    State.RECOVERING: [State.RECOVERING],
+    State.PAUSING: [State.PAUSING],
+    State.PAUSED: [State.PAUSING, State.PAUSED],
+    State.SUCCEEDED: [State.SUCCEEDED],
+    State.FAILED: [State.FAILED],
+    State.CANCELLING: [State.CANCELLING],
+    State.CANCELLED: [State.CANCELLING, State.CANCELLED],
+}
 
 
 class Filled:
     """The world, and the ids of the jobs that tests look at."""
 
-    def __init__(self, world: World, url: str, token: str) -> None:
-        self.world, self.url, self.token = world, url, token
+    def __init__(self, world: World) -> None:
+        self.world, self.url, self.token = world, str(world.client.base_url).rstrip("/"), world.settings.files.token.read_text().strip()
         world.call(_ten_thousand, world.store, world.submit(name="old", labels={"team": "archive"})["id"])
         self.long = world.start(name="long")
         world.call(_million_points, world.store, self.long)
@@ -169,9 +174,8 @@ def telemetry() -> dict[str, Any]:
         drift = [
             0.05 + 0.02 * at + (0.8 * math.exp(-(((step - 1200) / 200) ** 2)) if at == 2 else 0.3 * math.exp(-step / 300)) for step in steps
         ]
-        newest = {
-            "name": layer["name"], "num_ranks": 4, "num_calls": 1, "num_reductions": 2, "bytes_sent": 16 * layer["num_channels"] + 8, "time_s": 2e-4 * (at + 1), "num_values": 32768.0,
-            "mean_drift": drift[-1], "variance_drift": drift[-1] / 2, "between_to_within": 0.004 * (at + 1), "effective_num_values": 30000.0 / (at + 1),
-        }  # fmt: skip
+        newest = {"name": layer["name"], "num_ranks": 4, "num_calls": 1, "num_reductions": 2, "bytes_sent": 16 * layer["num_channels"] + 8}
+        newest |= {"time_s": 2e-4 * (at + 1), "num_values": 32768.0, "mean_drift": drift[-1], "variance_drift": drift[-1] / 2}
+        newest |= {"between_to_within": 0.004 * (at + 1), "effective_num_values": 30000.0 / (at + 1)}
         layers.append({"name": layer["name"], "newest": newest, "mean_drift": drift, "variance_drift": [value / 2 for value in drift]})
     return {"steps": steps, "layers": layers}

@@ -39,7 +39,7 @@ export function open(id, query, redraw) {
     const isMore = drawn.length && shown[0] === drawn[0] && shown.length >= drawn.length;
     if (isMore) box.append(...shown.slice(drawn.length).map((line) => row(line, wanted)));
     else box.replaceChildren(...shown.map((line) => row(line, wanted)));
-    drawn = shown;
+    drawn = [...shown]; // a copy: the lines grow
     document.getElementById("log-said").textContent = `${shown.length} of ${lines.length} lines${oldest ? ", older ones not read yet" : ""}`;
     if (isFollowing) box.scrollTop = box.scrollHeight;
   }

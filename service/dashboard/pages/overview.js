@@ -48,7 +48,7 @@ function timeline(job) {
     part.style.flexGrow = String(length(one));
     return part;
   }));
-  const rows = steps.map((one) => [clock(one.at), state(one.state), one.until === job.finished_at && !one.until ? `${between(one.at)} so far` : between(one.at, one.until), h("code", {}, one.reason), h("span", { class: "why long" }, one.message)]);
+  const rows = steps.map((one, at) => [clock(one.at), state(one.state), at === steps.length - 1 && job.finished_at ? "–" : !one.until ? `${between(one.at)} so far` : between(one.at, one.until), h("code", {}, one.reason), h("span", { class: "why long" }, one.message)]);
   return card("States", strip, table("States", ["since", "state", "for", "reason", { name: "in words", isWide: true }], rows));
 }
 

@@ -14,17 +14,20 @@ const FIELDS = [
 ];
 
 export function open(query, redraw) {
-  let spec = null, text = null, catalogue = {}, answer = null, isSending = false, timer = 0, turn = 0, key = newKey();
+  let spec = null, text = null, catalogue = {}, answer = null, isCurrent = false, isSending = false, timer = 0, turn = 0, key = newKey();
 
   const body = () => (text === null ? { json: spec } : { body: text, headers: { "Content-Type": "application/yaml" } });
   async function check() {
     const mine = ++turn;
     const found = await request("/v1/jobs?dry_run=true", { method: "POST", ...body() }).then(async (one) => ({ spec: (await one.json()).spec }), (error) => ({ error }));
-    if (mine === turn) answer = found;
+    if (mine === turn) [answer, isCurrent] = [found, true];
     redraw.now();
   }
   const changed = () => {
     key = newKey();
+    turn++; // what is asked already is about what was there before
+    isCurrent = false;
+    redraw.now();
     clearTimeout(timer);
     timer = setTimeout(check, CHECK_MS);
   };
@@ -32,7 +35,6 @@ export function open(query, redraw) {
     const [last, ...rest] = path.split(".").reverse();
     rest.reverse().reduce((at, name) => (at[name] ??= {}), spec)[last] = value;
     changed();
-    redraw.now();
   };
   const write = (event) => {
     text = event.target.value;
@@ -69,8 +71,8 @@ export function open(query, redraw) {
         h("h1", {}, query.get("from") ? "Fork" : "Submit"),
         h("form", { onsubmit: submit, class: "columns-two", "data-key": "form" },
           card(isForm ? "Form" : "YAML", isForm ? FIELDS.map((field) => control(field, spec, catalogue, answer?.error, put)) : h("textarea", { id: "yaml", "aria-label": "Spec as YAML", rows: 28, spellcheck: "false", oninput: write }, text),
-            h("div", { class: "row" }, h("button", { disabled: isSending || !answer?.spec }, "Submit"),
-              isForm ? h("button", { type: "button", onclick: toYaml }, "Edit as YAML") : h("button", { type: "button", onclick: toForm, disabled: !answer?.spec }, "Edit as form"))),
+            h("div", { class: "row" }, h("button", { disabled: isSending || !isCurrent || !answer?.spec }, "Submit"),
+              isForm ? h("button", { type: "button", onclick: toYaml }, "Edit as YAML") : h("button", { type: "button", onclick: toForm, disabled: !isCurrent || !answer?.spec }, "Edit as form"))),
           verdict(answer, isForm ? spec : null)),
       ];
     },
