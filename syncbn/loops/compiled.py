@@ -1,0 +1,3 @@
+"""stub"""
+def stages_for(batch, running):
+    return None
