@@ -26,10 +26,17 @@ class Normalized(NamedTuple):
     activation: str | None
 
 
-def differentiable_gradients(
-    dy: Tensor, x: Tensor, weight_C: Tensor | None, bias_C: Tensor | None, residual: Tensor | None, found: Normalized
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """The gradients of input, weight, bias and residual, as functions of the arguments that autograd can differentiate.
+class Arguments(NamedTuple):
+    """What the forward was a function of."""
+
+    x: Tensor  # (N, C, *spatial)
+    weight: Tensor | None  # (C,)
+    bias: Tensor | None  # (C,)
+    residual: Tensor | None  # the shape of x
+
+
+def differentiable_gradients(dy: Tensor, of: Arguments, found: Normalized) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """The gradients of input, weight, bias and residual, as functions of these and of dy that autograd can differentiate.
 
         d = x - K        mean = K + S1 / n        var = S2 / n - (S1 / n)^2        with (S1, S2) = sum over ranks of (sum d, sum d^2)
         xhat = (x - mean) / sqrt(var + eps)        dz = dy activation'(xhat weight + bias + residual)        g = weight dz
@@ -37,15 +44,15 @@ def differentiable_gradients(
         dweight = sum_local dz xhat        dbias = sum_local dz        dresidual = dz
 
     Args:
-        dy, x: (N, C, *spatial).
-        weight_C, bias_C: (C,) or None.
-        residual: the shape of x, or None.
+        dy: the shape of x.
+        of: weight None for 1, bias and residual None for 0; both are of no account without an activation.
         found: the mean serves as the constant K, so that nothing cancels.
     Returns:
         dx and dresidual in the accumulation dtype, dweight and dbias float64.
 
     Collectives: two all_reduce(SUM) of 2C float64, and two more where the result is differentiated.
     """
+    x, weight_C, bias_C, residual = of
     dtype, dims, n = accumulation_dtype(x), reduced_dims(x), found.n.clamp(min=1)
 
     def mean_of(*terms: Tensor) -> tuple[Tensor, ...]:

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from syncbn.collectives import ProcessGroup, sum_over_ranks
 from syncbn.errors import BatchTooSmallError, EmptyBatchError
-from syncbn.formula import Normalized, differentiable_gradients
+from syncbn.formula import Arguments, Normalized, differentiable_gradients
 from syncbn.kernels import loops_for, stages_for
 from syncbn.moments import Moments, unpack
 from syncbn.recomputation import Call, call_of
@@ -97,13 +97,10 @@ class _Normalize(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, *arguments: Any) -> tuple[Tensor, Tensor]:
         weight_C, bias_C, residual, mask, (eps, group, activation, running, call) = arguments
-        batch = Batch(x, mask, weight_C, bias_C, residual, activation, eps)
-        ctx.stages = stages_for(batch, running)
+        batch = Batch(x, mask, weight_C, bias_C, residual, eps)
+        ctx.stages = stages_for(batch, activation, running)
         kept, local = ctx.stages.local_sums(x, mask)
-        if group is None:
-            total = local
-        else:
-            total = sum_over_ranks(local, group) if call is None else call.sum(local, group, ctx)
+        total = sum_over_ranks(local, group) if call is None else call.sum(local, group, ctx)
         if x.device.type == "cpu" and not torch.compiler.is_compiling():
             _refuse_too_few(total, x)
         y, saved = ctx.stages.normalize(batch, kept, total, running)
@@ -149,10 +146,10 @@ def _gradients(dy: Tensor, *arguments: Any) -> tuple[Tensor | None, Tensor, Tens
     """
     saved, (stages, _, group, activation, needs_dx) = Saved(*arguments[:-1]), arguments[-1]
     if not needs_dx:
-        dz, _, dweight_C, dbias_C = EagerStages(loops_for(dy)).gradient_sums(dy, saved, activation)
+        dz, _, dweight_C, dbias_C = EagerStages(loops_for(dy), activation).gradient_sums(dy, saved)
         return None, dweight_C, dbias_C, dz if saved.mask is None else torch.where(saved.mask, dz, 0)
-    kept, local, dweight_C, dbias_C = stages.gradient_sums(dy, saved, activation)
-    dx, dresidual = stages.input_gradient(kept, saved, sum_over_ranks(local, group), activation)
+    kept, local, dweight_C, dbias_C = stages.gradient_sums(dy, saved)
+    dx, dresidual = stages.input_gradient(kept, saved, sum_over_ranks(local, group))
     return dx, dweight_C, dbias_C, dresidual
 
 
@@ -174,7 +171,7 @@ class _Gradients(torch.autograd.Function):
             # Views, so that the derivative is with respect to these uses only and yet itself differentiable.
             inputs = [t.view_as(t) if need else t for t, need in zip(differentiable, needed, strict=True)]
             found = Normalized(mask, n, mean_C, ctx.wanted.eps, ctx.wanted.group, ctx.wanted.activation)
-            outputs = differentiable_gradients(*inputs, found)
+            outputs = differentiable_gradients(inputs[0], Arguments(*inputs[1:]), found)
         pairs = [(out, grad.to(out.dtype)) for out, grad in zip(outputs, grads, strict=True) if grad is not None]
         results = iter(
             torch.autograd.grad(

@@ -43,7 +43,7 @@ def sync_batch_norm(
                                                                 (var biased, over all ranks, the batch, space and the mask)
 
     With `training`, running statistics (if given) are updated in place; without, they replace the batch's and nothing is communicated.
-    Alone (no process group, or one of one rank) this is `torch.nn.functional.batch_norm`, bit for bit, then the residual and the activation.
+    Alone (no process group, or one of one rank) this is `torch.nn.functional.batch_norm`, bit for bit, then residual and activation.
     Where it synchronizes, neither is a pass of its own, and what the activation is applied to is not kept for backward but computed again.
 
     Args:
@@ -93,9 +93,12 @@ def sync_batch_norm(
         _refuse_one_value(x)
         factor = _as_number(momentum)
         if factor is not None:
-            return after(torch.nn.functional.batch_norm(x, running_mean, running_var, weight, bias, training=True, momentum=factor, eps=eps))
-    is_tracked = running_mean is not None and running_var is not None
-    running = Running(running_mean, running_var, momentum, unbiased_running_var) if is_tracked else None
+            return after(
+                torch.nn.functional.batch_norm(x, running_mean, running_var, weight, bias, training=True, momentum=factor, eps=eps)
+            )
+    running = None
+    if running_mean is not None and running_var is not None:
+        running = Running(running_mean, running_var, momentum, unbiased_running_var)
     return normalized(x, mask, Parameters(weight, bias, eps, group, owner, activation, residual, running))
 
 
@@ -147,8 +150,8 @@ def _check_epilogue(x: Tensor, residual: Tensor | None, activation: str | None) 
         activation_named(activation)
     if residual is not None and (residual.shape != x.shape or not residual.is_floating_point()):
         raise ShapeError(
-            f"residual is {residual.dtype} of shape {tuple(residual.shape)}: expected a floating dtype and the input's shape {tuple(x.shape)}; "
-            "bring it there (a strided or 1x1 convolution, as in ResNet) before it is added"
+            f"residual is {residual.dtype} of shape {tuple(residual.shape)}: expected a floating dtype and the input's shape "
+            f"{tuple(x.shape)}; bring it there (a strided or 1x1 convolution, as in ResNet) before it is added"
         )
 
 

@@ -37,7 +37,7 @@ class SyncBatchNorm(nn.modules.batchnorm._BatchNorm):  # noqa: SLF001  torch and
         track_running_stats: keep running_mean, running_var and num_batches_tracked. Without, eval mode uses the (local) batch.
         process_group: ranks to synchronize with; None for all. Copied by reference with deepcopy; not pickled: an unpickled layer has None.
         device, dtype: of the parameters and buffers. Statistics are computed and sent in float64 whatever this is.
-        activation: "relu", "relu6", "leaky_relu" (slope 0.01), "silu", "gelu" (exact), "hardswish" or "elu", applied to the result; or None.
+        activation: "relu", "relu6", "leaky_relu" (slope 0.01), "silu", "gelu" (exact), "hardswish" or "elu", applied at the end; or None.
             Where the layer synchronizes, what it is applied to is computed again in backward instead of stored.
         unbiased_running_var: enter n / (n - 1) times the batch's variance into running_var, as torch does; False keeps the biased
             variance, as Keras, Flax and Paddle do.

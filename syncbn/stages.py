@@ -22,14 +22,13 @@ from syncbn.vectors import affine_of, factors_of, found_in, packed_gradients
 
 
 class Batch(NamedTuple):
-    """What is normalized and what becomes of it: y = activation(xhat weight + bias + residual), 0 outside the mask."""
+    """What is normalized, and what becomes of it: xhat weight + bias + residual, 0 outside the mask."""
 
     x: Tensor  # (N, C, *spatial)
     mask: Tensor | None  # boolean (N, 1, *spatial)
     weight: Tensor | None  # (C,)
     bias: Tensor | None  # (C,)
     residual: Tensor | None  # the shape of x
-    activation: str | None
     eps: float
 
 
@@ -65,10 +64,10 @@ class Stages(Protocol):
     def normalize(self, batch: Batch, kept: Any, total: Tensor, running: Running | None) -> tuple[Tensor, Saved]:
         """Return y, a new tensor with the layout of x, and what backward needs. Moves the running statistics, if there are any."""
 
-    def gradient_sums(self, dy: Tensor, saved: Saved, activation: str | None) -> tuple[Any, Tensor, Tensor, Tensor]:
+    def gradient_sums(self, dy: Tensor, saved: Saved) -> tuple[Any, Tensor, Tensor, Tensor]:
         """Return kept, the vector (2C,) to sum over ranks, and the gradients of weight and bias (C,)."""
 
-    def input_gradient(self, kept: Any, saved: Saved, summed: Tensor, activation: str | None) -> tuple[Tensor, Tensor]:
+    def input_gradient(self, kept: Any, saved: Saved, summed: Tensor) -> tuple[Tensor, Tensor]:
         """Return the gradients of x and of the residual."""
 
 
@@ -97,6 +96,7 @@ class EagerStages:
     """The stages as single operators: four passes, and the arithmetic of vectors between them."""
 
     loops: Loops
+    activation: str | None
 
     def local_sums(self, x: Tensor, mask: Tensor | None) -> tuple[Centred, Tensor]:
         """One pass over the batch, or a few."""
@@ -105,7 +105,8 @@ class EagerStages:
 
     def normalize(self, batch: Batch, kept: Centred, total: Tensor, running: Running | None) -> tuple[Tensor, Saved]:
         """In the memory of the centred batch, where there is one."""
-        x, mask, weight_C, bias_C, residual, activation, eps = batch
+        x, mask, weight_C, bias_C, residual, eps = batch
+        activation = None if self.activation is None else activation_named(self.activation)
         moments, invstd_C = found_in(total, eps)
         if running is not None:
             update_(running.mean, running.var, moments, running.momentum, unbiased=running.unbiased)
@@ -115,20 +116,22 @@ class EagerStages:
         if residual is not None:
             y.add_(residual)
         if activation is not None:
-            y = activation_named(activation).function(y)
+            y = activation.function(y)
         if residual is not None and mask is not None:
             y = torch.where(mask, y, 0)
         if activation is None:
             bias_C = residual = None
         return y.to(x.dtype), Saved(x, weight_C, bias_C, residual, mask, moments.n, moments.mean, invstd_C, None)
 
-    def gradient_sums(self, dy: Tensor, saved: Saved, activation: str | None) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    def gradient_sums(self, dy: Tensor, saved: Saved) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """With an activation, its argument is computed again; kept is the gradient of that argument."""
-        dz = dy if activation is None else activation_named(activation).gradient(dy.to(accumulation_dtype(dy)), self._argument(saved))
+        dz = dy
+        if self.activation is not None:
+            dz = activation_named(self.activation).gradient(dy.to(accumulation_dtype(dy)), self._argument(saved))
         sum_C, dot_C = self.loops.gradient_sums(dz, saved.x, saved.mean, saved.mask)
         return dz, packed_gradients(sum_C, dot_C, saved.weight), dot_C * saved.invstd, sum_C
 
-    def input_gradient(self, kept: Tensor, saved: Saved, summed: Tensor, activation: str | None) -> tuple[Tensor, Tensor]:
+    def input_gradient(self, kept: Tensor, saved: Saved, summed: Tensor) -> tuple[Tensor, Tensor]:
         """One pass."""
         factors = factors_of(summed, saved.n, saved.invstd, saved.weight)
         dx = self.loops.input_gradient(kept, saved.x, saved.mean, factors, saved.mask)

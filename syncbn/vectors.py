@@ -43,7 +43,7 @@ def packed_gradients(sum_C: Tensor, dot_C: Tensor, weight_C: Tensor | None) -> T
 def factors_of(summed: Tensor, n: Tensor, invstd_C: Tensor, weight_C: Tensor | None) -> Factors:
     """The factors of dx = a dz + b (x - mean) + c.
 
-        a = weight invstd        b = -invstd^3 sum g (x - mean) / n        c = -invstd sum g / n
+    a = weight invstd        b = -invstd^3 sum g (x - mean) / n        c = -invstd sum g / n
     """
     mean_g_C, mean_dot_C = (summed / n.clamp(min=1)).chunk(2)
     return invstd_C if weight_C is None else invstd_C * weight_C, -(invstd_C**3) * mean_dot_C, -invstd_C * mean_g_C
