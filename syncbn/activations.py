@@ -24,6 +24,12 @@ class Activation(NamedTuple):
     """dy f'(z) from dy and z: torch's own derivative of f, differentiable with respect to both."""
 
 
+def _silu_gradient(dy: Tensor, z: Tensor) -> Tensor:
+    # torch's operator has no derivative of its own.
+    sigmoid = z.sigmoid()
+    return dy * torch.addcmul(sigmoid, sigmoid * (1 - sigmoid), z)
+
+
 _ACTIVATIONS = {
     "elu": Activation(elu, lambda dy, z: _ATEN.elu_backward(dy, 1.0, 1.0, 1.0, False, z)),
     "gelu": Activation(gelu, _ATEN.gelu_backward),
@@ -31,7 +37,7 @@ _ACTIVATIONS = {
     "leaky_relu": Activation(leaky_relu, lambda dy, z: _ATEN.leaky_relu_backward(dy, z, 0.01, False)),
     "relu": Activation(relu, lambda dy, z: _ATEN.threshold_backward(dy, z, 0.0)),
     "relu6": Activation(relu6, lambda dy, z: _ATEN.hardtanh_backward(dy, z, 0.0, 6.0)),
-    "silu": Activation(silu, _ATEN.silu_backward),
+    "silu": Activation(silu, _silu_gradient),
 }
 
 

@@ -75,7 +75,9 @@ def _kernels(plan: Plan) -> Kernels | None:
     if not _Compiler.works:
         return None
     try:
-        return compiled_kernels(plan)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of torch about itself, while its compiler is loaded
+            return compiled_kernels(plan)
     except Exception as failure:  # noqa: BLE001  whatever a compiler or Inductor may raise: the eager loops are always there
         _Compiler.works = False
         cause = f"{type(failure).__name__}: {failure}".partition("\n")[0]
