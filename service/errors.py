@@ -5,6 +5,7 @@ ServiceError
         MalformedError          400  the body cannot be read at all
         UnauthorizedError       401
         ForeignHostError        403  a web page elsewhere speaks through the user's browser
+        QuotaError              403  the quota of a label is used up
         NotFoundError           404
         ConflictError           409  the job is not in a state for it
         ChangedError            412  somebody else was faster
@@ -14,6 +15,7 @@ ServiceError
         InvalidError            422  readable, and wrong: `problems` say where
         TooManyStreamsError     429  trying again later helps
     DamagedError                500  a file is not what its manifest says; trying again does not help
+    UnreachableError            503  the object store does not answer; trying again may help
 """
 
 from collections.abc import Mapping, Sequence
@@ -74,6 +76,13 @@ class ForeignHostError(RequestError):
 
     status = 403
     code = "host_not_allowed"
+
+
+class QuotaError(RequestError):
+    """The quota of a label is used up."""
+
+    status = 403
+    code = "quota_exceeded"
 
 
 class NotFoundError(RequestError):
@@ -145,3 +154,10 @@ class DamagedError(ServiceError):
     """A stored file is not what its manifest says."""
 
     code = "checkpoint_damaged"
+
+
+class UnreachableError(ServiceError):
+    """The object store does not answer."""
+
+    status = 503
+    code = "storage_unreachable"

@@ -2,12 +2,13 @@
 
 import os
 from pathlib import Path
-from typing import Annotated, Final
-from urllib.parse import unquote, urlsplit
+from typing import Annotated, Final, Literal
 
 import platformdirs
 from pydantic import Field, SecretStr, field_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
+
+from worker.storage.opening import check_address, local_path
 
 DEFAULT_PORT: Final = 8470
 
@@ -28,6 +29,7 @@ class Home:
         """Where the running controller is: `{"url": ..., "pid": ...}`. Written by `serve`, removed when it ends well."""
         self.database = path / "syncbn.db"
         self.storage = path / "storage"
+        self.policy = path / "policy.toml"
 
 
 class Settings(BaseSettings):
@@ -38,13 +40,18 @@ class Settings(BaseSettings):
     home: Path = Field(default_factory=default_home, description="state directory")
     host: str = Field("127.0.0.1", min_length=1, description="address to listen on")
     port: Annotated[int, Field(ge=0, le=65_535)] = DEFAULT_PORT
-    database_url: str = Field("", description="sqlite:///path; empty: a file in the home")
-    storage: str = Field("", description="file:///path or a path, the same on every node; empty: a directory in the home")
+    database_url: str = Field("", repr=False, description="sqlite:///path or postgresql://user@host/db; empty: a file in the home")
+    storage: str = Field("", description="file:///path or a path, the same on every node; s3:// or gs://; empty: a directory in the home")
     ray_address: str = Field("", description="host:port of a running cluster; empty: an embedded one")
+    policy: str = Field("", description="TOML file of quotas and preemption; empty: policy.toml in the home")
     allowed_hosts: tuple[str, ...] = Field((), description='host names that requests may name, as JSON: ["train.example.org"]')
     heartbeat_s: Annotated[float, Field(gt=0, le=300)] = Field(15.0, description="longest silence of a stream")
     max_streams: Annotated[int, Field(ge=1, le=100_000)] = Field(256, description="streams open at once")
     max_body_bytes: Annotated[int, Field(ge=1024, le=2**30)] = Field(2**20, description="largest request body")
+    max_log_bytes: Annotated[int, Field(ge=2**20)] = Field(
+        256 * 2**20, description="how much of a job's log is kept; the oldest lines go first"
+    )
+    log_format: Literal["console", "json"] = Field("console", description="how the controller logs to stderr")
 
     @field_validator("home")
     @classmethod
@@ -53,11 +60,8 @@ class Settings(BaseSettings):
 
     @field_validator("storage")
     @classmethod
-    def _is_a_local_path(cls, storage: str) -> str:
-        parts = urlsplit(storage)
-        if parts.scheme not in {"", "file"} or parts.netloc not in {"", "localhost"}:
-            raise ValueError(f"storage {storage} is not supported: use file:///path of a directory that every node shares")
-        return storage
+    def _is_an_address(cls, storage: str) -> str:
+        return check_address(storage)
 
     @property
     def files(self) -> Home:
@@ -65,12 +69,20 @@ class Settings(BaseSettings):
         return Home(self.home)
 
     @property
-    def storage_path(self) -> Path:
-        """The storage root as an absolute directory name."""
-        if not self.storage:
-            return self.files.storage.absolute()
-        parts = urlsplit(self.storage)
-        return Path(unquote(parts.path) if parts.scheme else self.storage).absolute()
+    def storage_url(self) -> str:
+        """The address of the storage, the default filled in."""
+        path = self.storage_path
+        return self.storage if path is None else str(path)
+
+    @property
+    def storage_path(self) -> Path | None:
+        """The storage as an absolute directory name; None where it is an object store."""
+        return local_path(self.storage) if self.storage else self.files.storage.absolute()
+
+    @property
+    def policy_path(self) -> Path:
+        """The operator's policy file, which need not be there."""
+        return Path(self.policy).expanduser().absolute() if self.policy else self.files.policy
 
     @property
     def store_url(self) -> str:

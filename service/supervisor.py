@@ -5,6 +5,7 @@ comes to the same end. What an end means is decided in `service.retrying`; how a
 """
 
 import asyncio
+import contextlib
 from collections.abc import Awaitable, Callable
 from typing import TypeVar
 
@@ -14,6 +15,7 @@ from service.assignments import Assignments
 from service.cluster import Cluster, ClusterError, NoRoomError, RunningGang
 from service.retrying import Cancel, Fail, Restart, Succeed, Verdict, after_gang_lost
 from service.states import HOLDS_GANG, State
+from service.store.errors import LeaseLostError
 from service.store.records import Job
 from service.store.store import Store
 from service.watch import Watch
@@ -48,6 +50,7 @@ class Supervisor:
         try:
             assignment = await self._assignments.prepare(self._job)
             gang = await self._cluster.form(self._job.id, self._job.attempt, self._job.world_size, cpus=cpus, gpus=gpus)
+            await self._confirm(gang)
             await gang.start(assignment)
         except NoRoomError as error:
             await self._give_up(State.QUEUED, "no_room", str(error))
@@ -55,6 +58,18 @@ class Supervisor:
             await self._give_up(State.FAILED, FailureCode.GANG_START_FAILED, f"the gang could not be started: {error}")
         else:
             await self._see_through(gang)
+
+    async def _confirm(self, gang: RunningGang) -> None:
+        """See to it that the job is still this controller's before its ranks do anything: forming took a while.
+
+        A controller that was stopped meanwhile and lost the job ends what it made. Nobody else has adopted it: only started gangs are.
+        """
+        try:
+            await self._store.jobs.set_message(self._job.id, self._job.reason, "the workers are there; they meet")
+        except LeaseLostError:
+            with contextlib.suppress(ClusterError):  # what is left then is found by name and ended by whoever has the job
+                await gang.dissolve()
+            raise
 
     async def adopt(self) -> None:
         """Find the gang that an earlier controller formed and see it through; where it is gone, decide what follows."""

@@ -84,6 +84,7 @@ def sync_batch_norm(
     if not training:
         if running_mean is None and mask is not None:
             return normalized(x, mask, Parameters(weight, bias, eps, None, None, activation, residual))
+        x = x if mask is None else torch.where(mask, x, 0)  # whatever is outside, NaN included, must not reach the weight's gradient
         y = torch.nn.functional.batch_norm(x, running_mean, running_var, weight, bias, training=running_mean is None, momentum=0.0, eps=eps)
         return after(y)
     if running_mean is not None and running_var is not None and is_recomputation():
@@ -111,8 +112,9 @@ class _After(NamedTuple):
 
     def __call__(self, y: Tensor) -> Tensor:
         """The activation of y and the residual; 0 outside the mask."""
-        if self.residual is not None:
-            y = y.add_(self.residual)
+        residual = self.residual
+        if residual is not None:
+            y = y.add_(residual if self.mask is None else torch.where(self.mask, residual, 0))
         if self.activation is not None:
             y = activation_named(self.activation).function(y)
         return y if self.mask is None else torch.where(self.mask, y, 0)

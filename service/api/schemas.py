@@ -83,9 +83,10 @@ class JobPage(Shape):
 
 
 class DryRunShape(Shape):
-    """The spec as it would be run: every default filled in."""
+    """The spec as it would be run: every default filled in; and what to think twice about."""
 
     spec: dict[str, Any]
+    warnings: list[str]
 
 
 class JobEdit(BaseModel):
@@ -193,7 +194,7 @@ class CheckpointShape(Shape):
             files=[FileShape(name=name, size=entry.size, sha256=entry.sha256) for name, entry in sorted(manifest.files.items())],
             is_best=listed.is_best,
             is_latest=listed.is_latest,
-            pinned=False,
+            pinned=listed.is_pinned,
         )
 
 

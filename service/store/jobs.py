@@ -5,14 +5,15 @@ from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from typing import Any
 
-from sqlalchemy import RowMapping, Select, delete, exists, func, insert, select, update
+from sqlalchemy import RowMapping, Select, bindparam, delete, exists, func, insert, select, update
 
 from service.states import State, is_allowed
-from service.store.changes import Changes
-from service.store.database import Database, Write
+from service.store.database import Database
 from service.store.idempotency import earlier_job, remember
 from service.store.lifecycle import Change, enter
+from service.store.queue import QueueCap, require_place, store_need
 from service.store.records import IdempotencyClaim, Job, Progress, Transition
+from service.store.session import Write
 from service.store.tables import job_labels, jobs, transitions
 from worker.contract import JobSpec
 
@@ -30,29 +31,35 @@ class JobFilter:
 class Jobs:
     """Queries about jobs."""
 
-    def __init__(self, database: Database, changes: Changes) -> None:
+    def __init__(self, database: Database) -> None:
         self._database = database
-        self._changes = changes
 
-    async def create(self, job_id: str, spec: JobSpec, claim: IdempotencyClaim | None = None) -> tuple[str, bool]:
+    async def create(
+        self, job_id: str, spec: JobSpec, claim: IdempotencyClaim | None = None, caps: Sequence[QueueCap] = ()
+    ) -> tuple[str, bool]:
         """Store a queued job, unless the same request has made one before.
 
         Returns:
             The job's id, and whether it is new.
         Raises:
             KeyReusedError: the key was used for a different request.
+            QueueFullError: as many jobs are queued as one of `caps` allows.
         """
-        async with self._database.write() as write:
+        # Twins with one key come one after another; the second finds the first.
+        async with self._database.write(job_id if claim is None else f"key/{claim.key}") as write:
             if claim is not None:
                 earlier = await earlier_job(write, claim)
                 if earlier is not None:
                     return earlier, False
+            for cap in caps:
+                await require_place(write, cap)
             await write.connection.execute(insert(jobs).values(**_new_row(job_id, spec)))
+            await store_need(write, job_id, spec)
             await _store_labels(write, job_id, spec.labels)
             await enter(write, job_id, Change(State.QUEUED, SUBMITTED))
             if claim is not None:
                 await remember(write, claim, job_id)
-        self._changes.jobs.set()
+            write.is_queue_changed = True
         return job_id, True
 
     async def get(self, job_id: str) -> Job | None:
@@ -67,8 +74,10 @@ class Jobs:
 
     async def queue(self, after: int, limit: int) -> list[Job]:
         """Return up to `limit` queued jobs from place `after` on, counted from 0, in the order in which they may start."""
-        query = select(jobs).where(jobs.c.state == State.QUEUED.value).offset(after).limit(limit)
-        return await self._fetch(query.order_by(jobs.c.priority.desc(), jobs.c.created_at, jobs.c.id))
+        order = (jobs.c.priority.desc(), jobs.c.created_at, jobs.c.id)
+        # Ids first: the index is in this order and has all that is needed to pass over those before.
+        page = select(jobs.c.id).where(jobs.c.state == State.QUEUED.value).order_by(*order).offset(after).limit(limit)
+        return await self._fetch(select(jobs).where(jobs.c.id.in_(page)).order_by(*order))
 
     async def page(self, wanted: JobFilter, before: str | None, limit: int) -> list[Job]:
         """Return up to `limit` jobs, newest first, older than the job `before`."""
@@ -123,7 +132,7 @@ class Jobs:
         Returns:
             False where nothing was changed: no such job, another state, a change that is never allowed, or a stale fence.
         """
-        async with self._database.write() as write:
+        async with self._database.write(job_id) as write:
             row = (await write.connection.execute(select(jobs.c.state, jobs.c.fence).where(jobs.c.id == job_id))).one_or_none()
             if row is None or State(row.state) not in from_ or not is_allowed(State(row.state), to):
                 return False
@@ -133,9 +142,18 @@ class Jobs:
             await enter(write, job_id, Change(to, reason, message), **columns)
         return True
 
+    async def explain(self, reasons: Sequence[tuple[str, str, str]]) -> None:
+        """Say anew why queued jobs wait: (job id, reason, message). No transition, no event; one transaction for all."""
+        if reasons:
+            rows = [{"of": job_id, "why": reason, "said": message} for job_id, reason, message in reasons]
+            is_meant = (jobs.c.id == bindparam("of")) & (jobs.c.state == State.QUEUED.value)
+            statement = update(jobs).where(is_meant).values(reason=bindparam("why"), message=bindparam("said"))
+            async with self._database.write("queue") as write:
+                await write.connection.execute(statement, rows)
+
     async def set_message(self, job_id: str, reason: str, message: str) -> None:
         """Say anew why a job is where it is, such as why it still waits. No transition, no event."""
-        async with self._database.write() as write:
+        async with self._database.write(job_id) as write:
             await write.connection.execute(update(jobs).where(jobs.c.id == job_id).values(reason=reason, message=message))
 
     async def edit(self, job_id: str, edition: int | None, *, priority: int | None, labels: Mapping[str, str] | None) -> bool:
@@ -153,20 +171,20 @@ class Jobs:
         values |= {} if priority is None else {"priority": priority}
         values |= {} if labels is None else {"labels": dict(labels)}
         where = jobs.c.id == job_id if edition is None else (jobs.c.id == job_id) & (jobs.c.edition == edition)
-        async with self._database.write() as write:
+        async with self._database.write(job_id) as write:
             if (await write.connection.execute(update(jobs).where(where).values(**values))).rowcount == 0:
                 return False
             if labels is not None:
                 await write.connection.execute(delete(job_labels).where(job_labels.c.job_id == job_id))
                 await _store_labels(write, job_id, labels)
-        self._changes.jobs.set()
+            write.is_queue_changed = True
         return True
 
     async def delete(self, job_id: str) -> None:
         """Delete a job and all that hangs on it. The caller has seen to it that it is over."""
-        async with self._database.write() as write:
+        async with self._database.write(job_id) as write:
             await write.connection.execute(delete(jobs).where(jobs.c.id == job_id))
-        self._changes.forget(job_id)
+            write.deleted.add(job_id)
 
     async def _fetch(self, query: Select[Any]) -> list[Job]:
         async with self._database.read() as connection:
@@ -203,5 +221,6 @@ def _new_row(job_id: str, spec: JobSpec) -> dict[str, Any]:
 def _job(row: RowMapping) -> Job:
     columns = dict(row)
     document = columns.pop("spec")
+    del columns["log_bytes"]
     state, progress = State(columns.pop("state")), Progress(**columns.pop("progress"))
     return Job(state=state, progress=progress, document=document, **columns)

@@ -139,7 +139,8 @@ def test_a_taken_port_is_named(run, home):
         (("--host", "no.such.host.invalid"), "cannot listen on no.such.host.invalid"),
         (("--host", "192.0.2.1"), "cannot listen on 192.0.2.1"),
         (("--home", "/proc/nowhere"), "the home /proc/nowhere cannot be used"),
-        (("--storage", "s3://bucket"), "s3://bucket is not supported"),
+        (("--storage", "ftp://bucket"), "ftp://bucket is not supported"),
+        (("--storage", "s3://bucket?profile=team"), "SYNCBN_STORAGE_PROFILES is not set here"),
         (("--port", "many"), "Invalid value for '--port'"),
     ],
 )
@@ -182,3 +183,24 @@ def test_doctor_says_how_to_mend_what_is_broken(run, environment):
     assert failed.keys() == {"port", "home"}
     assert "SYNCBN_PORT" in failed["port"]
     assert "SYNCBN_HOME" in failed["home"]
+
+
+def test_logs_are_json_lines_where_asked(serve, environment):
+    """A log collector gets one object a line, ours and those of libraries alike."""
+    environment["SYNCBN_LOG_FORMAT"] = "json"
+    process = serve()
+    seen = set()
+    while not {"listening", "cluster_not_reached"} <= seen:
+        line = json.loads(process.stderr.readline())
+        assert {"event", "level", "timestamp"} <= set(line)
+        seen.add(line["event"])
+
+
+def test_a_wrong_policy_file_is_refused_at_the_start(home, environment):
+    """Before anything runs without the limits that were meant."""
+    home.mkdir()
+    (home / "policy.toml").write_text("[[quotas]]\nlable = 'team'\n")
+    done = subprocess.run([*COMMAND, "serve", "--port", "0"], env=environment, capture_output=True, text=True, check=False, timeout=60)
+
+    assert done.returncode == 2
+    assert "quotas.0.lable is 'team'" in " ".join(done.stderr.split())

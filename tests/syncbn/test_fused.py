@@ -53,6 +53,20 @@ def test_first_and_second_derivatives(name) -> None:
     assert gradgradcheck(output, inputs(torch.float64))
 
 
+def test_outside_the_mask_there_is_nothing_in_evaluation() -> None:
+    """The same with running statistics: NaN outside reaches no gradient."""
+    x, weight, bias, residual = (t.detach() for t in inputs(torch.float64))
+    residual[..., 3] = x[..., 3] = torch.nan
+    for tensor in (x, weight, residual):
+        tensor.requires_grad_()
+    running = torch.zeros(2).double(), torch.ones(2).double()
+    mask = torch.tensor([True, True, True, False])
+    y = sync_batch_norm(x, *running, weight, bias, training=False, mask=mask, activation="silu", residual=residual)
+    y.sum().backward()
+    assert all(tensor.grad.isfinite().all() for tensor in (x, weight, residual))
+    assert not y[..., 3].any()
+
+
 def test_outside_the_mask_there_is_nothing() -> None:
     """There y is 0 and the residual gets no gradient, whatever it holds; inside it is the formula."""
     x, weight, bias, residual = (t.detach() for t in inputs(torch.float64))

@@ -14,10 +14,12 @@ from worker.evaluation import StoppedError, evaluate
 from worker.models.norms import training_norm
 from worker.models.registry import build_model
 from worker.ranks import Ranks, host_store, join, leave
+from worker.tasks.registry import build_task
 from worker.training import Precision
 
 SPEC = small_spec(precision="fp64")
 DATA = build_data(SPEC.data, SPEC.seed)
+TASK = build_task(SPEC.task, DATA.train)
 
 
 @pytest.fixture
@@ -28,7 +30,8 @@ def ranks() -> Iterator[Ranks]:
 
 
 def _evaluate(ranks, model, batch_size=64, stop=None, data=DATA.test):
-    return evaluate(model, data, ranks, Precision(SPEC, ranks.device), batch_size=batch_size, stop=stop or threading.Event())
+    precision = Precision(SPEC, ranks.device)
+    return evaluate(model, TASK, data, ranks, precision, batch_size=batch_size, stop=stop or threading.Event())
 
 
 def _model():
@@ -40,7 +43,7 @@ def test_means_over_every_sample_with_running_statistics(ranks, batch_size):
     """However the split is cut, the result is that of one pass over all of it in eval mode; the statistics stay as they are."""
     model = _model().train()
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
-    x, y = DATA.test.batch(np.arange(DATA.test.num_samples), 0)
+    x, y = map(torch.from_numpy, DATA.test.batch(np.arange(DATA.test.num_samples), 0))
     with torch.no_grad():
         logits = model.eval()(x.double())
     model.train()
@@ -49,6 +52,7 @@ def test_means_over_every_sample_with_running_statistics(ranks, batch_size):
 
     assert found["val/loss"] == pytest.approx(torch.nn.functional.cross_entropy(logits, y).item(), abs=1e-12)
     assert found["val/accuracy"] == (logits.argmax(1) == y).sum().item() / 359
+    assert found["val/top5"] == (logits.topk(5).indices == y[:, None]).sum().item() / 359
     assert model.training
     assert all(torch.equal(before[name], tensor) for name, tensor in model.state_dict().items())
 
