@@ -1,7 +1,7 @@
 """SyncBatchNorm against torch's local BatchNorm, forward and backward, side by side in one run on two gloo ranks. `make bench-layer`.
 
 Prints ratios, never a lone time: above 1 is slower than local BatchNorm, which normalizes over half the samples and sends nothing, so it
-is a bound, not a rival. Beside it: what two bare all-reduces of the same bytes take, so that everyone sees what is the wire and what is ours;
+is a bound, not a rival. Beside it: what two bare all-reduces of the same bytes take, which is the wire and not ours;
 a layer that gathers; activations and residuals; memory; bytes and collectives by world size; on a machine with a GPU, torch's own layer.
 """
 
