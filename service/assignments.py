@@ -25,9 +25,12 @@ class Assignments:
         self._storage = storage
         self._artifacts = Artifacts(store, storage)
 
-    async def prepare(self, job: Job) -> Callable[[int, str, int], Assignment]:
+    async def prepare(self, job: Job, generation: int = 1) -> Callable[[int, str, int], Assignment]:
         """Write the attempt's marker and return the function from (rank, store host, store port) to assignment.
 
+        Args:
+            job: as it is now.
+            generation: which group of the attempt the assignments are for. After the first, they say what is on record already.
         Raises:
             FileNotFoundError: the checkpoint that the spec names is gone.
             OSError: the storage cannot be written.
@@ -36,12 +39,15 @@ class Assignments:
         marker = self._marker(job)
         marker.parent.mkdir(parents=True, exist_ok=True)
         marker.write_text(job.id)
+        cursors = await self._store.events.cursors(job.id, job.attempt)
+        reported = await self._store.metrics.last_steps(job.id) if generation > 1 else {}
 
         def assignment(rank: int, store_host: str, store_port: int) -> Assignment:
             return Assignment(
                 job_id=job.id,
                 attempt=job.attempt,
                 fence=job.fence,
+                generation=generation,
                 rank=rank,
                 world_size=job.world_size,
                 spec=job.spec,
@@ -50,6 +56,8 @@ class Assignments:
                 resume=resume,
                 store_host=store_host,
                 store_port=store_port,
+                after_seq=cursors.get(rank, 0),
+                reported=reported,
             )
 
         return assignment

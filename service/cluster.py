@@ -6,7 +6,7 @@ The one file of `service` that imports Ray. `Cluster` and `RunningGang` are what
 import asyncio
 import socket
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -41,11 +41,25 @@ class RunningGang(Protocol):
     def world_size(self) -> int:
         """Number of ranks."""
 
-    async def start(self, assignment: Callable[[int, str, int], Assignment]) -> None:
-        """Give every rank its assignment, made by `assignment(rank, store_host, store_port)`."""
+    @property
+    def generation(self) -> int:
+        """The newest one that a rank has been told; 0 before the first."""
+
+    @property
+    def is_torn(self) -> bool:
+        """Whether a living rank has not been told the newest generation: whoever was telling it was cut off."""
+
+    async def assign(self, generation: int, assignment: Callable[[int, str, int], Assignment]) -> None:
+        """Give every rank its assignment of a generation, made by `assignment(rank, store_host, store_port)`."""
+
+    async def replace(self, lost: Collection[int], generation: int, is_given_up: Callable[[], bool]) -> None:
+        """Put new processes into the places of lost ranks. Raises NoRoomError where a place does not come back, or on giving up."""
 
     async def drain(self, rank: int, after_seq: int) -> Drain:
         """Wait up to POLL_S for events. Raises RankDiedError, or ClusterError when nothing is known."""
+
+    async def pause(self) -> None:
+        """Ask the ranks to save after the present step, and to end."""
 
     async def stop(self) -> None:
         """Ask the ranks to stop at the next step."""
@@ -75,10 +89,13 @@ class Cluster(Protocol):
     async def form(self, job_id: str, attempt: int, world_size: int, *, cpus: float, gpus: int) -> RunningGang:
         """Start the ranks of an attempt, all or none."""
 
-    async def adopt(self, job_id: str, attempt: int, world_size: int) -> RunningGang | None:
-        """Return the gang that runs already, or None where not one rank is alive. Dead ranks are found dead at the first drain."""
+    async def adopt(self, job_id: str, attempt: int, world_size: int, *, cpus: float, gpus: int) -> RunningGang | None:
+        """Return the gang that runs already, or None where not one rank is alive that was told what to do.
 
-    async def dissolve(self, job_id: str, attempt: int, world_size: int) -> None:
+        Dead ranks are found dead at the first drain.
+        """
+
+    async def dissolve(self, job_id: str, attempt: int) -> None:
         """End whatever there is of an attempt, known only by name."""
 
 
@@ -104,20 +121,39 @@ def _translated(error: Exception) -> ClusterError:
     return ClusterError(str(error))
 
 
-@dataclass(frozen=True)
+@dataclass
 class RayGang:
-    """A gang on Ray. `members` holds the living ranks only; a rank without one died before it could be found."""
+    """A gang on Ray. A rank without a member died before it could be found."""
 
     job_id: str
     attempt: int
     world_size: int
+    cpus: float
+    gpus: int
     members: Sequence[Any]
 
-    async def start(self, assignment: Callable[[int, str, int], Assignment]) -> None:
+    @property
+    def generation(self) -> int:
+        """See RunningGang."""
+        return max((member.generation for member in self.members), default=0)
+
+    @property
+    def is_torn(self) -> bool:
+        """See RunningGang."""
+        return any(member.generation < self.generation for member in self.members)
+
+    async def assign(self, generation: int, assignment: Callable[[int, str, int], Assignment]) -> None:
         """See RunningGang."""
         from worker import gang
 
-        await _off_loop(gang.start, self.members, assignment)
+        self.members = await _off_loop(gang.assign, self.members, generation, assignment)
+
+    async def replace(self, lost: Collection[int], generation: int, is_given_up: Callable[[], bool]) -> None:
+        """See RunningGang."""
+        from worker import gang
+
+        who = {"job_id": self.job_id, "attempt": self.attempt, "cpus": self.cpus, "gpus": self.gpus}
+        self.members = await _off_loop(gang.replace, self.members, lost, generation, **who, is_given_up=is_given_up)
 
     async def drain(self, rank: int, after_seq: int) -> Drain:
         """See RunningGang."""
@@ -134,6 +170,12 @@ class RayGang:
         except Exception as error:
             raise _translated(gang.read_failure(error)) from error
 
+    async def pause(self) -> None:
+        """See RunningGang."""
+        from worker import gang
+
+        await _off_loop(gang.pause, self.members)
+
     async def stop(self) -> None:
         """See RunningGang."""
         from worker import gang
@@ -144,7 +186,7 @@ class RayGang:
         """See RunningGang."""
         from worker import gang
 
-        await _off_loop(gang.dissolve, self.job_id, self.attempt, self.world_size, self.members)
+        await _off_loop(gang.dissolve, self.job_id, self.attempt, self.members)
 
 
 @dataclass(frozen=True)
@@ -202,21 +244,20 @@ class RayCluster:
         from worker import gang
 
         members = await _off_loop(gang.form, job_id, attempt, world_size, cpus=cpus, gpus=gpus)
-        return RayGang(job_id, attempt, world_size, members)
+        return RayGang(job_id, attempt, world_size, cpus, gpus, members)
 
-    async def adopt(self, job_id: str, attempt: int, world_size: int) -> RunningGang | None:
+    async def adopt(self, job_id: str, attempt: int, world_size: int, *, cpus: float, gpus: int) -> RunningGang | None:
         """See Cluster."""
         from worker import gang
 
-        members = await _off_loop(gang.find, job_id, attempt, world_size)
-        started = [member for member in members if member.is_started]
-        return RayGang(job_id, attempt, world_size, members) if started else None
+        found = RayGang(job_id, attempt, world_size, cpus, gpus, await _off_loop(gang.find, job_id, attempt))
+        return found if found.generation > 0 else None
 
-    async def dissolve(self, job_id: str, attempt: int, world_size: int) -> None:
+    async def dissolve(self, job_id: str, attempt: int) -> None:
         """See Cluster."""
         from worker import gang
 
-        await _off_loop(gang.dissolve, job_id, attempt, world_size)
+        await _off_loop(gang.dissolve, job_id, attempt)
 
 
 def _let_go() -> None:

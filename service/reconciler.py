@@ -117,12 +117,14 @@ class Reconciler:
             await self._schedule(store, queue, live)
 
     def _supervise(self, store: Store, job: Job) -> None:
-        """Have a live job supervised, and its supervisor know of a cancel."""
+        """Have a live job supervised, and its supervisor know of a cancel or a pause."""
         if job.id not in self._supervisors:
             supervisor = self._supervisor(store, job)
             self._spawn(store, job, supervisor, supervisor.adopt())
         elif job.state is State.CANCELLING:
             self._supervisors[job.id][0].cancel()
+        elif job.state is State.PAUSING:
+            self._supervisors[job.id][0].pause()
 
     async def _schedule(self, store: Store, queue: list[Job], live: list[Job]) -> None:
         decision = plan([_need(job) for job in queue], _room(await self._cluster.room(), [_need(job) for job in live]))

@@ -1,21 +1,20 @@
 """The whole state of training as named tensors and plain numbers, and back. Owns the names inside a checkpoint's files.
 
 model.safetensors       parameters and buffers under their own names; loads strictly into the same architecture with plain norms
-training.safetensors    optimizer.{PARAMETER}.{NAME}, generator.{cpu|cuda}.{RANK}
+training.safetensors    optimizer.{PARAMETER}.{NAME}
 training.json           step, world_size, optimizer: {PARAMETER: {NAME: number}}, scaler: {NAME: number}
+
+No generator states: what is drawn is a function of (seed, step, rank), see `worker.draws`.
 """
 
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
-import torch
 from torch import Tensor, nn
 
 from worker.checkpoint import Loaded
 from worker.errors import CheckpointMismatchError
-from worker.ranks import Ranks
 from worker.training import Trainer
 
 
@@ -28,18 +27,12 @@ class State:
     scalars: dict[str, Any]
 
 
-def capture(trainer: Trainer, step: int, ranks: Ranks) -> State | None:
-    """Return the state after `step` steps on rank 0, None elsewhere: all ranks hold the same, but for the generators.
-
-    Collectives: one all_gather of the generator state per kind of device. Every rank must call.
-    """
-    generators = _gather_generators(ranks)
-    if ranks.rank != 0:
-        return None
+def capture(trainer: Trainer, step: int, world_size: int) -> State:
+    """Return the state after `step` steps. All ranks hold the same."""
     model = {name: _copy(tensor) for name, tensor in trainer.model.state_dict().items()}
     tensors, numbers = _optimizer_state(trainer)
-    scalars = {"step": step, "world_size": ranks.world_size, "optimizer": numbers, "scaler": trainer.scaler.state_dict()}
-    return State(model, tensors | generators, scalars)
+    scalars = {"step": step, "world_size": world_size, "optimizer": numbers, "scaler": trainer.scaler.state_dict()}
+    return State(model, tensors, scalars)
 
 
 def restore_model(model: nn.Module, tensors: Mapping[str, Tensor], origin: str) -> None:
@@ -56,8 +49,8 @@ def restore_model(model: nn.Module, tensors: Mapping[str, Tensor], origin: str) 
         ) from error
 
 
-def restore_training(trainer: Trainer, loaded: Loaded, ranks: Ranks) -> int:
-    """Load optimizer, scaler and generators; return the number of completed steps. The model is loaded by `restore_model` before."""
+def restore_training(trainer: Trainer, loaded: Loaded | State) -> int:
+    """Load optimizer and scaler; return the number of completed steps. The model is loaded by `restore_model` before."""
     names = [name for name, _ in trainer.model.named_parameters()]
     state: dict[int, dict[str, Any]] = {}
     for index, name in enumerate(names):
@@ -68,16 +61,7 @@ def restore_training(trainer: Trainer, loaded: Loaded, ranks: Ranks) -> int:
             state[index] = entries
     trainer.optimizer.load_state_dict({"state": state, "param_groups": trainer.optimizer.state_dict()["param_groups"]})
     trainer.scaler.load_state_dict(loaded.scalars["scaler"])
-    # With another number of ranks the old generators belong to nobody; the new ones, seeded at the start, go on.
-    if loaded.scalars["world_size"] == ranks.world_size:
-        _restore_generators(loaded.training, ranks)
     return int(loaded.scalars["step"])
-
-
-def seed_generators(seed: int, rank: int, attempt: int) -> None:
-    """Seed PyTorch's generators, which layers like dropout draw from: different on every rank, and in every attempt."""
-    word = np.random.SeedSequence([seed, rank, attempt]).generate_state(1, np.uint64)[0]
-    torch.manual_seed(int(word) >> 1)
 
 
 def _optimizer_state(trainer: Trainer) -> tuple[dict[str, Tensor], dict[str, dict[str, float]]]:
@@ -91,21 +75,6 @@ def _optimizer_state(trainer: Trainer) -> tuple[dict[str, Tensor], dict[str, dic
             elif value is not None:
                 numbers.setdefault(names[index], {})[key] = value
     return tensors, numbers
-
-
-def _gather_generators(ranks: Ranks) -> dict[str, Tensor]:
-    found = {f"generator.cpu.{rank}": state for rank, state in enumerate(ranks.gather(torch.get_rng_state()))}
-    if ranks.device.type == "cuda":
-        own = torch.cuda.get_rng_state(ranks.device)
-        found |= {f"generator.cuda.{rank}": state for rank, state in enumerate(ranks.gather(own))}
-    return found
-
-
-def _restore_generators(tensors: Mapping[str, Tensor], ranks: Ranks) -> None:
-    torch.set_rng_state(tensors[f"generator.cpu.{ranks.rank}"])
-    own = tensors.get(f"generator.cuda.{ranks.rank}")
-    if own is not None and ranks.device.type == "cuda":
-        torch.cuda.set_rng_state(own, ranks.device)
 
 
 def _copy(tensor: Tensor) -> Tensor:

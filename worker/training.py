@@ -5,7 +5,6 @@ the steps is `worker.session`.
 """
 
 import math
-import threading
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 
@@ -15,9 +14,11 @@ from torch import Tensor, nn
 import syncbn
 from worker.contract.spec import JobSpec
 from worker.data.split import Split
+from worker.draws import Purpose, seed_draws
 from worker.errors import DataError, DivergedError, TaskError, blame
 from worker.optimization import build_optimizer, learning_rate
-from worker.ranks import Pending, Ranks
+from worker.orders import Orders, Request
+from worker.ranks import Pending, Ranks, Replica
 from worker.sampler import Indices, Plan, Sampler
 from worker.tasks.classification import Sums, measure
 
@@ -34,8 +35,8 @@ class StepResult:
     """Mean over the samples."""
     accuracy: float
     learning_rate: float
-    is_stop_asked: bool
-    """Some rank was asked to stop; all ranks learn it in the same step."""
+    request: Request
+    """What some rank was asked to do; all ranks learn it in the same step."""
 
 
 class Precision:
@@ -62,19 +63,37 @@ class Precision:
 
 
 class Trainer:
-    """The state that steps change: model, optimizer, gradient scaler. Every rank has one, and all stay equal."""
+    """The state that steps change: model, optimizer, gradient scaler. Every rank has one, and all stay equal.
 
-    def __init__(self, spec: JobSpec, plan: Plan, data: Split, model: nn.Module, ranks: Ranks) -> None:
+    It outlives the group of ranks that it is trained in: `join` one, `leave` it when it is broken, join the next.
+    """
+
+    _ranks: Ranks
+    _sampler: Sampler
+    _replica: Replica
+
+    def __init__(self, spec: JobSpec, plan: Plan, data: Split, model: nn.Module, device: torch.device) -> None:
         self.model = model
         self.optimizer = build_optimizer(spec.optimizer, model)
-        self.scaler = torch.amp.GradScaler(ranks.device.type, enabled=spec.precision == "fp16")
-        self.precision = Precision(spec, ranks.device)
-        self._spec, self._plan, self._data, self._ranks = spec, plan, data, ranks
-        self._sampler = Sampler(plan, spec.seed, ranks.rank, ranks.world_size, spec.accumulate)
-        self._replica = ranks.replicate(model)
+        self.scaler = torch.amp.GradScaler(device.type, enabled=spec.precision == "fp16")
+        self.precision = Precision(spec, device)
+        self._spec, self._plan, self._data = spec, plan, data
 
-    def step(self, step: int, stop: threading.Event) -> StepResult:
-        """Train on the global batch of one step, counted from 0.
+    def join(self, ranks: Ranks) -> None:
+        """Train with these ranks from now on. Collectives: those of `Ranks.replicate`."""
+        self._ranks = ranks
+        self._sampler = Sampler(self._plan, self._spec.seed, ranks.rank, ranks.world_size, self._spec.accumulate)
+        self._replica = ranks.replicate(self.model)
+
+    def leave(self) -> None:
+        """Let go of the group, and of what a step had begun and not ended."""
+        self.__dict__.pop("_replica", None)
+        self.__dict__.pop("_ranks", None)
+        self.optimizer.zero_grad(set_to_none=True)
+        self.model.train()
+
+    def step(self, step: int, orders: Orders) -> StepResult:
+        """Train on the global batch of one step, counted from 0. The last thing that can fail comes before anything but buffers changes.
 
         Raises:
             DivergedError: the loss is NaN or infinite; on every rank alike.
@@ -87,21 +106,23 @@ class Trainer:
         rate = learning_rate(self._spec, self._plan, step)
         for group in self.optimizer.param_groups:
             group["lr"] = rate
-        # On this rank: the sum of the losses, the number of right predictions, and whether it was asked to stop.
+        seed_draws(self._spec.seed, Purpose.STEP, step, self._ranks.rank)
+        # On this rank: the sum of the losses, the number of right predictions, and what it was asked to do.
         totals = torch.zeros(3, dtype=torch.float64, device=self._ranks.device)
-        totals[2] = float(stop.is_set())
+        totals[2] = float(orders.request)
         count = len(self._sampler.batch(step))
         with blame(TaskError), self._statistics_of_a_step():
             self._accumulate_gradients(step, count, totals)
+            self._ranks.confirm()
             self.scaler.step(self.optimizer)
             self.scaler.update()
             self.optimizer.zero_grad(set_to_none=True)
-        loss_sum, num_correct, num_asked = totals.tolist()
+        loss_sum, num_correct, asked = totals.tolist()
         if not math.isfinite(loss_sum):
             raise DivergedError(
                 f"the loss is {loss_sum} at step {step + 1}; expected a finite number; lower optimizer.lr or lengthen the warm-up"
             )
-        return StepResult(loss_sum / count, num_correct / count, rate, num_asked > 0)
+        return StepResult(loss_sum / count, num_correct / count, rate, Request.of_sum(asked))
 
     def _statistics_of_a_step(self) -> AbstractContextManager[None]:
         """Return a context that moves the running statistics once, by all micro-batches of a step together."""

@@ -13,6 +13,7 @@ from service.store.events import Events
 from service.store.jobs import Jobs
 from service.store.metrics import Metrics
 from service.store.migration import migrate
+from service.store.recoveries import Recoveries
 from service.store.tokens import Tokens
 
 
@@ -27,6 +28,7 @@ class Store:
         self.events = Events(database)
         self.metrics = Metrics(database)
         self.checkpoints = Checkpoints(database)
+        self.recoveries = Recoveries(database)
         self.tokens = Tokens(database)
 
     @classmethod

@@ -31,7 +31,7 @@ def test_a_store_that_is_not_there_fails_in_time(monkeypatch):
     monkeypatch.setenv("SYNCBN_MEET_TIMEOUT_S", "1")
     started = time.monotonic()
 
-    with pytest.raises(GangStartError, match=r"the store of rank 0 at 127\.0\.0\.1:1 does not answer"):
+    with pytest.raises(GangStartError, match=r"the store of the gang at 127\.0\.0\.1:1 does not answer"):
         connect_store("127.0.0.1", 1)
     assert time.monotonic() - started < 20
 
@@ -57,7 +57,7 @@ def test_a_rank_that_nobody_joins_gives_up_in_time():
     settings = WorkerSettings(meet_timeout_s=1, collective_timeout_s=1)
 
     with pytest.raises(GangStartError, match="rank 0 of 2 did not meet the others"):
-        join(store, 0, 2, torch.device("cpu"), settings)
+        join(store, 0, 2, torch.device("cpu"), settings=settings)
 
 
 def test_leaving_closes_every_thread_and_socket():

@@ -1,6 +1,8 @@
-"""What one rank is told when the gang is formed."""
+"""What one rank is told when the gang is formed, and again when its ranks are to meet anew."""
 
 from pathlib import Path
+
+from pydantic import Field
 
 from worker.contract.frozen import Frozen
 from worker.contract.spec import JobSpec
@@ -13,6 +15,8 @@ class Assignment(Frozen):
     attempt: int
     fence: int
     """Grows with every attempt; everything a rank writes carries it, and a stale one is refused."""
+    generation: int = 1
+    """Grows by 1 each time the ranks of an attempt are to meet anew; an earlier one is refused."""
     rank: int
     world_size: int
     spec: JobSpec
@@ -24,4 +28,8 @@ class Assignment(Frozen):
     """`JOB_ID/STEP` of the checkpoint to start from: own (resume, whole training state) or foreign (initialize, model only)."""
     store_host: str
     store_port: int
-    """Where rank 0 serves the TCPStore at which the ranks meet."""
+    """Where one of the ranks serves the TCPStore at which all meet."""
+    after_seq: int = 0
+    """Number of the last event of this rank that is stored: a process that takes a dead one's place counts on from there."""
+    reported: dict[str, int] = Field(default_factory=dict)
+    """By metric, the last step that is stored; where rank 0 died, the new one reports what comes after."""

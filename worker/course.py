@@ -1,0 +1,158 @@
+"""What the ranks of one group do together: train, evaluate, save, re-estimate the statistics, part. Knows no Ray and no losses.
+
+Owns the order of things from wherever the state is to the end. A rank that loses its peers leaves this by an exception, at any point;
+the next group's course begins at the mark that its ranks agreed on.
+"""
+
+from collections.abc import Iterator, Sequence
+from typing import Literal
+
+import numpy as np
+import torch
+
+import syncbn
+from worker.checkpoint import Snapshot
+from worker.contract.assignment import Assignment
+from worker.draws import Purpose, seed_draws
+from worker.errors import TaskError, blame
+from worker.evaluation import StoppedError, evaluate
+from worker.holding import Holding
+from worker.orders import Orders, Request
+from worker.publisher import Publisher
+from worker.ranks import Ranks
+from worker.sampler import even_batches
+from worker.snapshot import draft_manifest
+from worker.state import capture
+
+Outcome = Literal["succeeded", "paused", "stopped"]
+
+FAREWELL_S = 0.5
+"""How often the ranks tell each other that rank 0 still writes the last checkpoint."""
+
+
+class Course:
+    """The way of one group through the job."""
+
+    def __init__(self, holding: Holding, assignment: Assignment, ranks: Ranks, *, publisher: Publisher | None, orders: Orders) -> None:
+        self.holding, self.assignment, self.ranks, self.publisher, self.orders = holding, assignment, ranks, publisher, orders
+        self.spec, self.plan, self.trainer, self.reporter = holding.spec, holding.plan, holding.trainer, holding.reporter
+
+    def run(self, *, is_saved: bool) -> Outcome:
+        """Go on from the holding's mark to the end, or until some rank is asked to pause or to stop.
+
+        Args:
+            is_saved: what is due at the mark was done by the group before.
+        """
+        try:
+            if not is_saved and self._is_checkpoint_due():
+                self._evaluate_and_save()
+            if self._train() is Request.PAUSE:
+                self._pause()
+                return "paused"
+            self._finish()
+        except StoppedError:
+            return "stopped"
+        return "succeeded"
+
+    def _phase(self, name: str) -> None:
+        self.reporter.phase(name, self.holding.step)
+
+    def _is_checkpoint_due(self) -> bool:
+        """Return whether the present step is one to save at on the way; the last one has its own place."""
+        step = self.holding.step
+        return 0 < step < self.plan.total_steps and self.plan.is_checkpoint_due(step, self.spec.checkpoint.every_epochs)
+
+    def _train(self) -> Request:
+        """Train to the last step; save on the way, but not at the end. Return PAUSE where that is asked before the last step."""
+        holding = self.holding
+        self._phase("training")
+        while holding.step < self.plan.total_steps:
+            with holding.advancing():
+                result = self.trainer.step(holding.step, self.orders)
+            self.reporter.step(holding.step, result)
+            if result.request is Request.STOP:
+                raise StoppedError
+            is_last = holding.step == self.plan.total_steps
+            if self._is_checkpoint_due():
+                self._evaluate_and_save()
+            if result.request is Request.PAUSE and not is_last:
+                return Request.PAUSE
+            if holding.saved == holding.mark:
+                self._phase("training")
+        return Request.GO_ON
+
+    def _finish(self) -> None:
+        if self.spec.recalibrate != "off" and self.holding.mark == self.plan.total_steps:
+            self._phase("recalibrating")
+            with self.holding.advancing():
+                self._recalibrate(self.spec.recalibrate.num_samples)
+        self._evaluate_and_save()
+        self._part()
+
+    def _pause(self) -> None:
+        """Save the state at this step, without evaluating it: a job that is never paused would not do so here."""
+        if self.holding.saved != self.holding.mark:
+            self._save({})
+        self._part()
+
+    def _part(self) -> None:
+        """Keep every rank, and the state that it holds, until rank 0 has published the last checkpoint.
+
+        Collectives: one all_reduce of 2 float64 every FAREWELL_S.
+        """
+        self._phase("finishing")
+        is_published, is_stop_asked = False, False
+        while not is_published:
+            mine = self.publisher is not None and self.publisher.is_idle(FAREWELL_S)
+            if mine and self.publisher is not None:
+                self.publisher.finish()
+            words = self.ranks.sum(torch.tensor([mine, self.orders.stop.is_set()], dtype=torch.float64, device=self.ranks.device))
+            is_published, is_stop_asked = (bool(word) for word in words.tolist())
+            if is_stop_asked and not is_published:
+                raise StoppedError
+
+    def _evaluate_and_save(self) -> None:
+        self._phase("evaluating")
+        seed_draws(self.spec.seed, Purpose.EVALUATION, self.holding.step, self.ranks.rank)
+        if self.spec.norm.kind == "batch_norm" or self.spec.norm.group_size != "all":
+            # Running statistics differ between ranks here; those of rank 0 are evaluated and saved, as DistributedDataParallel does.
+            self.ranks.adopt_first(self.trainer.model.buffers())
+        values = evaluate(
+            self.trainer.model,
+            self.holding.splits.test,
+            self.ranks,
+            self.trainer.precision,
+            batch_size=self._samples_per_pass(),
+            stop=self.orders.stop,
+        )
+        self._save(self.reporter.metrics(self.holding.step, values))
+
+    def _save(self, metrics: dict[str, float]) -> None:
+        """Hand the state over to be written, on rank 0."""
+        step = self.holding.step
+        if self.publisher is not None:
+            manifest = draft_manifest(self.assignment, self.plan, step, self.trainer.model, metrics)
+            state = capture(self.trainer, step, self.ranks.world_size)
+            self.publisher.submit(Snapshot(manifest, state.model, state.training, state.scalars))
+        self.holding.saved = self.holding.mark
+
+    def _samples_per_pass(self) -> int:
+        """Return how many samples surely fit into memory at once without gradients: as many as trained with them, on one rank."""
+        return max(1, self.spec.batch_size // (self.spec.accumulate * self.ranks.world_size))
+
+    def _recalibrate(self, num_samples: int) -> None:
+        """Re-estimate the running statistics over the first samples of the training set.
+
+        Whole batches are dealt out to the ranks, because each is normalized by its own statistics: so the result does not depend on the
+        world size. They have the size of the batches that were normalized together in training.
+        """
+        seed_draws(self.spec.seed, Purpose.RECALIBRATION, self.holding.step, self.ranks.rank)
+        count = min(num_samples, self.holding.splits.train.num_samples)
+        together = max(1, self.spec.batch_size // self.spec.accumulate)
+        with blame(TaskError), self.trainer.precision.forward():
+            syncbn.recalibrate(self.trainer.model, self._images(even_batches(count, together)[self.ranks.rank :: self.ranks.world_size]))
+
+    def _images(self, batches: Sequence[slice]) -> Iterator[torch.Tensor]:
+        for batch in batches:
+            indices = np.arange(batch.start, batch.stop, dtype=np.int64)
+            yield self.trainer.precision.place(*self.holding.splits.train.batch(indices, 0))[0]
