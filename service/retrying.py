@@ -14,6 +14,8 @@ from worker.contract import FailureCode, JobFailure
 
 SETTLE_S = 10.0
 """How long a consequence waits for its cause: ranks that lost their peers, for one of them to be known dead."""
+GATHER_S = 0.1
+"""How long a lost rank waits for others to be lost with it, as those of one node are: they are replaced together."""
 TORN_S = 1.0
 """How long a gang that was cut off while its ranks were told where to meet is looked at for dead ones."""
 _FAULTS_OF_THE_SYSTEM = frozenset({FailureCode.PEER_LOST, FailureCode.RANK_LOST, FailureCode.SYSTEM_ERROR})
@@ -125,7 +127,7 @@ def _after_losses(ranks: Ranks, causes: list[JobFailure], recoveries: Budget, re
         faults = [cause for cause in causes if cause.code is FailureCode.SYSTEM_ERROR]
         return Fail(faults[0]) if faults else after_gang_lost(restarts)
     if ends:
-        return _replace(sorted(ends), recoveries)
+        return _replace(sorted(ends), recoveries) if ranks.unsettled_s >= GATHER_S else Wait()
     if (ranks.is_torn and ranks.unsettled_s > TORN_S) or (ranks.parked and ranks.unsettled_s > SETTLE_S):
         return _replace([], recoveries)
     return Wait()

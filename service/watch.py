@@ -14,7 +14,7 @@ from typing import Any
 import structlog
 
 from service.cluster import ClusterError, RankDiedError, RunningGang
-from service.retrying import Budget, Cancel, RankEnd, Ranks, Verdict, Wait, judge, timed_out
+from service.retrying import GATHER_S, Budget, Cancel, RankEnd, Ranks, Verdict, Wait, judge, timed_out
 from service.states import State
 from service.store.records import Job
 from service.store.store import Store
@@ -106,7 +106,7 @@ class Watch:
     async def _change(self, readers: list[asyncio.Task[None]]) -> None:
         """Wait until something may have changed, and pass on what a reader raised."""
         with contextlib.suppress(TimeoutError):
-            await asyncio.wait_for(self._changed.wait(), LOOK_S)
+            await asyncio.wait_for(self._changed.wait(), GATHER_S if self._ends else LOOK_S)
         self._changed.clear()
         for reader in readers:
             if reader.done():

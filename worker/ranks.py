@@ -59,16 +59,23 @@ def host_store(host: str) -> TCPStore:
 
 
 def connect_store(host: str, port: int) -> TCPStore:
-    """Connect to the store that one of the ranks serves. It listened before this rank was told of it, so the wait is short.
+    """Connect to the store that one of the ranks serves. It listened before this rank was told of it.
 
     Raises:
+        PeerLostError: the host refuses: the rank that served it is gone.
         GangStartError: nothing answers there.
     """
+    try:
+        socket.create_connection((host, port), timeout=_CONNECT_TIMEOUT_S).close()
+    except (ConnectionRefusedError, ConnectionResetError) as error:
+        raise PeerLostError(f"the rank that served the store of the gang at {host}:{port} is gone: {error}") from error
+    except OSError as error:
+        raise GangStartError(f"the store of the gang at {host}:{port} does not answer: {error}; see whether the nodes reach each other") from error
     timeout = timedelta(seconds=min(read_settings().meet_timeout_s, _CONNECT_TIMEOUT_S))
     try:
         return TCPStore(host, port, is_master=False, timeout=timeout, wait_for_workers=False)
     except RuntimeError as error:
-        raise GangStartError(f"the store of the gang at {host}:{port} does not answer: {error}") from error
+        raise PeerLostError(f"the rank that served the store of the gang at {host}:{port} is gone: {error}") from error
 
 
 def bind_interface(node_ip: str) -> None:

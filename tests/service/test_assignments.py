@@ -52,7 +52,7 @@ def test_the_catalogue_lists_what_is_in_the_storage_when_a_job_has_ended(tmp_pat
 
     async def scenario(world: World) -> None:
         async with world.controller():
-            gang = await world.cluster.gang(job_id := await world.submit())
+            gang = await world.cluster.gang(job_id := await world.submit(retries={"restarts": 0}))
             gang.say(EventType.STATE, {"phase": "training"})
             gang.say(EventType.CHECKPOINT, manifest(job_id, 12, 0.9), [0])
             await world.until(job_id, State.RUNNING)

@@ -9,10 +9,6 @@ import signal
 from collections.abc import Callable
 from typing import Any
 
-MOMENTS = (
-    "build", "meet", "agree", "forward", "backward", "before optimizer", "after optimizer",
-    "evaluate", "publish", "recalibrate", "after recalibrate", "farewell",
-)  # fmt: skip
 _at_step = -1
 
 
@@ -63,15 +59,23 @@ def _plant(moment: str, step: int) -> None:
         "publish": (worker.publisher, "publish"),
         "recalibrate": (Course, "_recalibrate"),
         "farewell": (Course, "_part"),
+        "parked": (worker.session._Rank, "_park"),
     }
     if moment == "forward":
         collectives._OPS = _Dying(collectives._OPS, step, after=7)
     elif moment == "backward":
         # In the middle of it, between two reductions of the layers.
         collectives._OPS = _Dying(collectives._OPS, step, after=28)
-    elif moment in {"after optimizer", "after recalibrate"}:
+    elif moment.startswith("after "):
         where, name = places["before optimizer" if moment == "after optimizer" else "recalibrate"]
-        _around(where, name, lambda original, *given, **named: (original(*given, **named), _at_step == step and die())[0])
+
+        def after(original: Callable[..., Any], *given: Any, **named: Any) -> Any:
+            result = original(*given, **named)
+            if moment == "after recalibrate" or _at_step == step:
+                die()
+            return result
+
+        _around(where, name, after)
     else:
         where, name = places[moment]
         is_of_a_step = moment == "before optimizer"
