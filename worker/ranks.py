@@ -70,7 +70,9 @@ def connect_store(host: str, port: int) -> TCPStore:
     except (ConnectionRefusedError, ConnectionResetError) as error:
         raise PeerLostError(f"the rank that served the store of the gang at {host}:{port} is gone: {error}") from error
     except OSError as error:
-        raise GangStartError(f"the store of the gang at {host}:{port} does not answer: {error}; see whether the nodes reach each other") from error
+        raise GangStartError(
+            f"the store of the gang at {host}:{port} does not answer: {error}; see whether the nodes reach each other"
+        ) from error
     timeout = timedelta(seconds=min(read_settings().meet_timeout_s, _CONNECT_TIMEOUT_S))
     try:
         return TCPStore(host, port, is_master=False, timeout=timeout, wait_for_workers=False)

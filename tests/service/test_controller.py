@@ -140,7 +140,9 @@ def test_a_paused_job_gives_its_room_back_and_goes_on_from_the_very_step(serving
     job = _whole(client, job_id)
 
     assert [attempt["reason"] for attempt in job["attempts"]] == ["submitted", "resume_requested"]
-    steps = [event["data"]["step"] for event in client.events(job_id) if event["type"] == "metrics" and "train/loss" in event["data"]["values"]]
+    steps = [
+        event["data"]["step"] for event in client.events(job_id) if event["type"] == "metrics" and "train/loss" in event["data"]["values"]
+    ]
     assert steps == list(range(1, STEPS + 1))
 
 

@@ -72,7 +72,7 @@ def test_what_the_new_process_says_is_numbered_on(tmp_path):
             job_id, gang = await world.training()
             for number in range(5):
                 gang.say(EventType.LOG, {"stream": "stdout", "level": "info", "message": f"old {number}"}, [1])
-            while not (await world.store.events.cursors(job_id, 1)).get(1, 0) == 6:
+            while (await world.store.events.cursors(job_id, 1)).get(1, 0) != 6:
                 await asyncio.sleep(0.005)
             gang.dead.add(1)
             await _replaced(gang)

@@ -85,9 +85,7 @@ class FakeGang:
             await asyncio.sleep(POLL_S / 10)
         fence = self.assignments[0].fence if self.assignments else 0
         standing = {"generation": self.generations[rank], "phase": ""} | self.buffers[rank].standing
-        return Drain(
-            rank=rank, fence=fence, events=events, is_ended=is_ended, generation=standing["generation"], phase=standing["phase"]
-        )
+        return Drain(rank=rank, fence=fence, events=events, is_ended=is_ended, generation=standing["generation"], phase=standing["phase"])
 
     async def pause(self) -> None:
         """Remember that the ranks were asked."""

@@ -61,7 +61,6 @@ def run_job(folder: Path, wishes: list[dict[str, Any]] | None = None, disturb: D
 
 
 async def _run(folder: Path, cluster: ProcessCluster, disturb: Disturb | None, spec: dict[str, Any]) -> Left:
-    folder.mkdir(parents=True, exist_ok=True)
     async with await Store.open(f"sqlite:///{folder / 'test.db'}") as store:
         world = World(store, cluster, folder)
         job_id = await world.submit(0, **spec)

@@ -20,6 +20,12 @@ def test_a_step_done_again_draws_the_same_numbers():
 
 def test_every_seed_purpose_step_and_rank_draws_its_own():
     """Nothing is drawn twice where it should differ."""
-    cases = [(3, Purpose.STEP, 7, 1), (4, Purpose.STEP, 7, 1), (3, Purpose.EVALUATION, 7, 1), (3, Purpose.STEP, 8, 1), (3, Purpose.STEP, 7, 2)]
+    cases = [
+        (3, Purpose.STEP, 7, 1),
+        (4, Purpose.STEP, 7, 1),
+        (3, Purpose.EVALUATION, 7, 1),
+        (3, Purpose.STEP, 8, 1),
+        (3, Purpose.STEP, 7, 2),
+    ]
 
     assert len({tuple(_drawn(*case).tolist()) for case in cases}) == len(cases)
