@@ -43,7 +43,7 @@ class RunningGang(Protocol):
 
     @property
     def generation(self) -> int:
-        """The newest one that a rank has been told; 0 before the first."""
+        """The newest one that any rank may have been told; 0 before the first."""
 
     @property
     def is_torn(self) -> bool:
@@ -131,11 +131,13 @@ class RayGang:
     cpus: float
     gpus: int
     members: Sequence[Any]
+    told: int = 0
+    """The newest generation that was begun to be told here: some may have heard it before another one died."""
 
     @property
     def generation(self) -> int:
         """See RunningGang."""
-        return max((member.generation for member in self.members), default=0)
+        return max([self.told, *(member.generation for member in self.members)])
 
     @property
     def is_torn(self) -> bool:
@@ -146,6 +148,7 @@ class RayGang:
         """See RunningGang."""
         from worker import gang
 
+        self.told = generation
         self.members = await _off_loop(gang.assign, self.members, generation, assignment)
 
     async def replace(self, lost: Collection[int], generation: int, is_given_up: Callable[[], bool]) -> None:

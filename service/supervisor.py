@@ -5,6 +5,7 @@ comes to the same end. What an end means is decided in `service.retrying`; how a
 """
 
 import asyncio
+import contextlib
 from collections.abc import Awaitable, Callable
 from typing import TypeVar
 
@@ -52,12 +53,18 @@ class Supervisor:
         try:
             assignment = await self._assignments.prepare(self._job)
             gang = await self._cluster.form(self._job.id, self._job.attempt, self._job.world_size, cpus=cpus, gpus=gpus)
-            await gang.assign(1, assignment)
         except NoRoomError as error:
             await self._give_up(State.QUEUED, "no_room", str(error))
+        except RankDiedError as error:
+            verdict = after_gang_lost(await self._watch.restarts())
+            is_restart = isinstance(verdict, Restart)
+            reason = RESTART if is_restart else FailureCode.GANG_START_FAILED
+            await self._give_up(State.QUEUED if is_restart else State.FAILED, reason, f"a rank died when it was started: {error}")
         except (ClusterError, OSError) as error:
             await self._give_up(State.FAILED, FailureCode.GANG_START_FAILED, f"the gang could not be started: {error}")
         else:
+            with contextlib.suppress(ClusterError):  # a rank that died meanwhile: the watch sees which, and has it replaced
+                await gang.assign(1, assignment)
             await self._see_through(gang)
 
     async def adopt(self) -> None:

@@ -15,11 +15,20 @@ def _standing(phase, generation, step=0):
     return {"phase": phase, "generation": generation, "step": step}
 
 
+async def _until(look, timeout_s=8.0):
+    """Look again and again, within bounds, until it is so."""
+    async with asyncio.timeout(timeout_s):
+        while not await look():
+            await asyncio.sleep(0.005)
+
+
 async def _replaced(gang, number=1):
     """Wait until ranks were replaced so many times, and all were told where to meet."""
-    async with asyncio.timeout(8):
-        while len(gang.replaced) < number or gang.is_torn:
-            await asyncio.sleep(0.005)
+
+    async def is_so():
+        return len(gang.replaced) >= number and not gang.is_torn
+
+    await _until(is_so)
 
 
 async def _states(world, job_id):
@@ -37,8 +46,11 @@ def test_a_dead_rank_is_replaced_and_the_job_goes_on(tmp_path):
         async with world.controller():
             job_id, gang = await world.training()
             gang.say(EventType.METRICS, _point(1), [0])
-            while (await world.store.jobs.get(job_id)).progress.step < 1:
-                await asyncio.sleep(0.005)
+
+            async def has_stepped():
+                return (await world.store.jobs.get(job_id)).progress.step == 1
+
+            await _until(has_stepped)
             gang.dead.add(1)
             gang.say(EventType.STATE, _standing("parked", 1, 1), [0])
             await _replaced(gang)
@@ -72,8 +84,11 @@ def test_what_the_new_process_says_is_numbered_on(tmp_path):
             job_id, gang = await world.training()
             for number in range(5):
                 gang.say(EventType.LOG, {"stream": "stdout", "level": "info", "message": f"old {number}"}, [1])
-            while (await world.store.events.cursors(job_id, 1)).get(1, 0) != 6:
-                await asyncio.sleep(0.005)
+
+            async def is_stored():
+                return (await world.store.events.cursors(job_id, 1)).get(1, 0) == 6
+
+            await _until(is_stored)
             gang.dead.add(1)
             await _replaced(gang)
             assert gang.assignments[1].after_seq == 6
@@ -133,8 +148,11 @@ def test_a_controller_killed_in_a_recovery_leaves_it_to_the_next(tmp_path):
             job_id, gang = await world.training()
             gang.is_cut_off = True
             gang.dead.add(1)
-            while not gang.replaced:
-                await asyncio.sleep(0.005)
+
+            async def is_made():
+                return bool(gang.replaced)
+
+            await _until(is_made)
         gang.is_cut_off = False
         assert gang.is_torn
         async with world.controller():
@@ -229,8 +247,11 @@ def test_a_pause_is_passed_on_and_gives_the_room_back(tmp_path):
             await _replaced(gang)
             await world.store.jobs.transition(job_id, State.PAUSING, from_={State.RECOVERING}, reason="pause_requested")
             world.store.changes.jobs.set()
-            while not gang.is_asked_to_pause:
-                await asyncio.sleep(0.005)
+
+            async def is_asked():
+                return gang.is_asked_to_pause
+
+            await _until(is_asked)
             gang.end("paused")
             await world.until(job_id, State.PAUSED)
             assert gang.is_dissolved

@@ -21,6 +21,8 @@ class FakeGang:
         self.dead: set[int] = set()
         self.assignments: list[Assignment] = []
         self.generations = [0] * world_size
+        self.generation = 0
+        """The newest that was begun to be told."""
         self.replaced: list[tuple[int, ...]] = []
         self.has_room = True
         self.is_cut_off = False
@@ -40,17 +42,13 @@ class FakeGang:
         self.say(EventType.END, {"outcome": outcome, "failure": failure}, ranks)
 
     @property
-    def generation(self) -> int:
-        """The newest that a rank was told."""
-        return max(self.generations)
-
-    @property
     def is_torn(self) -> bool:
         """Whether a living rank was not told the newest."""
         return any(self.generations[rank] < self.generation for rank in range(self.world_size) if rank not in self.dead)
 
     async def assign(self, generation: int, assignment: Callable[[int, str, int], Assignment]) -> None:
         """Remember what each rank was told."""
+        self.generation = generation
         if self.dead:
             raise RankDiedError(f"ranks {self.dead}")
         self.assignments = [assignment(rank, "127.0.0.1", 1) for rank in range(self.world_size)]

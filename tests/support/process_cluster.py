@@ -25,7 +25,7 @@ from worker.contract import Assignment, Drain
 POLL_S = 5.0
 ANSWER_TIMEOUT_S = 60.0
 Faults = tuple[str, str, Any]
-"""A function to be called in every new process with (rank, generation of its making, argument): its file, its name, the argument."""
+"""A function to be called in every new process of the first attempt with (rank, generation of its making, argument): its file, its name, the argument."""
 
 
 def _context() -> Any:
@@ -123,11 +123,7 @@ class ProcessGang:
         self._faults = faults
         self.ranks = {rank: RankProcess(rank, 1, faults) for rank in range(world_size)}
         self.is_dissolved = False
-
-    @property
-    def generation(self) -> int:
-        """See RunningGang."""
-        return max(rank.generation for rank in self.ranks.values())
+        self.generation = 0
 
     @property
     def is_torn(self) -> bool:
@@ -136,6 +132,7 @@ class ProcessGang:
 
     async def assign(self, generation: int, assignment: Callable[[int, str, int], Assignment]) -> None:
         """See RunningGang."""
+        self.generation = generation
         host = max(self.ranks.values(), key=lambda rank: (rank.generation, -rank.rank))
         port = await _off_loop(host.call, "host_store", generation)
         for rank in self.ranks.values():
@@ -203,7 +200,7 @@ class ProcessCluster:
     async def form(self, job_id: str, attempt: int, world_size: int, *, cpus: float, gpus: int) -> ProcessGang:
         """Start the processes."""
         assert (cpus, gpus) == (1, 0)
-        gang = self.gangs[job_id, attempt] = await _off_loop(ProcessGang, world_size, self.faults)
+        gang = self.gangs[job_id, attempt] = await _off_loop(ProcessGang, world_size, self.faults if attempt == 1 else None)
         return gang
 
     async def adopt(self, job_id: str, attempt: int, world_size: int, *, cpus: float, gpus: int) -> ProcessGang | None:
