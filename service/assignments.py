@@ -10,6 +10,7 @@ from pathlib import Path
 from service.artifacts import Artifacts
 from service.catalogue import align
 from service.errors import NotFoundError
+from service.states import State
 from service.store.records import Job
 from service.store.store import Store
 from worker.contract import Assignment
@@ -53,6 +54,7 @@ class Assignments:
                 spec=job.spec,
                 storage=self._storage,
                 marker=str(marker.relative_to(self._storage)),
+                begins=job.state is State.STARTING,
                 resume=resume,
                 store_host=store_host,
                 store_port=store_port,

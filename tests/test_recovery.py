@@ -1,6 +1,7 @@
 """Recovery in place, as a user meets it: the real controller, real training, real SIGKILL; the result equal in every bit."""
 
 import asyncio
+import contextlib
 import functools
 import os
 import random
@@ -88,13 +89,13 @@ async def _kill_now_and_then(world, job_id, gang, *, seed, number):
     killed = 0
     while killed < number:
         await asyncio.sleep(moments.uniform(0.05, 1.5))
-        job = await world.store.jobs.get(job_id)
-        if job.state in TERMINAL:
+        if (await world.store.jobs.get(job_id)).state in TERMINAL or gang.is_dissolved:
             return
         victims = moments.sample(sorted(gang.ranks), moments.choice([1, 1, 1, 2]))
         for rank in victims:
-            os.kill(gang.ranks[rank].process.pid, signal.SIGKILL)
-            killed += 1
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(gang.ranks[rank].process.pid, signal.SIGKILL)
+                killed += 1
 
 
 @pytest.mark.parametrize("seed", [1, 2])

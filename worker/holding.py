@@ -38,8 +38,10 @@ class Holding:
         self.plan = Plan(self.splits.train.num_samples, spec.batch_size, spec.epochs, spec.steps)
         self.reporter = Reporter(events, self.plan, assignment.rank)
         model = build_model(spec.model, spec.norm, training_norm(spec.norm), self.splits.train, spec.seed)
+        self.is_new = True
+        """Has not been in a group yet."""
         # A process that takes a dead one's place gets the state of a living one; a checkpoint would be older.
-        self.has_state = assignment.generation == 1
+        self.has_state = assignment.begins
         resume = assignment.resume if self.has_state else None
         loaded = None if resume is None else load(_checkpoint(assignment, resume))
         if loaded is not None:
@@ -86,15 +88,17 @@ class Holding:
         Raises:
             RankLostError: no rank has state.
 
-        Collectives: one all_gather of 3 int64; where ranks have no or an old state, broadcasts of the whole state; then those of DDP.
+        Collectives: one all_gather of 4 int64; where ranks have no or an old state, broadcasts of the whole state; then those of DDP.
         """
         _set_groups(self.trainer.model, group)
-        mine = torch.tensor([self.has_state, self.mark, self.saved])
-        decision = decide([View(bool(has_state), mark, saved) for has_state, mark, saved in (view.tolist() for view in ranks.gather(mine))])
+        views = ranks.gather(torch.tensor([self.is_new, self.has_state, self.mark, self.saved]))
+        decision = decide(
+            [View(bool(is_new), bool(has_state), mark, saved) for is_new, has_state, mark, saved in (v.tolist() for v in views)]
+        )
         if decision.adopters:
             self._hand_over(ranks, decision)
-        self.has_state = True
         self.trainer.join(ranks)
+        self.has_state, self.is_new = True, False
         return decision
 
     def _hand_over(self, ranks: Ranks, decision: Decision) -> None:

@@ -14,8 +14,10 @@ from worker.errors import RankLostError
 class View:
     """What one rank brings into a new group."""
 
+    is_new: bool
+    """The process has not been in a group before."""
     has_state: bool
-    """False for a process that has taken the place of a dead one."""
+    """False for a new process that has taken the place of a dead one when training had begun."""
     mark: int
     """Completed steps; one more once the statistics have been re-estimated after the last."""
     saved: int
@@ -54,6 +56,7 @@ def decide(views: Sequence[View]) -> Decision:
         mark=mark,
         adopters=frozenset(range(len(views))) - frozenset(current),
         # Rank 0 writes. Where it is new, whatever the old one had in its hands is done again: a checkpoint that is there is kept.
-        is_saved=views[0].has_state and all(view.saved == mark for view in views if view.has_state),
-        is_reporter_new=not views[0].has_state,
+        is_saved=(not views[0].is_new or all(view.is_new for view in views))
+        and all(view.saved == mark for view in views if view.has_state),
+        is_reporter_new=views[0].is_new,
     )

@@ -25,7 +25,8 @@ def _assignment(tmp_path, generation=1, after_seq=0):
 
     def make(rank, store_host, store_port):
         return Assignment(
-            job_id=JOB_ID, attempt=1, fence=7, generation=generation, after_seq=after_seq, rank=rank, world_size=2, spec=SPEC, storage=tmp_path, marker="missing",
+            job_id=JOB_ID, attempt=1, fence=7, generation=generation, after_seq=after_seq, rank=rank,
+            world_size=2, spec=SPEC, storage=tmp_path, marker="missing",
             store_host=store_host, store_port=store_port,
         )  # fmt: skip
 

@@ -25,7 +25,8 @@ from worker.contract import Assignment, Drain
 POLL_S = 5.0
 ANSWER_TIMEOUT_S = 60.0
 Faults = tuple[str, str, Any]
-"""A function to be called in every new process of the first attempt with (rank, generation of its making, argument): its file, its name, the argument."""
+"""A function to be called in every new process of the first attempt, with (rank, generation of its making, argument):
+its file, its name, the argument."""
 
 
 def _context() -> Any:

@@ -5,20 +5,26 @@ import pytest
 from worker.errors import RankLostError
 from worker.recovery import Decision, View, decide
 
-NEW = View(has_state=False, mark=0, saved=0)
+NEW = View(is_new=True, has_state=False, mark=0, saved=0)
 
 
 def _at(mark, saved=0):
-    return View(has_state=True, mark=mark, saved=saved)
+    return View(is_new=False, has_state=True, mark=mark, saved=saved)
+
+
+def _fresh(mark=0):
+    return View(is_new=True, has_state=True, mark=mark, saved=mark)
 
 
 @pytest.mark.parametrize(
     ("views", "expected"),
     [
         # The start: all have built the same model, nobody takes anything over.
-        ([_at(0), _at(0)], Decision(0, 0, frozenset(), is_saved=True, is_reporter_new=False)),
+        ([_fresh(), _fresh()], Decision(0, 0, frozenset(), is_saved=True, is_reporter_new=True)),
         # Resumed from a checkpoint, which was evaluated when it was made.
-        ([_at(3, 3), _at(3, 3)], Decision(0, 3, frozenset(), is_saved=True, is_reporter_new=False)),
+        ([_fresh(3), _fresh(3)], Decision(0, 3, frozenset(), is_saved=True, is_reporter_new=True)),
+        # Rank 0 died before it was heard that training had begun: the new one starts afresh, and takes over what the other has.
+        ([_fresh(), _at(2)], Decision(1, 2, frozenset({0}), is_saved=False, is_reporter_new=True)),
         # A rank died in step 6; nobody had completed it.
         ([_at(5), NEW, _at(5)], Decision(0, 5, frozenset({1}), is_saved=False, is_reporter_new=False)),
         # Some had completed it: theirs counts, the one that had not takes it over.

@@ -24,6 +24,8 @@ class Assignment(Frozen):
     """The storage root: the same shared directory on every node and for the controller."""
     marker: str
     """Name of a file under the storage root that the controller wrote: proof that the directory is shared."""
+    begins: bool = True
+    """Nobody has trained in this attempt yet: a new process starts from `resume`. Else it takes over the state of a living rank."""
     resume: str | None = None
     """`JOB_ID/STEP` of the checkpoint to start from: own (resume, whole training state) or foreign (initialize, model only)."""
     store_host: str
