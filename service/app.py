@@ -17,6 +17,7 @@ from service.auth import ensure_first_token
 from service.settings import Settings
 from service.store.store import Store
 from service.streams import StreamPlaces
+from service.tails import Tails
 
 _log = logging.getLogger(__name__)
 
@@ -35,10 +36,10 @@ def create_app(settings: Settings, controller: Controller | None = None) -> Fast
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         settings.storage_path.mkdir(parents=True, exist_ok=True)
-        async with await Store.open(settings.store_url) as store:
+        async with await Store.open(settings.store_url, max_log_bytes=settings.max_log_bytes) as store:
             app.state.first_token = await ensure_first_token(store, settings.files.token)
             app.state.context = Context(
-                settings, store, Artifacts(store, settings.storage_path), StreamPlaces(settings.max_streams), controller
+                settings, store, Artifacts(store, settings.storage_path), StreamPlaces(settings.max_streams), Tails(store), controller
             )
             async with _running(controller, store):
                 yield

@@ -137,7 +137,7 @@ class RayGang:
     @property
     def generation(self) -> int:
         """See RunningGang."""
-        return max([self.told, *(member.generation for member in self.members)])
+        return max(self.told, *(int(member.generation) for member in self.members), 0)
 
     @property
     def is_torn(self) -> bool:

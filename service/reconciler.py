@@ -1,7 +1,8 @@
 """The reconciler: again and again loads the live jobs, decides, applies. Starts what is queued, supervises what lives.
 
 Owns the supervisors of this process and the connection to the cluster. What starts is decided in `service.scheduling`. A supervisor
-that fails is run again by the next round; so is everything after a restart of the controller.
+that fails is run again by the next round; so is everything after a restart of the controller. Of several controllers each looks after
+the jobs whose lease it has (`service.tenure`), and one plans the queue.
 """
 
 import asyncio
@@ -17,13 +18,18 @@ from service.cluster import Cluster, ClusterError
 from service.embedded import EmbeddedRayError
 from service.scheduling import Need, Room, plan
 from service.states import HOLDS_GANG, State
+from service.store.errors import DatabaseAwayError, LeaseLostError
 from service.store.records import Job
 from service.store.store import Store
 from service.supervisor import Supervisor
+from service.tenure import Tenure
 
 ROUND_S = 1.0
 """Longest time between two rounds; a submission or a cancel starts one at once."""
 RECONNECT_S = 5.0
+JOB_LEASES = "job/"
+PLANNER = "scheduler"
+"""The lease of the one controller that decides which jobs start."""
 LOSS_LOOK_S = 5.0
 """How often the cluster is looked at for having gone for good."""
 
@@ -38,19 +44,27 @@ class Reconciler:
         self._storage = storage
         self._supervisors: dict[str, tuple[Supervisor, asyncio.Task[None]]] = {}
         self._rounds: asyncio.Task[None] | None = None
+        self._renewal: asyncio.Task[None] | None = None
+        self._tenure: Tenure | None = None
         self._condition = "connecting to the cluster"
         self._next_look = 0.0
 
     async def start(self, store: Store) -> None:
         """Begin; returns at once. Until the cluster is there, jobs wait in the queue."""
-        self._rounds = asyncio.create_task(self._run(store))
+        self._tenure = Tenure(store)
+        self._rounds = asyncio.create_task(self._run(store, self._tenure))
+        self._renewal = asyncio.create_task(self._tenure.keep(self._let_go))
 
     async def stop(self) -> None:
         """Let go of everything. Gangs go on training; the next controller adopts them."""
-        if self._rounds is not None:
-            self._rounds.cancel()
-            await asyncio.gather(self._rounds, return_exceptions=True)
+        for task in (self._rounds, self._renewal):
+            if task is not None:
+                task.cancel()
+                await asyncio.gather(task, return_exceptions=True)
         await self._end_supervisors()
+        if self._tenure is not None:
+            with contextlib.suppress(DatabaseAwayError):
+                await self._tenure.end()
         await self._cluster.disconnect()
 
     async def view(self) -> dict[str, Any]:
@@ -63,15 +77,17 @@ class Reconciler:
             return {"is_connected": False, "message": str(error), "nodes": [], "room": None, "gangs": []}
         return {"is_connected": True, "message": "", "nodes": nodes, "room": vars(room), "gangs": sorted(self._supervisors)}
 
-    async def _run(self, store: Store) -> None:
+    async def _run(self, store: Store, tenure: Tenure) -> None:
         while True:
             await self._connect(store)
             store.changes.jobs.clear()
             try:
-                await self._round(store)
+                await self._round(store, tenure)
                 await self._look_for_loss()
             except ClusterError as error:
                 log.warning("cluster_not_responding", error=str(error))
+            except (DatabaseAwayError, LeaseLostError) as error:
+                log.warning("round_given_up", error=str(error))
             except Exception:
                 log.exception("round_failed")  # the outermost loop: a fault of one round must not end all rounds
             with contextlib.suppress(TimeoutError):
@@ -107,37 +123,51 @@ class Reconciler:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
 
-    async def _round(self, store: Store) -> None:
+    async def _round(self, store: Store, tenure: Tenure) -> None:
         jobs = await store.jobs.in_states({State.QUEUED} | HOLDS_GANG)
         live = [job for job in jobs if job.state in HOLDS_GANG]
+        await tenure.take([PLANNER, *(_lease_of(job) for job in live)])
         for job in live:
-            self._supervise(store, job)
+            self._supervise(tenure, job)
         queue = [job for job in jobs if job.state is State.QUEUED and job.id not in self._supervisors]
-        if queue:
-            await self._schedule(store, queue, live)
+        planning = tenure.under(PLANNER)
+        if queue and planning is not None:
+            await self._schedule(planning, tenure, queue, live)
 
-    def _supervise(self, store: Store, job: Job) -> None:
-        """Have a live job supervised, and its supervisor know of a cancel or a pause."""
-        if job.id not in self._supervisors:
+    def _supervise(self, tenure: Tenure, job: Job) -> None:
+        """Have a live job supervised, where its lease is here, and its supervisor know of a cancel or a pause."""
+        if job.id in self._supervisors:
+            if job.state is State.CANCELLING:
+                self._supervisors[job.id][0].cancel()
+            elif job.state is State.PAUSING:
+                self._supervisors[job.id][0].pause()
+        elif (store := tenure.under(_lease_of(job))) is not None:
             supervisor = self._supervisor(store, job)
             self._spawn(store, job, supervisor, supervisor.adopt())
-        elif job.state is State.CANCELLING:
-            self._supervisors[job.id][0].cancel()
-        elif job.state is State.PAUSING:
-            self._supervisors[job.id][0].pause()
 
-    async def _schedule(self, store: Store, queue: list[Job], live: list[Job]) -> None:
+    async def _schedule(self, planning: Store, tenure: Tenure, queue: list[Job], live: list[Job]) -> None:
         decision = plan([_need(job) for job in queue], _room(await self._cluster.room(), [_need(job) for job in live]))
         by_id = {job.id: job for job in queue}
         for job_id, (reason, message) in decision.waiting.items():
-            await _explain(store, by_id[job_id], reason, message)
+            await _explain(planning, by_id[job_id], reason, message)
+        # Before they are live, so that no other controller takes them for abandoned.
+        await tenure.take([_lease_of(by_id[job_id]) for job_id in decision.start])
         for job_id in decision.start:
+            store = tenure.under(_lease_of(by_id[job_id]))
+            if store is None:
+                continue
             # Stored before Ray is touched: from here on a killed controller finds the attempt and cleans up after it.
-            await store.attempts.begin(job_id, by_id[job_id].reason, by_id[job_id].spec.resources.workers)
+            await planning.attempts.begin(job_id, by_id[job_id].reason, by_id[job_id].spec.resources.workers)
             job = await store.jobs.get(job_id)
             if job is not None and job.state is State.STARTING:
                 supervisor = self._supervisor(store, job)
                 self._spawn(store, job, supervisor, supervisor.form())
+
+    def _let_go(self, lease: str) -> None:
+        """Stop supervising a job that another controller may have taken over; its gang goes on."""
+        found = self._supervisors.get(lease.removeprefix(JOB_LEASES))
+        if found is not None:
+            found[1].cancel()
 
     def _supervisor(self, store: Store, job: Job) -> Supervisor:
         return Supervisor(store, self._cluster, Assignments(store, self._storage), job)
@@ -149,10 +179,19 @@ class Reconciler:
 
     def _forget(self, store: Store, job_id: str, task: asyncio.Task[None]) -> None:
         del self._supervisors[job_id]
-        if not task.cancelled() and task.exception() is not None:
-            log.error("supervisor_failed", job=job_id, exc_info=task.exception())
+        if self._tenure is not None:
+            self._tenure.drop(JOB_LEASES + job_id)
+        error = None if task.cancelled() else task.exception()
+        if isinstance(error, LeaseLostError | DatabaseAwayError):
+            log.warning("supervisor_let_go", job=job_id, error=str(error))
+        elif error is not None:
+            log.error("supervisor_failed", job=job_id, exc_info=error)
         else:
             store.changes.jobs.set()  # its room is free
+
+
+def _lease_of(job: Job) -> str:
+    return JOB_LEASES + job.id
 
 
 def _need(job: Job) -> Need:

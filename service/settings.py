@@ -38,13 +38,17 @@ class Settings(BaseSettings):
     home: Path = Field(default_factory=default_home, description="state directory")
     host: str = Field("127.0.0.1", min_length=1, description="address to listen on")
     port: Annotated[int, Field(ge=0, le=65_535)] = DEFAULT_PORT
-    database_url: str = Field("", description="sqlite:///path; empty: a file in the home")
+    database_url: str = Field("", repr=False, description="sqlite:///path or postgresql://user@host/db; empty: a file in the home")
     storage: str = Field("", description="file:///path or a path, the same on every node; empty: a directory in the home")
     ray_address: str = Field("", description="host:port of a running cluster; empty: an embedded one")
     allowed_hosts: tuple[str, ...] = Field((), description='host names that requests may name, as JSON: ["train.example.org"]')
     heartbeat_s: Annotated[float, Field(gt=0, le=300)] = Field(15.0, description="longest silence of a stream")
     max_streams: Annotated[int, Field(ge=1, le=100_000)] = Field(256, description="streams open at once")
     max_body_bytes: Annotated[int, Field(ge=1024, le=2**30)] = Field(2**20, description="largest request body")
+
+    max_log_bytes: Annotated[int, Field(ge=2**20)] = Field(
+        256 * 2**20, description="how much of a job's log is kept; the oldest lines go first"
+    )
 
     @field_validator("home")
     @classmethod

@@ -1,17 +1,15 @@
-"""Live streams of a job's events: reads what is stored, waits for more, says something at least every heartbeat, and ends with the job."""
+"""Live streams of a job's events: what is stored, then what comes, something at least every heartbeat, and an end with the job's."""
 
+import asyncio
 from collections.abc import AsyncIterator, Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Final
 
 from service.errors import TooManyStreamsError
-from service.states import TERMINAL
-from service.store.records import Event
+from service.store.records import Event, Job
 from service.store.store import Store
+from service.tails import PAGE, Tails, Told
 from worker.contract import EventType
-
-PAGE: Final = 500
 
 
 @dataclass(frozen=True)
@@ -20,6 +18,11 @@ class StreamFilter:
 
     types: Collection[EventType] = ()
     rank: int | None = None
+
+    def has(self, event: Event) -> bool:
+        """Return whether the stream has an event."""
+        is_end = event.type is EventType.END
+        return is_end or ((not self.types or event.type in self.types) and (self.rank is None or event.rank == self.rank))
 
 
 class StreamPlaces:
@@ -46,23 +49,35 @@ class StreamPlaces:
             self.num_taken -= 1
 
 
-async def follow(store: Store, job_id: str, after_seq: int, wanted: StreamFilter, heartbeat_s: float) -> AsyncIterator[Event | None]:
+async def follow(tails: Tails, job: Job, after_seq: int, wanted: StreamFilter, heartbeat_s: float) -> AsyncIterator[Told | None]:
     """Yield the events of a job after `after_seq`, oldest first, then each as it is stored.
 
-    Yields None where nothing has happened for `heartbeat_s`. Ends after the job's `end`, or when the job is deleted.
+    Yields None where nothing was yielded for `heartbeat_s`. Ends after the job's `end`, or when the job is deleted.
     """
-    while True:
-        # The job first, the events after it: what is stored between the two is found at once, never waited for.
-        job = await store.jobs.get(job_id)
-        if job is None:
-            return
-        while page := await store.events.page(job_id, after_seq, PAGE, types=wanted.types, rank=wanted.rank):
-            for event in page:
-                yield event
-                if event.type is EventType.END:
+    clock = asyncio.get_running_loop().time
+    async with tails.of(job.id, max(after_seq, job.last_seq)) as tail:
+        said_at = clock()
+        while True:
+            # History, and what a reader was too slow for, is read from the store by whoever wants it; the rest is there already.
+            news = await _stored(tails.store, job.id, after_seq, wanted) if after_seq < tail.floor else tail.after(after_seq)
+            for told in news:
+                after_seq = told.event.seq
+                if wanted.has(told.event):
+                    yield told
+                    said_at = clock()
+                if told.event.type is EventType.END:
                     return
-            after_seq = page[-1].seq
-        if job.state in TERMINAL:
-            return
-        if not await store.changes.wait(job_id, max(after_seq, job.last_seq), heartbeat_s):
-            yield None
+            if not news:
+                if after_seq < tail.floor:
+                    after_seq = tail.floor  # nothing that is wanted until there
+                elif tail.is_over:
+                    return
+                else:
+                    await tail.wait(after_seq, max(0.0, said_at + heartbeat_s - clock()))
+            if clock() - said_at >= heartbeat_s:
+                yield None
+                said_at = clock()
+
+
+async def _stored(store: Store, job_id: str, after_seq: int, wanted: StreamFilter) -> list[Told]:
+    return [Told(event) for event in await store.events.page(job_id, after_seq, PAGE, types=wanted.types, rank=wanted.rank)]

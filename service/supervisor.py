@@ -15,6 +15,7 @@ from service.assignments import Assignments
 from service.cluster import Cluster, ClusterError, NoRoomError, RankDiedError, RunningGang
 from service.retrying import Cancel, Fail, Pause, Replace, Restart, Succeed, Verdict, after_gang_lost, named
 from service.states import HOLDS_GANG, State
+from service.store.errors import LeaseLostError
 from service.store.records import Job
 from service.store.store import Store
 from service.watch import RESTART, Watch
@@ -53,6 +54,7 @@ class Supervisor:
         try:
             assignment = await self._assignments.prepare(self._job)
             gang = await self._cluster.form(self._job.id, self._job.attempt, self._job.world_size, cpus=cpus, gpus=gpus)
+            await self._confirm(gang)
         except NoRoomError as error:
             await self._give_up(State.QUEUED, "no_room", str(error))
         except RankDiedError as error:
@@ -66,6 +68,18 @@ class Supervisor:
             with contextlib.suppress(ClusterError):  # a rank that died meanwhile: the watch sees which, and has it replaced
                 await gang.assign(1, assignment)
             await self._see_through(gang)
+
+    async def _confirm(self, gang: RunningGang) -> None:
+        """See to it that the job is still this controller's before its ranks do anything: forming took a while.
+
+        A controller that was stopped meanwhile and lost the job ends what it made. Nobody else has adopted it: only started gangs are.
+        """
+        try:
+            await self._store.jobs.set_message(self._job.id, self._job.reason, "the workers are there; they meet")
+        except LeaseLostError:
+            with contextlib.suppress(ClusterError):  # what is left then is found by name and ended by whoever has the job
+                await gang.dissolve()
+            raise
 
     async def adopt(self) -> None:
         """Find the gang that an earlier controller formed and see it through; where it is gone, decide what follows."""
@@ -101,6 +115,8 @@ class Supervisor:
             return None
         try:
             await gang.replace(lost, generation, lambda: self._watch.is_cancelled)
+            # Raises where this controller was stopped meanwhile and has lost the job: whoever has it tells the ranks where to meet.
+            await self._store.jobs.set_message(job.id, FailureCode.RANK_LOST, message)
             await gang.assign(generation, await self._assignments.prepare(job, generation))
         except NoRoomError as error:
             return Cancel() if self._watch.is_cancelled else await self._without_room(error)

@@ -11,6 +11,7 @@ from service.auth import authenticate
 from service.settings import Settings
 from service.store.store import Store
 from service.streams import StreamPlaces
+from service.tails import Tails
 
 
 class Controller(Protocol):
@@ -34,6 +35,7 @@ class Context:
     store: Store
     artifacts: Artifacts
     places: StreamPlaces
+    tails: Tails
     controller: Controller | None
 
 

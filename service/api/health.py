@@ -8,7 +8,7 @@ from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, Gauge, gen
 from starlette.responses import Response
 
 from service.api.context import InContext
-from service.store.database import DatabaseError
+from service.store.errors import DatabaseError
 
 router = APIRouter(tags=["health"])
 _log = logging.getLogger(__name__)

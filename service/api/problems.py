@@ -16,7 +16,11 @@ from starlette.responses import Response
 from starlette.routing import compile_path
 
 from service.errors import InvalidError, NotFoundError, RequestError, ServiceError
+from service.store.errors import DatabaseAwayError
 from worker.contract import Problem, SpecError
+
+RETRY_AFTER_S: Final = 2
+"""When to ask again while the database is away."""
 
 _TITLES: Final = {
     400: "Bad request",
@@ -32,6 +36,7 @@ _TITLES: Final = {
     422: "Invalid",
     429: "Too many requests",
     500: "Internal error",
+    503: "Unavailable",
 }
 _MISSING_BY_PARAMETER: Final = {"job_id": "job_not_found", "step": "checkpoint_not_found", "name": "file_not_found"}
 _EXPECTATIONS: Final = {
@@ -77,6 +82,7 @@ def install(app: FastAPI) -> None:
         RequestValidationError: _parameters,
         HTTPException: _http,
         ClientDisconnect: _gone,
+        DatabaseAwayError: _database_away,
         Exception: _unforeseen,
     }
     for kind, handler in handlers.items():
@@ -146,6 +152,12 @@ def _methods(app: FastAPI, path: str) -> list[str]:
         for method in operations
     }
     return sorted(allowed)
+
+
+async def _database_away(_request: Request, error: DatabaseAwayError) -> Response:
+    _log.error("the database is away: %s", error)
+    detail = "the database does not answer now; what was acknowledged is safe; try again, a submission with the same Idempotency-Key"
+    return problem(503, "database_unavailable", detail, headers={"Retry-After": str(RETRY_AFTER_S)})
 
 
 async def _gone(_request: Request, _error: ClientDisconnect) -> Response:

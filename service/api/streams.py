@@ -14,7 +14,7 @@ from service.api.parameters import MAX_SEQ, AfterSeq, EventLimit, JobId, RankFil
 from service.api.schemas import EventPage, EventShape, LogPage, LogShape, MetricsShape, SeriesShape
 from service.logs import log_line
 from service.states import TERMINAL
-from service.store.records import Event
+from service.store.records import Event, Job
 from service.streams import StreamFilter, follow
 from worker.contract import EventType
 
@@ -34,7 +34,7 @@ async def list_events(
 ) -> Any:
     """List a job's events, oldest first; with `Accept: text/event-stream`, follow them live to the `end`."""
     if _wants_stream(request):
-        return await _stream(context, job_id, _start(after, last_event_id), StreamFilter(), EventShape.model_validate)
+        return await _stream(context, job_id, _start(after, last_event_id), StreamFilter(), _event_line)
     await use_cases.find(context.store, job_id)
     return EventPage.of(await context.store.events.page(job_id, after, limit + 1), limit)
 
@@ -53,7 +53,7 @@ async def list_logs(
     """List what the ranks wrote, oldest first; with `Accept: text/event-stream`, follow it live to the `end`."""
     if _wants_stream(request):
         wanted = StreamFilter((EventType.LOG, EventType.END), rank)
-        return await _stream(context, job_id, _start(after, last_event_id), wanted, _log_or_end)
+        return await _stream(context, job_id, _start(after, last_event_id), wanted, _log_line)
     await use_cases.find(context.store, job_id)
     found = await context.store.events.page(job_id, after, limit + 1, types=(EventType.LOG,), rank=rank)
     data, has_more = [LogShape.model_validate(log_line(event)) for event in found[:limit]], len(found) > limit
@@ -70,7 +70,9 @@ async def get_metrics(
     """Show metric series, thinned out so that first, last, highest and lowest stay. A name without points has an empty series."""
     await use_cases.find(context.store, job_id)
     names = dict.fromkeys(name) or await context.store.metrics.names(job_id)
-    series = [SeriesShape(name=one, points=downsample(await context.store.metrics.points(job_id, one), max_points)) for one in names]
+    series = [
+        SeriesShape(name=one, points=downsample(await context.store.metrics.points(job_id, one, max_points), max_points)) for one in names
+    ]
     return MetricsShape(series=series)
 
 
@@ -82,27 +84,30 @@ def _start(after: int, last_event_id: int | None) -> int:
     return after if last_event_id is None else last_event_id
 
 
-def _log_or_end(event: Event) -> BaseModel:
-    return LogShape.model_validate(log_line(event)) if event.type is EventType.LOG else EventShape.model_validate(event)
+def _event_line(event: Event) -> bytes:
+    return _line(event, EventShape.model_validate(event))
 
 
-async def _stream(context: Context, job_id: str, after_seq: int, wanted: StreamFilter, shape: Callable[[Event], BaseModel]) -> Response:
+def _log_line(event: Event) -> bytes:
+    return _line(event, LogShape.model_validate(log_line(event))) if event.type is EventType.LOG else _event_line(event)
+
+
+def _line(event: Event, shape: BaseModel) -> bytes:
+    return format_sse_event(data_str=shape.model_dump_json(), event=event.type.value, id=str(event.seq))
+
+
+async def _stream(context: Context, job_id: str, after_seq: int, wanted: StreamFilter, form: Callable[[Event], bytes]) -> Response:
     job = await use_cases.find(context.store, job_id)
     if job.state in TERMINAL and after_seq >= job.last_seq:
         # The answer at which an EventSource stops to reconnect.
         return Response(status_code=204)
     context.places.check()
-    return EventSourceResponse(_lines(context, job_id, after_seq, wanted, shape), headers={"X-Accel-Buffering": "no"})
+    return EventSourceResponse(_lines(context, job, after_seq, wanted, form), headers={"X-Accel-Buffering": "no"})
 
 
-async def _lines(
-    context: Context, job_id: str, after_seq: int, wanted: StreamFilter, shape: Callable[[Event], BaseModel]
-) -> AsyncIterator[bytes]:
+async def _lines(context: Context, job: Job, after_seq: int, wanted: StreamFilter, form: Callable[[Event], bytes]) -> AsyncIterator[bytes]:
     with context.places.taken():
         # Something at once, so that the client knows that it is connected.
         yield KEEPALIVE_COMMENT
-        async for event in follow(context.store, job_id, after_seq, wanted, context.settings.heartbeat_s):
-            if event is None:
-                yield KEEPALIVE_COMMENT
-            else:
-                yield format_sse_event(data_str=shape(event).model_dump_json(), event=event.type.value, id=str(event.seq))
+        async for told in follow(context.tails, job, after_seq, wanted, context.settings.heartbeat_s):
+            yield KEEPALIVE_COMMENT if told is None else told.as_(form)

@@ -34,7 +34,10 @@ def serve(  # noqa: PLR0917 - one option of the command line each
     home: HomeOption = None,
     host: Annotated[str | None, typer.Option(help="Address to listen on. [default: 127.0.0.1]", show_default=False)] = None,
     port: Annotated[int | None, typer.Option(help="0: a free one. [default: 8470]", show_default=False)] = None,
-    database_url: Annotated[str | None, typer.Option(help="sqlite:///PATH. Default: in the home.", show_default=False)] = None,
+    database_url: Annotated[
+        str | None,
+        typer.Option(help="sqlite:///PATH or postgresql://USER@HOST/DB (password: PGPASSFILE). Default: in the home.", show_default=False),
+    ] = None,
     storage: Annotated[str | None, typer.Option(help="Directory that all nodes share. Default: in the home.", show_default=False)] = None,
     ray_address: Annotated[
         str | None, typer.Option(help="HOST:PORT of a running Ray. Default: an embedded one.", show_default=False)

@@ -28,7 +28,7 @@ class Attempts:
         Returns:
             The attempt; None where the job is not queued, so that nobody starts it twice.
         """
-        async with self._database.write() as write:
+        async with self._database.write(job_id) as write:
             query = select(jobs.c.state, jobs.c.attempt, jobs.c.fence).where(jobs.c.id == job_id)
             row = (await write.connection.execute(query)).one_or_none()
             if row is None or row.state != State.QUEUED:

@@ -24,6 +24,13 @@ class Changes:
         for waiter in self._waiting.get(job_id, ()):
             waiter.set()
 
+    def wake_all(self) -> None:
+        """Wake everybody: something may have happened that was not heard."""
+        self.jobs.set()
+        for waiters in self._waiting.values():
+            for waiter in waiters:
+                waiter.set()
+
     async def wait(self, job_id: str, after_seq: int, timeout_s: float) -> bool:
         """Wait until the job has an event newer than `after_seq`.
 

@@ -6,8 +6,9 @@ from typing import Any
 from pydantic import ValidationError
 from sqlalchemy import RowMapping, delete, insert, select
 
-from service.store.database import Database, Write
+from service.store.database import Database
 from service.store.records import Checkpoint
+from service.store.session import Write
 from service.store.tables import checkpoints, jobs
 from service.store.upserts import upsert
 from worker.contract import Manifest
@@ -35,7 +36,7 @@ class Checkpoints:
     async def replace(self, job_id: str, manifests: Sequence[Manifest]) -> None:
         """List exactly these checkpoints of a job. Does nothing for a job that is gone."""
         rows = [{"job_id": job_id, "step": one.step, "manifest": one.model_dump(mode="json")} for one in manifests]
-        async with self._database.write() as write:
+        async with self._database.write(job_id) as write:
             if (await write.connection.execute(select(jobs.c.id).where(jobs.c.id == job_id))).one_or_none() is None:
                 return
             await write.connection.execute(delete(checkpoints).where(checkpoints.c.job_id == job_id))

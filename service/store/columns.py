@@ -1,4 +1,4 @@
-"""Column types that mean the same in every database: instants and JSON."""
+"""Column types that mean the same in every database: instants, words and JSON."""
 
 import json
 import math
@@ -25,6 +25,17 @@ class Instant(TypeDecorator[datetime]):
     def process_result_value(self, value: int | None, dialect: Dialect) -> datetime | None:  # noqa: ARG002 - the signature is SQLAlchemy's
         """Return the time in UTC."""
         return None if value is None else _EPOCH + value * _MICROSECOND
+
+
+class Words(TypeDecorator[str]):
+    """Text for people. What a database cannot hold, NUL and lone surrogates, becomes U+FFFD."""
+
+    impl = Text
+    cache_ok = True
+
+    def process_bind_param(self, value: str | None, dialect: Dialect) -> str | None:  # noqa: ARG002 - the signature is SQLAlchemy's
+        """Return the text."""
+        return None if value is None else _text(value).replace("\0", "\ufffd")
 
 
 class JsonText(TypeDecorator[Any]):

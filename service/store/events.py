@@ -7,10 +7,12 @@ from sqlalchemy import RowMapping, func, select
 
 from service.states import TERMINAL, State
 from service.store.checkpoints import drop_steps, take_manifest
-from service.store.database import Database, Write
+from service.store.database import Database
 from service.store.journal import Entry, append
+from service.store.log_quota import keep_quota
 from service.store.metrics import take_metrics
 from service.store.records import Event
+from service.store.session import Write
 from service.store.tables import events, jobs
 from worker.contract import EventType, RankEvent
 
@@ -20,8 +22,9 @@ _log = logging.getLogger(__name__)
 class Events:
     """Queries about events."""
 
-    def __init__(self, database: Database) -> None:
+    def __init__(self, database: Database, max_log_bytes: int) -> None:
         self._database = database
+        self._max_log_bytes = max_log_bytes
 
     async def ingest(self, job_id: str, attempt_number: int, rank: int, batch: Sequence[RankEvent], fence: int) -> bool:
         """Store what one rank reported: the events, and what follows from them, in one transaction.
@@ -34,7 +37,7 @@ class Events:
         """
         if not batch:
             return True
-        async with self._database.write() as write:
+        async with self._database.write(job_id) as write:
             row = (await write.connection.execute(select(jobs.c.state, jobs.c.fence).where(jobs.c.id == job_id))).one_or_none()
             if row is None or row.fence != fence or State(row.state) in TERMINAL:
                 return False
@@ -42,6 +45,7 @@ class Events:
             await append(write, job_id, [_entry(event, attempt_number, rank) for event in fresh])
             await take_metrics(write, job_id, [event.data for event in fresh if event.type is EventType.METRICS])
             await _take_checkpoints(write, job_id, fresh, fence)
+            await keep_quota(write, job_id, fresh, self._max_log_bytes)
         return True
 
     async def cursors(self, job_id: str, attempt_number: int) -> dict[int, int]:

@@ -4,8 +4,8 @@ from datetime import UTC, datetime
 
 from sqlalchemy import insert, select
 
-from service.store.database import Write
 from service.store.records import IdempotencyClaim
+from service.store.session import Write
 from service.store.tables import idempotency_keys
 
 

@@ -8,11 +8,11 @@ from typing import Any
 from sqlalchemy import RowMapping, Select, delete, exists, func, insert, select, update
 
 from service.states import State, is_allowed
-from service.store.changes import Changes
-from service.store.database import Database, Write
+from service.store.database import Database
 from service.store.idempotency import earlier_job, remember
 from service.store.lifecycle import Change, enter
 from service.store.records import IdempotencyClaim, Job, Progress, Transition
+from service.store.session import Write
 from service.store.tables import job_labels, jobs, transitions
 from worker.contract import JobSpec
 
@@ -30,9 +30,8 @@ class JobFilter:
 class Jobs:
     """Queries about jobs."""
 
-    def __init__(self, database: Database, changes: Changes) -> None:
+    def __init__(self, database: Database) -> None:
         self._database = database
-        self._changes = changes
 
     async def create(self, job_id: str, spec: JobSpec, claim: IdempotencyClaim | None = None) -> tuple[str, bool]:
         """Store a queued job, unless the same request has made one before.
@@ -42,7 +41,8 @@ class Jobs:
         Raises:
             KeyReusedError: the key was used for a different request.
         """
-        async with self._database.write() as write:
+        # Twins with one key come one after another; the second finds the first.
+        async with self._database.write(job_id if claim is None else f"key/{claim.key}") as write:
             if claim is not None:
                 earlier = await earlier_job(write, claim)
                 if earlier is not None:
@@ -52,7 +52,7 @@ class Jobs:
             await enter(write, job_id, Change(State.QUEUED, SUBMITTED))
             if claim is not None:
                 await remember(write, claim, job_id)
-        self._changes.jobs.set()
+            write.is_queue_changed = True
         return job_id, True
 
     async def get(self, job_id: str) -> Job | None:
@@ -123,7 +123,7 @@ class Jobs:
         Returns:
             False where nothing was changed: no such job, another state, a change that is never allowed, or a stale fence.
         """
-        async with self._database.write() as write:
+        async with self._database.write(job_id) as write:
             row = (await write.connection.execute(select(jobs.c.state, jobs.c.fence).where(jobs.c.id == job_id))).one_or_none()
             if row is None or State(row.state) not in from_ or not is_allowed(State(row.state), to):
                 return False
@@ -135,7 +135,7 @@ class Jobs:
 
     async def set_message(self, job_id: str, reason: str, message: str) -> None:
         """Say anew why a job is where it is, such as why it still waits. No transition, no event."""
-        async with self._database.write() as write:
+        async with self._database.write(job_id) as write:
             await write.connection.execute(update(jobs).where(jobs.c.id == job_id).values(reason=reason, message=message))
 
     async def edit(self, job_id: str, edition: int | None, *, priority: int | None, labels: Mapping[str, str] | None) -> bool:
@@ -153,20 +153,20 @@ class Jobs:
         values |= {} if priority is None else {"priority": priority}
         values |= {} if labels is None else {"labels": dict(labels)}
         where = jobs.c.id == job_id if edition is None else (jobs.c.id == job_id) & (jobs.c.edition == edition)
-        async with self._database.write() as write:
+        async with self._database.write(job_id) as write:
             if (await write.connection.execute(update(jobs).where(where).values(**values))).rowcount == 0:
                 return False
             if labels is not None:
                 await write.connection.execute(delete(job_labels).where(job_labels.c.job_id == job_id))
                 await _store_labels(write, job_id, labels)
-        self._changes.jobs.set()
+            write.is_queue_changed = True
         return True
 
     async def delete(self, job_id: str) -> None:
         """Delete a job and all that hangs on it. The caller has seen to it that it is over."""
-        async with self._database.write() as write:
+        async with self._database.write(job_id) as write:
             await write.connection.execute(delete(jobs).where(jobs.c.id == job_id))
-        self._changes.forget(job_id)
+            write.deleted.add(job_id)
 
     async def _fetch(self, query: Select[Any]) -> list[Job]:
         async with self._database.read() as connection:
@@ -203,5 +203,6 @@ def _new_row(job_id: str, spec: JobSpec) -> dict[str, Any]:
 def _job(row: RowMapping) -> Job:
     columns = dict(row)
     document = columns.pop("spec")
+    del columns["log_bytes"]
     state, progress = State(columns.pop("state")), Progress(**columns.pop("progress"))
     return Job(state=state, progress=progress, document=document, **columns)

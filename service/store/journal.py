@@ -7,7 +7,7 @@ from typing import Any
 
 from sqlalchemy import insert, select, update
 
-from service.store.database import Write
+from service.store.session import Write
 from service.store.tables import events, jobs
 from worker.contract import EventType
 

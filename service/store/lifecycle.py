@@ -7,8 +7,8 @@ from typing import Any
 from sqlalchemy import func, insert, literal, select, update
 
 from service.states import HOLDS_GANG, TERMINAL, State
-from service.store.database import Write
 from service.store.journal import Entry, append
+from service.store.session import Write
 from service.store.tables import attempts, jobs, transitions
 from worker.contract import EventType
 

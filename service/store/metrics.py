@@ -7,8 +7,10 @@ from typing import Any
 
 from sqlalchemy import func, select, update
 
-from service.store.database import Database, Write
+from service.store.database import Database
 from service.store.records import Progress
+from service.store.rolls import last_steps, read_series, roll
+from service.store.session import Write
 from service.store.tables import jobs, metric_points
 from service.store.upserts import upsert
 
@@ -32,12 +34,10 @@ class Metrics:
         async with self._database.read() as connection:
             return {name: int(step) for name, step in (await connection.execute(query))}
 
-    async def points(self, job_id: str, name: str) -> list[tuple[int, float]]:
-        """Return one whole series as (step, value), by step."""
-        mine = (metric_points.c.job_id == job_id) & (metric_points.c.name == name)
-        query = select(metric_points.c.step, metric_points.c.value).where(mine).order_by(metric_points.c.step)
-        async with self._database.read() as connection:
-            return [(step, value) for step, value in (await connection.execute(query))]
+    async def points(self, job_id: str, name: str, most: int) -> list[tuple[int, float]]:
+        """Return a series as (step, value), by step: whole, or where it is much longer than `most` its lows and highs (`rolls`)."""
+        async with self._database.read() as session:
+            return await read_series(session, job_id, name, most)
 
 
 async def take_metrics(write: Write, job_id: str, batch: Sequence[dict[str, Any]]) -> None:
@@ -55,7 +55,11 @@ async def take_metrics(write: Write, job_id: str, batch: Sequence[dict[str, Any]
         latest |= values
         points |= {(name, data["step"]): value for name, value in values.items()}
     rows = [{"job_id": job_id, "name": name, "step": step, "value": value} for (name, step), value in points.items()]
+    names = sorted({name for name, _ in points})
+    last_before = await last_steps(write, job_id, names)
     await upsert(write, metric_points, rows)
+    for name in names:
+        await roll(write, job_id, name, [step for one, step in points if one == name], last_before.get(name))
     last = batch[-1]
     progress = Progress(last["step"], last.get("total_steps"), last.get("epoch", 0.0), last.get("samples", 0))
     await write.connection.execute(update(jobs).where(jobs.c.id == job_id).values(metrics=latest, progress=asdict(progress)))

@@ -7,7 +7,8 @@ from alembic.config import Config
 from alembic.util.exc import CommandError
 from sqlalchemy import Connection
 
-from service.store.database import Database, DatabaseError
+from service.store.database import Database
+from service.store.errors import DatabaseError
 
 _SCRIPTS = Path(__file__).with_name("migrations")
 
@@ -18,7 +19,7 @@ async def migrate(database: Database) -> None:
     Raises:
         DatabaseError: the database was written by a newer version.
     """
-    async with database.write() as write:
+    async with database.write("schema") as write:
         await write.connection.run_sync(_upgrade)
 
 

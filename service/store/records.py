@@ -119,3 +119,12 @@ class IdempotencyClaim:
 
     key: str
     fingerprint: str
+
+
+@dataclass(frozen=True)
+class Lease:
+    """The right to look after something until it runs out. Whoever takes it next has a higher term."""
+
+    name: str
+    holder: str
+    term: int

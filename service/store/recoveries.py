@@ -38,7 +38,7 @@ class Recoveries:
         Returns:
             False where nothing was stored: the fence is stale, or the job is in no state to be recovered.
         """
-        async with self._database.write() as write:
+        async with self._database.write(job_id) as write:
             query = select(jobs.c.state, jobs.c.fence, jobs.c.attempt).where(jobs.c.id == job_id)
             row = (await write.connection.execute(query)).one_or_none()
             if row is None or row.fence != fence or State(row.state) not in _RECOVERABLE:

@@ -1,18 +1,19 @@
 """The store as one thing: opened, used by noun, closed."""
 
+import sys
 from types import TracebackType
 from typing import Self
-
-from sqlalchemy.exc import SQLAlchemyError
 
 from service.store.attempts import Attempts
 from service.store.changes import Changes
 from service.store.checkpoints import Checkpoints
-from service.store.database import Database, DatabaseError
+from service.store.database import Database
 from service.store.events import Events
 from service.store.jobs import Jobs
+from service.store.leases import Leases
 from service.store.metrics import Metrics
 from service.store.migration import migrate
+from service.store.records import Lease
 from service.store.recoveries import Recoveries
 from service.store.tokens import Tokens
 
@@ -20,45 +21,51 @@ from service.store.tokens import Tokens
 class Store:
     """Everything the controller remembers. Made by `open`, used from one event loop."""
 
-    def __init__(self, database: Database, changes: Changes) -> None:
+    def __init__(self, database: Database, changes: Changes, max_log_bytes: int) -> None:
         self._database = database
+        self._max_log_bytes = max_log_bytes
         self.changes = changes
-        self.jobs = Jobs(database, changes)
+        self.jobs = Jobs(database)
         self.attempts = Attempts(database)
-        self.events = Events(database)
+        self.events = Events(database, max_log_bytes)
         self.metrics = Metrics(database)
         self.checkpoints = Checkpoints(database)
         self.recoveries = Recoveries(database)
         self.tokens = Tokens(database)
+        self.leases = Leases(database)
 
     @classmethod
-    async def open(cls, database_url: str) -> Self:
+    async def open(cls, database_url: str, *, max_log_bytes: int = sys.maxsize) -> Self:
         """Take the database for this process and bring it to the present schema.
 
         Args:
-            database_url: `sqlite:///path/to/syncbn.db`.
+            database_url: `sqlite:///path/to/syncbn.db`, or `postgresql://user@host:port/database`.
+            max_log_bytes: how much of a job's log is kept; beyond it the oldest lines go.
         Raises:
-            DatabaseError: not SQLite in a file, held by another process, or written by a newer version.
+            DatabaseError: neither of them, held by another process, away, or written by a newer version.
         """
         changes = Changes()
         database = Database.connect(database_url, changes)
         try:
             await migrate(database)
+            if not database.is_shared:
+                await Leases(database).clear()
         except BaseException:
             await database.close()
             raise
-        return cls(database, changes)
+        return cls(database, changes, max_log_bytes)
+
+    def under(self, lease: Lease) -> "Store":
+        """Return the same store, every write of which raises LeaseLostError once the lease is lost."""
+        return Store(self._database.under(lease), self.changes, self._max_log_bytes)
 
     async def ping(self) -> None:
         """Ask the database for anything.
 
         Raises:
-            DatabaseError: it does not answer.
+            DatabaseAwayError: it does not answer.
         """
-        try:
-            await self.tokens.find("")
-        except (SQLAlchemyError, OSError) as error:
-            raise DatabaseError(f"the database does not answer: {error}") from error
+        await self.leases.held()
 
     async def close(self) -> None:
         """Close every connection. Afterwards another process may open the database."""

@@ -2,7 +2,7 @@
 
 from sqlalchemy import BigInteger, Column, Double, ForeignKey, ForeignKeyConstraint, Index, Integer, MetaData, Table, Text, UniqueConstraint
 
-from service.store.columns import Instant, JsonText
+from service.store.columns import Instant, JsonText, Words
 
 metadata = MetaData(
     naming_convention={
@@ -25,7 +25,7 @@ jobs = Table(
     Column("name", Text, nullable=False),
     Column("state", Text, nullable=False),
     Column("reason", Text, nullable=False),
-    Column("message", Text, nullable=False),
+    Column("message", Words, nullable=False),
     Column("labels", JsonText, nullable=False),
     Column("priority", Integer, nullable=False),
     Column("created_at", Instant, nullable=False),
@@ -39,6 +39,7 @@ jobs = Table(
     Column("spec", JsonText, nullable=False),
     Column("last_seq", BigInteger, nullable=False),
     Column("edition", Integer, nullable=False),
+    Column("log_bytes", BigInteger, nullable=False, server_default="0"),
     Index("ix_jobs_state_priority", "state", "priority", "created_at"),
     Index("ix_jobs_state_id", "state", "id"),
 )
@@ -59,7 +60,7 @@ transitions = Table(
     Column("number", Integer, primary_key=True),
     Column("state", Text, nullable=False),
     Column("reason", Text, nullable=False),
-    Column("message", Text, nullable=False),
+    Column("message", Words, nullable=False),
     Column("at", Instant, nullable=False),
 )
 
@@ -100,6 +101,19 @@ metric_points = Table(
     Column("value", Double, nullable=False),
 )
 
+metric_rolls = Table(
+    "metric_rolls",
+    metadata,
+    _job_id(),
+    Column("name", Text, primary_key=True),
+    Column("level", Integer, primary_key=True),
+    Column("bucket", BigInteger, primary_key=True),
+    Column("low_step", BigInteger, nullable=False),
+    Column("low", Double, nullable=False),
+    Column("high_step", BigInteger, nullable=False),
+    Column("high", Double, nullable=False),
+)
+
 checkpoints = Table(
     "checkpoints",
     metadata,
@@ -124,4 +138,13 @@ idempotency_keys = Table(
     Column("job_id", Text, nullable=False, index=True),
     Column("created_at", Instant, nullable=False),
     ForeignKeyConstraint(["job_id"], ["jobs.id"], ondelete="CASCADE"),
+)
+
+leases = Table(
+    "leases",
+    metadata,
+    Column("name", Text, primary_key=True),
+    Column("holder", Text, nullable=False, index=True),
+    Column("term", BigInteger, nullable=False),
+    Column("expires_at", Instant, nullable=False),
 )

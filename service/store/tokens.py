@@ -19,7 +19,7 @@ class Tokens:
     async def add(self, token: str, name: str) -> None:
         """Admit a token."""
         row = {"sha256": _digest(token), "name": name, "created_at": datetime.now(UTC)}
-        async with self._database.write() as write:
+        async with self._database.write("tokens") as write:
             await write.connection.execute(insert(tokens).values(**row))
 
     async def find(self, token: str) -> Token | None:

@@ -6,7 +6,7 @@ from typing import Any
 from sqlalchemy import Table
 from sqlalchemy.dialects import postgresql, sqlite
 
-from service.store.database import Write
+from service.store.session import Write
 
 
 async def upsert(write: Write, table: Table, rows: Sequence[dict[str, Any]]) -> None:

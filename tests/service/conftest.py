@@ -1,12 +1,34 @@
 """Fixtures of the service's tests: a real store on a real file."""
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterator
 from pathlib import Path
 
 import pytest
 
 from service.store.store import Store
+from tests.support.postgres import PostgresServer, binaries, postgres_server
+
+
+@pytest.fixture(scope="session")
+def postgres() -> Iterator[PostgresServer]:
+    """A server for all tests of the session; each has a database of its own."""
+    _require_postgres()
+    with postgres_server(flushes=False) as server:
+        yield server
+
+
+@pytest.fixture
+def mortal_postgres() -> Iterator[PostgresServer]:
+    """A server for one test, which may kill it."""
+    _require_postgres()
+    with postgres_server() as server:
+        yield server
+
+
+def _require_postgres() -> None:
+    if binaries() is None:
+        pytest.skip("no PostgreSQL programs here: install postgresql, which brings initdb and postgres")
 
 
 @pytest.fixture

@@ -141,13 +141,14 @@ class FakeCluster:
         return [{"id": "fake", "address": "127.0.0.1", "is_alive": True, "resources": {"CPU": self.cpus}}]
 
     async def form(self, job_id: str, attempt: int, world_size: int, *, cpus: float, gpus: int) -> FakeGang:
-        """Form a gang of one CPU each; refuses a second one for the same attempt."""
+        """Form a gang of one CPU each; refuses one for a job that has a working one."""
         assert (cpus, gpus) == (1, 0)
         if self.form_error is not None:
             raise self.form_error
         if world_size > (await self.room()).free_cpus:
             raise NoRoomError("full")
-        assert not any(job == job_id for (job, _), gang in self.gangs.items() if not gang.is_dissolved), "a second gang for one job"
+        working = [gang for (job, _), gang in self.gangs.items() if job == job_id and gang.assignments and not gang.is_dissolved]
+        assert not working, "a second gang for one job"
         return self.gangs.setdefault((job_id, attempt), FakeGang(world_size))
 
     async def adopt(self, job_id: str, attempt: int, world_size: int, *, cpus: float, gpus: int) -> FakeGang | None:

@@ -75,7 +75,7 @@ async def _run(folder: Path, cluster: ProcessCluster, disturb: Disturb | None, s
 
 async def _left(store: Store, folder: Path, job: Job) -> Left:
     events = await store.events.page(job.id, 0, 100_000)
-    series = {name: await store.metrics.points(job.id, name) for name in await store.metrics.names(job.id)}
+    series = {name: await store.metrics.points(job.id, name, 100_000) for name in await store.metrics.names(job.id)}
     last = folder / checkpoints_directory(job.id) / checkpoint_name(job.spec.steps or 0)
     tensors = {}
     if last.is_dir():

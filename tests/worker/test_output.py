@@ -3,7 +3,8 @@
 import logging
 import sys
 
-from worker.output import MAX_LINE_CHARS, captured_output
+from worker import output
+from worker.output import MAX_LINE_CHARS, LogGate, captured_output
 from worker.progress import EventBuffer
 
 
@@ -53,3 +54,21 @@ def test_an_endless_line_is_cut():
     messages = [message for _, _, message in _captured(lambda: print("x" * (2 * MAX_LINE_CHARS + 5)))]
 
     assert [len(message) for message in messages] == [MAX_LINE_CHARS, MAX_LINE_CHARS, 5]
+
+
+def test_a_rank_that_logs_too_much_is_cut_and_says_so():
+    """A gigabyte a minute harms nobody: a burst is kept, then a rate; where lines are missing one says how many."""
+    now = [0.0]
+    events = EventBuffer()
+    gate = LogGate(events, lambda: now[0])
+    line = "x" * 8000
+    let_through = sum(gate.emit("stdout", "info", line) for _ in range(10_000))
+    assert let_through == output.BURST_BYTES // (len(line) + output.LINE_BYTES)
+    now[0] += 1.0
+    assert not gate.emit("stdout", "info", "too early: it stays shut until an eighth is free")
+    now[0] += output.BURST_BYTES / output.BYTES_PER_S
+    assert gate.emit("stdout", "info", "on again")
+    *_, marker, last = (event.data for event in events.drain(0, 0, limit=10**6)[0])
+    dropped = 10_000 - let_through + 1
+    assert (marker["level"], last["message"]) == ("warning", "on again")
+    assert f"{dropped} lines" in marker["message"]

@@ -102,7 +102,7 @@ def test_metrics_feed_series_progress_and_latest_values(with_store):
         await store.events.ingest(job_id, 1, 0, [metrics(1, 1, train_loss=3.0, val_accuracy=0.1), metrics(2, 2, train_loss=2.0)], 1)
         await store.events.ingest(job_id, 1, 0, [metrics(3, 2, train_loss=2.5), metrics(4, 3, train_loss=float("inf"))], 1)
         assert await store.metrics.names(job_id) == ["train/loss", "val/accuracy"]
-        assert await store.metrics.points(job_id, "train/loss") == [(1, 3.0), (2, 2.5)]
+        assert await store.metrics.points(job_id, "train/loss", 100) == [(1, 3.0), (2, 2.5)]
         job = await store.jobs.get(job_id)
         assert job.metrics == {"train/loss": 2.5, "val/accuracy": 0.1}
         assert job.progress == Progress(step=3, total_steps=100, epoch=0.3, samples=24)

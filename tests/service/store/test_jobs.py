@@ -212,3 +212,14 @@ def test_ids_sort_by_age():
     ids = [new_job_id() for _ in range(2000)]
 
     assert ids == sorted(set(ids))
+
+
+def test_a_message_of_any_text_is_stored(with_store):
+    """What a dying rank says may hold anything; the job's story is told all the same."""
+
+    async def scenario(store):
+        job_id = await _queued(store)
+        await store.jobs.set_message(job_id, "odd", "a\0b\ud800c")
+        assert (await store.jobs.get(job_id)).message == "a\ufffdb\ufffdc"
+
+    with_store(scenario)

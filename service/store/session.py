@@ -1,0 +1,84 @@
+"""An open transaction, and what a backend must offer so that transactions can be opened. Knows no database in particular."""
+
+import asyncio
+from collections.abc import Callable, Coroutine, Mapping, Sequence
+from contextlib import AbstractAsyncContextManager
+from dataclasses import dataclass, field
+from typing import Any, Protocol, TypeVar
+
+from sqlalchemy import CursorResult, Executable
+from sqlalchemy.engine import Connection
+from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
+
+T = TypeVar("T")
+
+
+class Session:
+    """An open transaction. A caller that is cancelled waits for the statement at hand, so that the connection stays sound."""
+
+    def __init__(self, connection: AsyncConnection) -> None:
+        self._connection = connection
+
+    @property
+    def dialect_name(self) -> str:
+        """Which SQL is spoken: `sqlite` or `postgresql`."""
+        return self._connection.dialect.name
+
+    async def execute(self, statement: Executable, rows: Sequence[Mapping[str, Any]] | None = None) -> CursorResult[*tuple[Any, ...]]:
+        """Run a statement, once or for each row of values."""
+        return await finished(self._connection.execute(statement, rows))
+
+    async def run_sync(self, function: Callable[[Connection], T]) -> T:
+        """Run a function that takes SQLAlchemy's synchronous connection."""
+        return await finished(self._connection.run_sync(function))
+
+
+@dataclass
+class Write:
+    """One write transaction, and whom to wake once it is committed, in this controller and in all others."""
+
+    connection: Session
+    newest: dict[str, int] = field(default_factory=dict)
+    """By job, the number of its newest event."""
+    deleted: set[str] = field(default_factory=set)
+    """Jobs that are gone."""
+    is_queue_changed: bool = False
+    """A job was submitted, or stands elsewhere in the queue."""
+
+
+class Backend(Protocol):
+    """One kind of database."""
+
+    writer: AsyncEngine
+    reader: AsyncEngine
+    is_shared: bool
+    """Whether several controllers may use the database at once."""
+
+    def turn(self) -> AbstractAsyncContextManager[Any]:
+        """Order the writers of this process, where the database cannot."""
+
+    async def enter(self, session: Session, scope: str) -> None:
+        """Begin to exclude every other write of the same scope, until the transaction ends."""
+
+    async def announce(self, write: Write) -> None:
+        """Tell the other controllers, with the commit, whom to wake."""
+
+    async def close(self) -> None:
+        """Close readers, then writers, then let another process have the database."""
+
+
+async def finished(work: Coroutine[Any, Any, T]) -> T:
+    """Wait for work to its end, also when cancelled meanwhile; then the cancellation goes on.
+
+    SQLAlchemy gives up a connection whose statement is cancelled, and aiosqlite may then keep it, and its lock on the database.
+    """
+    task = asyncio.ensure_future(work)
+    cancelled: asyncio.CancelledError | None = None
+    while not task.done():
+        try:
+            await asyncio.wait([task])
+        except asyncio.CancelledError as error:
+            cancelled = error
+    if cancelled is not None:
+        raise cancelled
+    return task.result()

@@ -1,0 +1,107 @@
+"""SQLite in a file: one connection that writes, a few that read. Owns the hazards of SQLite, so that no query needs to know them.
+
+SQLite 3.7.0 to 3.51.2 can corrupt a write-ahead log when two connections write or checkpoint at once. So there is one writing connection,
+in one process (a lock file sees to that); it alone checkpoints, and it closes last.
+"""
+
+import asyncio
+import fcntl
+import os
+import sqlite3
+import time
+from pathlib import Path
+from typing import Any, Final
+
+from sqlalchemy import event
+from sqlalchemy.engine import URL, Connection
+from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
+
+from service.store.errors import DatabaseError
+from service.store.session import Session, Write
+
+BUSY_TIMEOUT_MS: Final = 10_000
+NUM_READERS: Final = 4
+LOCK_WAIT_S: Final = 5.0
+
+
+class SqliteBackend:
+    """The two engines and the lock file. See Backend."""
+
+    is_shared = False
+
+    def __init__(self, url: URL) -> None:
+        """Take the database for this process.
+
+        Args:
+            url: `sqlite:///path`; the directory is made where it is missing.
+        Raises:
+            DatabaseError: not a file, or another process has it.
+        """
+        if not url.database or url.database == ":memory:":
+            raise DatabaseError(f"database {url.render_as_string()} is not in a file; expected sqlite:///path; set SYNCBN_DATABASE_URL")
+        path = Path(url.database)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        self._lock = _take_lock(path.with_name(path.name + ".lock"))
+        self._turn = asyncio.Lock()
+        driver = url.set(drivername="sqlite+aiosqlite")
+        self.writer = _engine(driver, size=1, begin="BEGIN IMMEDIATE", pragmas=("journal_mode=WAL", "synchronous=FULL"))
+        # A reader that checkpointed would be the second of the hazard above.
+        self.reader = _engine(driver, size=NUM_READERS, begin="BEGIN", pragmas=("wal_autocheckpoint=0", "query_only=ON"))
+
+    def turn(self) -> asyncio.Lock:
+        """See Backend."""
+        return self._turn
+
+    async def enter(self, session: Session, scope: str) -> None:
+        """See Backend. There is one writer: every scope is excluded already."""
+
+    async def announce(self, write: Write) -> None:
+        """See Backend. There is no other controller."""
+
+    async def close(self) -> None:
+        """See Backend."""
+        await self.reader.dispose()
+        await self.writer.dispose()
+        os.close(self._lock)
+
+
+def is_sqlite_away(error: BaseException | None) -> bool:
+    """Return whether the file could not be used just now: locked, no memory, no disk, a failing disk, or gone."""
+    code = getattr(error, "sqlite_errorcode", 0) & 0xFF
+    return code in {sqlite3.SQLITE_BUSY, sqlite3.SQLITE_NOMEM, sqlite3.SQLITE_IOERR, sqlite3.SQLITE_FULL, sqlite3.SQLITE_CANTOPEN}
+
+
+def _engine(url: URL, *, size: int, begin: str, pragmas: tuple[str, ...]) -> AsyncEngine:
+    engine = create_async_engine(url, pool_size=size, max_overflow=0, pool_timeout=60)
+
+    @event.listens_for(engine.sync_engine, "connect")
+    def _configure(connection: Any, _record: object) -> None:
+        connection.isolation_level = None  # the driver begins nothing on its own; _begin does
+        cursor = connection.cursor()
+        for pragma in (f"busy_timeout={BUSY_TIMEOUT_MS}", "foreign_keys=ON", *pragmas):
+            cursor.execute(f"PRAGMA {pragma}")
+        cursor.close()
+
+    @event.listens_for(engine.sync_engine, "begin")
+    def _begin(connection: Connection) -> None:
+        connection.exec_driver_sql(begin)
+
+    return engine
+
+
+def _take_lock(path: Path) -> int:
+    """Hold an advisory lock until the process ends, however it ends. A predecessor that is just dying gets a moment."""
+    lock = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    deadline = time.monotonic() + LOCK_WAIT_S
+    while True:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            if time.monotonic() > deadline:
+                os.close(lock)
+                raise DatabaseError(
+                    f"{path} is held by another process; expected one controller for a database; stop the other one or set SYNCBN_HOME"
+                ) from error
+            time.sleep(0.05)
+        else:
+            return lock
