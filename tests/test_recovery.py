@@ -40,7 +40,7 @@ def _one_after_the_other(rank, moments):
 
 
 EVERY_MOMENT = [
-    ("build", 0), ("meet", 0), ("agree", 0), ("hand over", 0), ("forward", 1), ("backward", 2), ("before optimizer", 3),
+    ("build", 0), ("meet", 0), ("agree", 0), ("forward", 1), ("hand over", 0), ("backward", 2), ("before optimizer", 3),
     ("after optimizer", 4), ("publish", 0), ("evaluate", 0), ("recalibrate", 0), ("after recalibrate", 0), ("farewell", 0),
 ]  # fmt: skip
 

@@ -16,7 +16,7 @@ from typing import Any
 from service.client import Client
 from tests.support.serving import Serving, spec, until
 
-KILLS = 6
+KILLS = 5
 STEPS = 100_000
 
 
