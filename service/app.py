@@ -12,8 +12,10 @@ from service.api import checkpoints, cluster, dashboard, downloads, health, jobs
 from service.api.context import Context, Controller, authenticated
 from service.api.description import describe
 from service.api.guards import Guards
+from service.api.metering import Meter, Metered
 from service.artifacts import Artifacts
 from service.auth import ensure_first_token
+from service.policy import PolicyFile
 from service.settings import Settings
 from service.store.store import Store
 from service.streams import StreamPlaces
@@ -32,15 +34,16 @@ def create_app(settings: Settings, controller: Controller | None = None) -> Fast
         settings: where everything is.
         controller: what runs the jobs; with None they stay queued.
     """
+    meter = Meter()
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         settings.storage_path.mkdir(parents=True, exist_ok=True)
         async with await Store.open(settings.store_url, max_log_bytes=settings.max_log_bytes) as store:
             app.state.first_token = await ensure_first_token(store, settings.files.token)
-            app.state.context = Context(
-                settings, store, Artifacts(store, settings.storage_path), StreamPlaces(settings.max_streams), Tails(store), controller
-            )
+            artifacts, places = Artifacts(store, settings.storage_path), StreamPlaces(settings.max_streams)
+            policy = PolicyFile(settings.policy_path)
+            app.state.context = Context(settings, store, artifacts, places, Tails(store), meter, policy, controller)
             async with _running(controller, store):
                 yield
 
@@ -60,6 +63,7 @@ def create_app(settings: Settings, controller: Controller | None = None) -> Fast
     dashboard.mount(app)
     problems.install(app)
     app.add_middleware(Guards, settings=settings)
+    app.add_middleware(Metered, meter=meter)
     app.openapi = partial(describe, app)  # type: ignore[method-assign]
     return app
 

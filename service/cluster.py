@@ -6,13 +6,15 @@ The one file of `service` that imports Ray. `Cluster` and `RunningGang` are what
 import asyncio
 import socket
 import sys
+from collections import Counter
 from collections.abc import Callable, Collection, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
+from weakref import WeakValueDictionary
 
 from service import embedded
-from service.scheduling import Room
+from service.room import Node, Room
 from service.settings import export_ray_patience, export_ray_token
 from worker.contract import Assignment, Drain
 
@@ -81,7 +83,7 @@ class Cluster(Protocol):
         """Return whether the cluster is known to be gone for good, every gang with it, so that `connect` must be called again."""
 
     async def room(self) -> Room:
-        """Return what there is and what is free."""
+        """Return the living nodes, what is free on each, and where the gangs stand that have been placed."""
 
     async def nodes(self) -> list[dict[str, Any]]:
         """Return the nodes, for people."""
@@ -198,6 +200,8 @@ class RayCluster:
 
     home: Path
     address: str
+    gangs: WeakValueDictionary[str, RayGang] = field(default_factory=WeakValueDictionary)
+    """By job id, those that somebody here still supervises."""
 
     async def connect(self) -> None:
         """See Cluster."""
@@ -230,11 +234,13 @@ class RayCluster:
 
     async def room(self) -> Room:
         """See Cluster."""
-        import ray
+        # Ray has no public name for what is free on each node; `ray.available_resources` is the sum of just this.
+        from ray._private.state import available_resources_per_node, total_resources_per_node
 
-        total = await _off_loop(ray.cluster_resources)
-        free = await _off_loop(ray.available_resources)
-        return Room(total.get("CPU", 0), total.get("GPU", 0), free.get("CPU", 0), free.get("GPU", 0))
+        total = await _off_loop(total_resources_per_node)
+        free = await _off_loop(available_resources_per_node)
+        nodes = tuple(_node(node_id, has, free.get(node_id, {})) for node_id, has in sorted(total.items()))
+        return Room(nodes, {job_id: Counter(member.node_id for member in gang.members) for job_id, gang in self.gangs.items()})
 
     async def nodes(self) -> list[dict[str, Any]]:
         """See Cluster."""
@@ -247,14 +253,18 @@ class RayCluster:
         from worker import gang
 
         members = await _off_loop(gang.form, job_id, attempt, world_size, cpus=cpus, gpus=gpus)
-        return RayGang(job_id, attempt, world_size, cpus, gpus, members)
+        return self._known(RayGang(job_id, attempt, world_size, cpus, gpus, members))
 
     async def adopt(self, job_id: str, attempt: int, world_size: int, *, cpus: float, gpus: int) -> RunningGang | None:
         """See Cluster."""
         from worker import gang
 
         found = RayGang(job_id, attempt, world_size, cpus, gpus, await _off_loop(gang.find, job_id, attempt))
-        return found if found.generation > 0 else None
+        return self._known(found) if found.generation > 0 else None
+
+    def _known(self, gang: RayGang) -> RayGang:
+        self.gangs[gang.job_id] = gang
+        return gang
 
     async def dissolve(self, job_id: str, attempt: int) -> None:
         """See Cluster."""
@@ -281,6 +291,10 @@ def _require_listener(address: str) -> None:
             f"no Ray at {address!r} ({error}); expected the host:port that `ray start --head` printed; start Ray there, "
             "or leave SYNCBN_RAY_ADDRESS empty for an embedded one"
         ) from error
+
+
+def _node(node_id: str, has: dict[str, float], free: dict[str, float]) -> Node:
+    return Node(node_id, has.get("CPU", 0.0), int(has.get("GPU", 0)), free.get("CPU", 0.0), int(free.get("GPU", 0)))
 
 
 def _described(node: dict[str, Any]) -> dict[str, Any]:

@@ -5,6 +5,7 @@ ServiceError
         MalformedError          400  the body cannot be read at all
         UnauthorizedError       401
         ForeignHostError        403  a web page elsewhere speaks through the user's browser
+        QuotaError              403  the quota of a label is used up
         NotFoundError           404
         ConflictError           409  the job is not in a state for it
         ChangedError            412  somebody else was faster
@@ -74,6 +75,13 @@ class ForeignHostError(RequestError):
 
     status = 403
     code = "host_not_allowed"
+
+
+class QuotaError(RequestError):
+    """The quota of a label is used up."""
+
+    status = 403
+    code = "quota_exceeded"
 
 
 class NotFoundError(RequestError):

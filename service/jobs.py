@@ -4,16 +4,17 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from service.artifacts import Artifacts
-from service.errors import ChangedError, ConflictError, InvalidError, NotFoundError
+from service.errors import ChangedError, ConflictError, InvalidError, NotFoundError, QuotaError
+from service.quotas import Quota
 from service.states import TERMINAL, State
 from service.store.idempotency import KeyReusedError
 from service.store.ids import new_job_id
+from service.store.queue import PAUSE_REQUESTED, QueueCap, QueueFullError
 from service.store.records import Attempt, IdempotencyClaim, Job, Transition
 from service.store.store import Store
 from worker.contract import JobSpec, Problem
 
 CANCEL_REQUESTED = "cancel_requested"
-PAUSE_REQUESTED = "pause_requested"
 RESUME_REQUESTED = "resume_requested"
 _WITHOUT_GANG = frozenset({State.QUEUED, State.PAUSED})
 
@@ -27,17 +28,22 @@ class JobView:
     attempts: Sequence[Attempt]
 
 
-async def submit(store: Store, artifacts: Artifacts, spec: JobSpec, claim: IdempotencyClaim | None = None) -> tuple[JobView, bool]:
+async def submit(
+    store: Store, artifacts: Artifacts, spec: JobSpec, claim: IdempotencyClaim | None = None, quotas: Sequence[Quota] = ()
+) -> tuple[JobView, bool]:
     """Store a job, durably when this returns.
 
     Returns:
         The job, and whether it is new; it is not where the same request came before.
     Raises:
         InvalidError: `initialize_from` names no checkpoint, or the idempotency key belongs to another request.
+        QuotaError: as many jobs are queued as a quota allows.
     """
     await check_references(artifacts, spec)
     try:
-        job_id, is_new = await store.jobs.create(new_job_id(), spec, claim)
+        job_id, is_new = await store.jobs.create(new_job_id(), spec, claim, _caps(spec, quotas))
+    except QueueFullError as error:
+        raise QuotaError(f"{error}, which is as many as its quota allows; wait until some have started, or cancel some") from error
     except KeyReusedError as error:
         problem = Problem(
             loc="header.idempotency-key",
@@ -64,6 +70,12 @@ async def check_references(artifacts: Artifacts, spec: JobSpec) -> None:
             remedy=f"see the checkpoints of {job_id}",
         )
         raise InvalidError.of([problem], code="invalid_spec") from error
+
+
+def _caps(spec: JobSpec, quotas: Sequence[Quota]) -> list[QueueCap]:
+    """Return the limits on queued jobs that one more with these labels must keep."""
+    groups = [(quota.label, quota.group_of(spec.labels), quota.queued_jobs) for quota in quotas]
+    return [QueueCap(label, group, limit) for label, group, limit in groups if group is not None and limit is not None]
 
 
 async def find(store: Store, job_id: str) -> Job:

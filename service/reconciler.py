@@ -1,6 +1,6 @@
 """The reconciler: again and again loads the live jobs, decides, applies. Starts what is queued, supervises what lives.
 
-Owns the supervisors of this process and the connection to the cluster. What starts is decided in `service.scheduling`. A supervisor
+Owns the supervisors of this process and the connection to the cluster. What starts is decided in `service.planner`. A supervisor
 that fails is run again by the next round; so is everything after a restart of the controller. Of several controllers each looks after
 the jobs whose lease it has (`service.tenure`), and one plans the queue.
 """
@@ -8,6 +8,7 @@ the jobs whose lease it has (`service.tenure`), and one plans the queue.
 import asyncio
 import contextlib
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,13 +17,18 @@ import structlog
 from service.assignments import Assignments
 from service.cluster import Cluster, ClusterError
 from service.embedded import EmbeddedRayError
-from service.scheduling import Need, Room, plan
+from service.planner import NUM_SAID, Planner
+from service.policy import PolicyFile
+from service.room import Room
+from service.scheduling import Plan, Start
 from service.states import HOLDS_GANG, State
 from service.store.errors import DatabaseAwayError, LeaseLostError
+from service.store.queue import PREEMPTED
 from service.store.records import Job
 from service.store.store import Store
 from service.supervisor import Supervisor
 from service.tenure import Tenure
+from service.waiting import Wait
 
 ROUND_S = 1.0
 """Longest time between two rounds; a submission or a cancel starts one at once."""
@@ -39,8 +45,9 @@ log = structlog.get_logger()
 class Reconciler:
     """Runs the jobs of one store on one cluster."""
 
-    def __init__(self, cluster: Cluster, storage: Path) -> None:
+    def __init__(self, cluster: Cluster, storage: Path, policy: PolicyFile) -> None:
         self._cluster = cluster
+        self._planner = Planner(cluster, policy)
         self._storage = storage
         self._supervisors: dict[str, tuple[Supervisor, asyncio.Task[None]]] = {}
         self._rounds: asyncio.Task[None] | None = None
@@ -75,7 +82,18 @@ class Reconciler:
             room, nodes = await self._cluster.room(), await self._cluster.nodes()
         except ClusterError as error:
             return {"is_connected": False, "message": str(error), "nodes": [], "room": None, "gangs": []}
-        return {"is_connected": True, "message": "", "nodes": nodes, "room": vars(room), "gangs": sorted(self._supervisors)}
+        return {
+            "is_connected": True,
+            "message": "",
+            "nodes": _with_free(nodes, room),
+            "room": _sums(room),
+            "gangs": sorted(self._supervisors),
+        }
+
+    @property
+    def waiting(self) -> Mapping[str, Wait]:
+        """Why each queued job waits, as far as the last rounds looked at it."""
+        return self._planner.waiting
 
     async def _run(self, store: Store, tenure: Tenure) -> None:
         while True:
@@ -100,8 +118,8 @@ class Reconciler:
             except (ClusterError, EmbeddedRayError, ConnectionError, OSError, RuntimeError, ValueError) as error:
                 self._condition = f"the cluster cannot be reached: {error}"
                 log.warning("cluster_not_reached", error=str(error))
-                for job in await store.jobs.in_states({State.QUEUED}):
-                    await _explain(store, job, "no_cluster", self._condition[:500])
+                front = await store.jobs.queue(0, NUM_SAID)
+                await store.jobs.explain([(job.id, "no_cluster", self._condition[:500]) for job in front])
                 await asyncio.sleep(RECONNECT_S)
             else:
                 self._condition = ""
@@ -124,15 +142,13 @@ class Reconciler:
         await asyncio.gather(*tasks, return_exceptions=True)
 
     async def _round(self, store: Store, tenure: Tenure) -> None:
-        jobs = await store.jobs.in_states({State.QUEUED} | HOLDS_GANG)
-        live = [job for job in jobs if job.state in HOLDS_GANG]
-        await tenure.take([PLANNER, *(_lease_of(job) for job in live)])
+        live = await store.jobs.in_states(HOLDS_GANG)
+        await tenure.take([PLANNER, *(_lease_of(job.id) for job in live)])
         for job in live:
             self._supervise(tenure, job)
-        queue = [job for job in jobs if job.state is State.QUEUED and job.id not in self._supervisors]
         planning = tenure.under(PLANNER)
-        if queue and planning is not None:
-            await self._schedule(planning, tenure, queue, live)
+        if planning is not None:
+            await self._schedule(planning, tenure)
 
     def _supervise(self, tenure: Tenure, job: Job) -> None:
         """Have a live job supervised, where its lease is here, and its supervisor know of a cancel or a pause."""
@@ -141,27 +157,32 @@ class Reconciler:
                 self._supervisors[job.id][0].cancel()
             elif job.state is State.PAUSING:
                 self._supervisors[job.id][0].pause()
-        elif (store := tenure.under(_lease_of(job))) is not None:
+        elif (store := tenure.under(_lease_of(job.id))) is not None:
             supervisor = self._supervisor(store, job)
             self._spawn(store, job, supervisor, supervisor.adopt())
 
-    async def _schedule(self, planning: Store, tenure: Tenure, queue: list[Job], live: list[Job]) -> None:
-        decision = plan([_need(job) for job in queue], _room(await self._cluster.room(), [_need(job) for job in live]))
-        by_id = {job.id: job for job in queue}
-        for job_id, (reason, message) in decision.waiting.items():
-            await _explain(planning, by_id[job_id], reason, message)
+    async def _schedule(self, planning: Store, tenure: Tenure) -> None:
+        for job_id in await planning.queue.preempted():
+            await planning.jobs.transition(job_id, State.QUEUED, from_={State.PAUSED}, reason=PREEMPTED, message="waits for room again")
+        decision = await self._planner.plan(planning, set(self._supervisors))
+        await _make_room(planning, decision)
         # Before they are live, so that no other controller takes them for abandoned.
-        await tenure.take([_lease_of(by_id[job_id]) for job_id in decision.start])
-        for job_id in decision.start:
-            store = tenure.under(_lease_of(by_id[job_id]))
-            if store is None:
-                continue
-            # Stored before Ray is touched: from here on a killed controller finds the attempt and cleans up after it.
-            await planning.attempts.begin(job_id, by_id[job_id].reason, by_id[job_id].spec.resources.workers)
-            job = await store.jobs.get(job_id)
-            if job is not None and job.state is State.STARTING:
-                supervisor = self._supervisor(store, job)
-                self._spawn(store, job, supervisor, supervisor.form())
+        await tenure.take([_lease_of(start.job_id) for start in decision.start])
+        for start in decision.start:
+            store = tenure.under(_lease_of(start.job_id))
+            if store is not None:
+                await self._start(planning, store, start)
+
+    async def _start(self, planning: Store, store: Store, start: Start) -> None:
+        history = (await store.jobs.transitions_of([start.job_id]))[start.job_id]
+        if not history:
+            return  # deleted since the plan was made
+        # Stored before Ray is touched: from here on a killed controller finds the attempt and cleans up after it.
+        await planning.attempts.begin(start.job_id, history[-1].reason, start.workers)
+        job = await store.jobs.get(start.job_id)
+        if job is not None and job.state is State.STARTING:
+            supervisor = self._supervisor(store, job)
+            self._spawn(store, job, supervisor, supervisor.form())
 
     def _let_go(self, lease: str) -> None:
         """Stop supervising a job that another controller may have taken over; its gang goes on."""
@@ -190,22 +211,23 @@ class Reconciler:
             store.changes.jobs.set()  # its room is free
 
 
-def _lease_of(job: Job) -> str:
-    return JOB_LEASES + job.id
+async def _make_room(store: Store, decision: Plan) -> None:
+    """Have the victims of a job of higher priority paused. They save, give their room back, and are queued again by a later round."""
+    for job_id in decision.preempt:
+        message = "makes room for a job of higher priority"
+        if await store.jobs.transition(job_id, State.PAUSING, from_={State.RUNNING}, reason=PREEMPTED, message=message):
+            log.info("job_preempted", job=job_id)
+            store.changes.jobs.set()
 
 
-def _need(job: Job) -> Need:
-    resources = job.spec.resources
-    return Need(job.id, resources.workers, resources.cpus_per_worker, resources.gpus_per_worker)
+def _lease_of(job_id: str) -> str:
+    return JOB_LEASES + job_id
 
 
-def _room(seen: Room, live: list[Need]) -> Room:
-    """Count as taken what our own jobs ask for, also where Ray has not placed it yet."""
-    free_cpus = min(seen.free_cpus, seen.total_cpus - sum(need.cpus for need in live))
-    free_gpus = min(seen.free_gpus, seen.total_gpus - sum(need.gpus for need in live))
-    return Room(seen.total_cpus, seen.total_gpus, max(free_cpus, 0), max(free_gpus, 0))
+def _sums(room: Room) -> dict[str, Any]:
+    return {name: getattr(room, name) for name in ("total_cpus", "total_gpus", "free_cpus", "free_gpus")}
 
 
-async def _explain(store: Store, job: Job, reason: str, message: str) -> None:
-    if job.message != message:
-        await store.jobs.set_message(job.id, reason, message)
+def _with_free(nodes: list[dict[str, Any]], room: Room) -> list[dict[str, Any]]:
+    free = {node.id: {"CPU": node.free_cpus, "GPU": node.free_gpus} for node in room.nodes}
+    return [node | {"free": free.get(node["id"], {})} for node in nodes]

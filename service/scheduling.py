@@ -1,79 +1,234 @@
-"""Which queued jobs start now, and why the others wait. Pure: priority, then age; gangs all or nothing."""
+"""Which queued jobs start now, which running ones make room, and why the others wait. Pure; the rules and their proof: docs/scheduling.md.
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+Priority, then age; gangs all or nothing; the first job that finds no room has the room it needs reserved, and a job behind it starts
+only where that cannot make it wait longer.
+"""
+
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import datetime, timedelta
+from typing import Final
+
+from service import waiting
+from service.preemption import victims
+from service.quotas import Account, Accounts, Policy
+from service.reservation import Reservation, reserve
+from service.room import Bundle, Ledger, Places, Room
+from service.waiting import Wait
+
+GRACE: Final = timedelta(minutes=3)
+"""Most that starting and ending take together, which `timeout_s` does not count."""
 
 
 @dataclass(frozen=True)
 class Need:
-    """What one queued job asks for; given in the order in which jobs should start."""
+    """What one queued job asks for. A gang of any number of workers between the two may start."""
 
     job_id: str
-    workers: int
-    cpus_per_worker: float
-    gpus_per_worker: int
-
-    @property
-    def cpus(self) -> float:
-        """CPUs of the whole gang."""
-        return self.workers * self.cpus_per_worker
-
-    @property
-    def gpus(self) -> int:
-        """GPUs of the whole gang."""
-        return self.workers * self.gpus_per_worker
+    min_workers: int
+    max_workers: int
+    bundle: Bundle
+    timeout: timedelta
+    priority: int = 0
+    labels: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
-class Room:
-    """What the cluster has, and what of it is free."""
+class Held:
+    """What one live job holds."""
 
-    total_cpus: float
-    total_gpus: float
-    free_cpus: float
-    free_gpus: float
+    job_id: str
+    workers: int
+    bundle: Bundle
+    priority: int
+    labels: Mapping[str, str]
+    started_at: datetime | None
+    """When it first ran; None while it starts."""
+    timeout: timedelta
+    is_pausable: bool
+    is_leaving: bool
+    """Its end was asked for: its room is as good as free."""
+
+    def ends_by(self, now: datetime) -> datetime:
+        """Return when its room is free again at the latest."""
+        return now if self.is_leaving else max((self.started_at or now) + self.timeout + GRACE, now)
+
+
+@dataclass(frozen=True)
+class Start:
+    """A gang to form."""
+
+    job_id: str
+    workers: int
+
+
+@dataclass(frozen=True)
+class Reserved:
+    """The first job that waits for room, and when it has it at the latest. None: others than our jobs hold it."""
+
+    job_id: str
+    by: datetime | None
 
 
 @dataclass(frozen=True)
 class Plan:
-    """The jobs to start, in order, and for every other why it waits: (reason, message)."""
+    """The gangs to form, in order; the running jobs to pause; for every other job that was considered why it waits."""
 
-    start: tuple[str, ...]
-    waiting: dict[str, tuple[str, str]]
+    start: tuple[Start, ...]
+    preempt: tuple[str, ...]
+    waiting: Mapping[str, Wait]
+    reserved: Reserved | None = None
 
 
-def plan(queue: Sequence[Need], room: Room) -> Plan:
-    """Start from the head of the queue as long as whole gangs fit.
+class Draft:
+    """A plan in the making: jobs are considered one by one, in the order in which they should start."""
 
-    A job that fits into the room left over waits all the same when one before it waits for room, or a large job would starve behind
-    small ones. A job that the cluster could not hold even when idle keeps nobody waiting.
+    def __init__(self, room: Room, held: Sequence[Held], policy: Policy, now: datetime) -> None:
+        self._room = room
+        self._policy = policy
+        self._now = now
+        self._all = Ledger.of_all(room)
+        self._free = Ledger.of_free(room)
+        self._held: dict[str, tuple[Held, Places]] = {}
+        self._accounts = Accounts(policy.quotas)
+        self._count_in(held)
+        self._reservation: Reservation | None = None
+        self._refused: dict[tuple[Bundle, int, int, bool], Wait] = {}
+        self._capacity: dict[Bundle, int] = {}
+        self._start: list[Start] = []
+        self._preempt: tuple[str, ...] = ()
+        self._waiting: dict[str, Wait] = {}
 
-    >>> plan([Need("a", 2, 1, 0), Need("b", 8, 1, 0), Need("c", 1, 1, 0)], Room(8, 0, 4, 0))
-    Plan(start=('a',), waiting={'b': ('no_room', 'needs 8 CPUs, 2 free'), 'c': ('behind', 'waits for 1 job before it')})
-    """
-    start: list[str] = []
-    waiting: dict[str, tuple[str, str]] = {}
-    free_cpus, free_gpus, blocked = room.free_cpus, room.free_gpus, 0
-    for need in queue:
-        if need.cpus > room.total_cpus or need.gpus > room.total_gpus:
-            have = f"the whole cluster has {_amount(room.total_cpus, room.total_gpus, need)}"
-            waiting[need.job_id] = ("too_large", f"needs {_amount(need.cpus, need.gpus, need)}, {have}; add nodes or use fewer workers")
-        elif blocked:
-            waiting[need.job_id] = ("behind", f"waits for {blocked} job{'s' if blocked > 1 else ''} before it")
-            blocked += 1
-        elif need.cpus <= free_cpus and need.gpus <= free_gpus:
-            start.append(need.job_id)
-            free_cpus, free_gpus = free_cpus - need.cpus, free_gpus - need.gpus
+    def _count_in(self, held: Sequence[Held]) -> None:
+        """Count as taken what our own gangs hold, also where Ray has not placed it yet or has not said so."""
+        unclaimed = self._all.copy()
+        for job in held:
+            for node_id, workers in self._room.placed.get(job.job_id, {}).items():
+                unclaimed.move(node_id, job.bundle, -workers)
+        # Taken, and not by a gang whose place is known: it is there that the others stand, as far as Ray has placed them.
+        unexplained = unclaimed.beyond(self._free)
+        self._free.limit(unclaimed)
+        for job in held:
+            places = self._room.placed.get(job.job_id)
+            self._held[job.job_id] = (job, self._assumed(job, unexplained) if places is None else places)
+            for account in self._accounts.of(job.labels):
+                account.charge(job.workers, job.bundle.gpus)
+
+    def _assumed(self, job: Held, unexplained: Ledger) -> Places:
+        places = Counter(unexplained.take(job.bundle, job.workers))
+        return places + Counter(self._free.take(job.bundle, job.workers - places.total()))
+
+    def consider(self, need: Need) -> None:
+        """Start a job, or say why it waits."""
+        accounts = self._accounts.of(need.labels)
+        refusal = self._outright(need, accounts) or _by_quota(need, accounts)
+        if refusal is not None:
+            self._waiting[need.job_id] = refusal
         else:
-            waiting[need.job_id] = (
-                "no_room",
-                f"needs {_amount(need.cpus, need.gpus, need)}, {_amount(free_cpus, free_gpus, need, '')} free",
-            )
-            blocked = 1
-    return Plan(tuple(start), waiting)
+            self._place(need, accounts)
+
+    def plan(self) -> Plan:
+        """Return what was decided."""
+        first = self._reservation
+        reserved = None if first is None else Reserved(first.job_id, first.at)
+        return Plan(tuple(self._start), self._preempt, self._waiting, reserved)
+
+    def _outright(self, need: Need, accounts: Sequence[Account]) -> Wait | None:
+        """Refuse what could not start even if nobody else was there; it keeps nobody waiting."""
+        capacity = self._capacity.get(need.bundle)
+        if capacity is None:
+            capacity = self._capacity[need.bundle] = self._all.slots(need.bundle)
+        if capacity < need.min_workers:
+            return waiting.too_large(need.bundle, need.min_workers, self._all)
+        for account in accounts:
+            if account.most_ever(need.min_workers, need.bundle.gpus) < need.min_workers:
+                return waiting.over_quota(account.why(need.min_workers, need.bundle.gpus, is_alone=True))
+        return None
+
+    def _place(self, need: Need, accounts: Sequence[Account]) -> None:
+        """Start a job where there is room that it may have; the first without room has its room reserved."""
+        is_short = self._reservation is not None and self._reservation.outlasts(self._now + need.timeout + GRACE)
+        kind = (need.bundle, need.min_workers, need.max_workers, is_short)
+        # What is free only shrinks while a plan is made, so what found no place once finds none later.
+        refusal = self._refused.get(kind)
+        if refusal is None and (workers := self._workers(need, accounts, is_short)):
+            self._begin(need, accounts, workers)
+            return
+        if self._reservation is None:
+            refusal = self._reserve(need, accounts)
+        elif refusal is None:
+            refusal = waiting.behind(need.bundle, need.min_workers, self._free, self._reservation.job_id)
+            self._refused[kind] = refusal
+        self._waiting[need.job_id] = refusal
+
+    def _workers(self, need: Need, accounts: Sequence[Account], is_short: bool) -> int:
+        """Return how many workers may start now, 0 for none."""
+        most = min(need.max_workers, self._free.slots(need.bundle))
+        for account in accounts:
+            most = account.left(most, need.bundle.gpus)
+        if most < need.min_workers:
+            return 0
+        if self._reservation is None or is_short:
+            return most
+        return self._reservation.harmless(need.bundle, need.min_workers, most)
+
+    def _begin(self, need: Need, accounts: Sequence[Account], workers: int) -> None:
+        places = self._free.take(need.bundle, workers)
+        for account in accounts:
+            account.charge(workers, need.bundle.gpus)
+        job = Held(need.job_id, workers, need.bundle, need.priority, need.labels, None, need.timeout, is_pausable=False, is_leaving=False)
+        self._held[need.job_id] = (job, places)
+        self._start.append(Start(need.job_id, workers))
+
+    def _reserve(self, need: Need, accounts: Sequence[Account]) -> Wait:
+        """Keep for the first job without room what it needs, at the time when it can have it; make room if the policy says so."""
+        doomed = (
+            victims(need.bundle, need.min_workers, need.priority, list(self._held.values()), self._free) if self._policy.preempt else ()
+        )
+        self._preempt = tuple(doomed)
+        releases = [
+            (self._now if job.job_id in doomed else job.ends_by(self._now), job.bundle, places) for job, places in self._held.values()
+        ]
+        self._reservation = reserve(need.job_id, need.bundle, need.min_workers, free=self._free, everything=self._all, releases=releases)
+        # Its quota is kept for it too.
+        for account in accounts:
+            account.charge(need.min_workers, need.bundle.gpus)
+        if doomed:
+            return waiting.preempting(need.bundle, need.min_workers, self._free, self._preempt)
+        return waiting.no_room(need.bundle, need.min_workers, self._free)
 
 
-def _amount(cpus: float, gpus: float, need: Need, unit: str = " CPUs") -> str:
-    if need.gpus:
-        return f"{gpus:g} GPUs and {cpus:g} CPUs"
-    return f"{cpus:g}{unit}"
+def _by_quota(need: Need, accounts: Sequence[Account]) -> Wait | None:
+    for account in accounts:
+        if account.left(need.min_workers, need.bundle.gpus) < need.min_workers:
+            why = account.why(need.min_workers, need.bundle.gpus)
+            # Else small jobs of the group could take, again and again, what a large one before them waits for.
+            for same in accounts:
+                same.is_closed = True
+            return waiting.in_quota(why)
+    return None
+
+
+def plan(queue: Iterable[Need], room: Room, held: Sequence[Held], policy: Policy, now: datetime) -> Plan:
+    """Decide about a whole queue.
+
+    Args:
+        queue: what the queued jobs ask for, in the order in which they should start: priority, then age.
+        room: the cluster as it was seen.
+        held: the live jobs.
+        policy: quotas, and whether to preempt.
+        now: the present time.
+
+    >>> from service.room import Node
+    >>> node = Node("n", total_cpus=8, total_gpus=0, free_cpus=4, free_gpus=0)
+    >>> hour = timedelta(hours=1)
+    >>> queue = [Need(name, n, n, Bundle(1, 0), hour) for name, n in (("a", 2), ("b", 8), ("c", 1))]
+    >>> decision = plan(queue, Room((node,)), [], Policy(), datetime(2026, 1, 1))
+    >>> decision.start, decision.waiting["b"].message, decision.waiting["c"].message
+    ((Start(job_id='a', workers=2),), 'needs 8 CPUs, 2 free', 'fits, but could make b wait longer; a shorter timeout_s may let it in')
+    """
+    draft = Draft(room, held, policy, now)
+    for need in queue:
+        draft.consider(need)
+    return draft.plan()

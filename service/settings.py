@@ -2,7 +2,7 @@
 
 import os
 from pathlib import Path
-from typing import Annotated, Final
+from typing import Annotated, Final, Literal
 from urllib.parse import unquote, urlsplit
 
 import platformdirs
@@ -28,6 +28,7 @@ class Home:
         """Where the running controller is: `{"url": ..., "pid": ...}`. Written by `serve`, removed when it ends well."""
         self.database = path / "syncbn.db"
         self.storage = path / "storage"
+        self.policy = path / "policy.toml"
 
 
 class Settings(BaseSettings):
@@ -41,14 +42,15 @@ class Settings(BaseSettings):
     database_url: str = Field("", repr=False, description="sqlite:///path or postgresql://user@host/db; empty: a file in the home")
     storage: str = Field("", description="file:///path or a path, the same on every node; empty: a directory in the home")
     ray_address: str = Field("", description="host:port of a running cluster; empty: an embedded one")
+    policy: str = Field("", description="TOML file of quotas and preemption; empty: policy.toml in the home")
     allowed_hosts: tuple[str, ...] = Field((), description='host names that requests may name, as JSON: ["train.example.org"]')
     heartbeat_s: Annotated[float, Field(gt=0, le=300)] = Field(15.0, description="longest silence of a stream")
     max_streams: Annotated[int, Field(ge=1, le=100_000)] = Field(256, description="streams open at once")
     max_body_bytes: Annotated[int, Field(ge=1024, le=2**30)] = Field(2**20, description="largest request body")
-
     max_log_bytes: Annotated[int, Field(ge=2**20)] = Field(
         256 * 2**20, description="how much of a job's log is kept; the oldest lines go first"
     )
+    log_format: Literal["console", "json"] = Field("console", description="how the controller logs to stderr")
 
     @field_validator("home")
     @classmethod
@@ -75,6 +77,11 @@ class Settings(BaseSettings):
             return self.files.storage.absolute()
         parts = urlsplit(self.storage)
         return Path(unquote(parts.path) if parts.scheme else self.storage).absolute()
+
+    @property
+    def policy_path(self) -> Path:
+        """The operator's policy file, which need not be there."""
+        return Path(self.policy).expanduser().absolute() if self.policy else self.files.policy
 
     @property
     def store_url(self) -> str:

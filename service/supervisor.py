@@ -160,7 +160,7 @@ class Supervisor:
             await self._cancelled()
 
     async def _paused(self) -> bool:
-        return await self._enter(State.PAUSED, "paused_by_user", "resume goes on from the last checkpoint", {State.PAUSING})
+        return await self._enter(State.PAUSED, "paused", "every process is gone; it goes on from its last checkpoint", {State.PAUSING})
 
     async def _cancelled(self) -> None:
         await self._enter(State.CANCELLED, "cancelled_by_user", "every process of the job is gone", {State.CANCELLING})

@@ -3,6 +3,7 @@
 from syncbn.accumulation import accumulated_statistics
 from syncbn.agreement import assert_synchronized
 from syncbn.collectives import norm_groups
+from syncbn.comparison import Comparison, LayerComparison, compare_statistics
 from syncbn.convert import convert_sync_batchnorm, revert_sync_batchnorm
 from syncbn.errors import (
     BatchTooSmallError,
@@ -32,12 +33,14 @@ from syncbn.telemetry import LayerTelemetry, Telemetry, telemetry
 
 __all__ = [
     "BatchTooSmallError",
+    "Comparison",
     "ConversionError",
     "EmptyBatchError",
     "Finding",
     "GroupError",
     "HealthReport",
     "InputError",
+    "LayerComparison",
     "LayerStatistics",
     "LayerTelemetry",
     "OptionError",
@@ -54,6 +57,7 @@ __all__ = [
     "assert_synchronized",
     "build_norm",
     "check_health",
+    "compare_statistics",
     "convert_sync_batchnorm",
     "fold_batchnorm",
     "folding_difference",

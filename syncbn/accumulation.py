@@ -40,7 +40,8 @@ def accumulated_statistics(module: nn.Module) -> Iterator[None]:
 
     Args:
         module: the model, or a DistributedDataParallel around it; synchronized and local layers, torch's BatchNorm1d/2d/3d included.
-            Layers compiled with torch.compile do not run the hooks this uses, and move with each micro-batch as ever.
+            Torch's layers inside a model that torch.compile has traced before do not run the hooks this uses, and move with each
+            micro-batch as ever.
     Raises:
         InputError: a layer is a torch.nn.SyncBatchNorm, which does not say how many values it has seen, or is in such a block already.
             An exception that leaves the block leaves all running statistics as they were before it.

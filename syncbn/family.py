@@ -21,6 +21,16 @@ def tracking_layers(model: nn.Module) -> dict[str, Layer]:
     return {name: layer for name, layer in model.named_modules() if isinstance(layer, Layer) and layer.running_mean is not None}
 
 
+def synchronizes(layer: nn.Module) -> bool:
+    """Whether a layer is one of this library's that reduce over their `process_group`.
+
+    >>> synchronizes(nn.BatchNorm2d(3)), synchronizes(nn.SyncBatchNorm(3))
+    (False, False)
+    """
+    is_ours = isinstance(layer, Layer) and not isinstance(layer, nn.SyncBatchNorm) and "process_group" in layer.__dict__
+    return is_ours and bool(getattr(layer, "synchronized", True))
+
+
 def batch_of(args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Tensor, Tensor | None]:
     """The input and the mask (None without) among the arguments of a layer's forward, torch's layers included."""
     given: dict[str, Any] = dict(zip(("x", "mask"), args, strict=False)) | kwargs

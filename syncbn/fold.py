@@ -180,6 +180,8 @@ def _obstacle(before: nn.Module, norm: _Norm) -> str | None:
         return f"it has {norm.num_features} channels and the layer before it {outputs} outputs"
     if norm.running_mean is None:
         return "it has no running statistics"
+    if norm.training and not isinstance(norm, FrozenBatchNorm):
+        return "it is in training mode, in which it takes the batch's statistics"
     if isinstance(norm, SyncBatchNorm) and norm.activation is not None:
         return f"it applies the activation {norm.activation!r}"
     return None

@@ -72,6 +72,7 @@ def sync_batch_norm(
     if not training:
         if running_mean is None and mask is not None:
             return normalize_batch(x, mask, Parameters(weight, bias, eps, group=None))[0]
+        x = x if mask is None else torch.where(mask, x, 0)  # whatever is outside, NaN included, must not reach the weight's gradient
         y = torch.nn.functional.batch_norm(x, running_mean, running_var, weight, bias, training=running_mean is None, momentum=0.0, eps=eps)
         return y if mask is None else torch.where(mask, y, 0)
     if running_mean is not None and running_var is not None and is_recomputation():

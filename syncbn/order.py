@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from syncbn.collectives import Board, ProcessGroup, WatchedGroup, resolve, sum_over_ranks, unwrap
 from syncbn.errors import OptionError, OrderError
-from syncbn.layer import SyncBatchNorm
+from syncbn.family import synchronizes
 
 _GAVE_UP = ", no longer waiting"  # what a rank adds to its text when it raises for want of others
 _POLL_S = (0.0005, 0.05)  # the first pause between two looks at the board, and the longest
@@ -27,7 +27,7 @@ _POLL_S = (0.0005, 0.05)  # the first pause between two looks at the board, and 
 
 @contextmanager
 def order_checks(module: nn.Module, *, timeout_s: float = 60.0) -> Iterator[None]:
-    """Within the block every reduction of every SyncBatchNorm is agreed upon by all ranks of its group before it is started.
+    """Within the block every reduction of every synchronized layer is agreed upon by all ranks of its group before it is started.
 
     For finding the rank that skips a layer, or the branch that orders them differently: what otherwise hangs, or adds up statistics of
     different layers. Costs some store operations per rank and reduction, and a wait of the host. Not for production, nor for
@@ -46,16 +46,17 @@ def order_checks(module: nn.Module, *, timeout_s: float = 60.0) -> Iterator[None
     Collectives: none of its own. Every rank of the layers' groups must be in the block, or in none. Needs the store that the process group
         was made with: where that is a TCPStore and the process that serves it has ended, the error says so.
 
+    >>> from syncbn import SyncBatchNorm
     >>> with order_checks(SyncBatchNorm(3), timeout_s=5.0):
     ...     pass
     """
     if not timeout_s > 0:
         raise OptionError(f"timeout_s {timeout_s} is not positive: expected seconds; pass how far ranks may be apart")
-    layers = [(name, layer) for name, layer in unwrap(module).named_modules() if isinstance(layer, SyncBatchNorm)]
+    layers = [(name, layer) for name, layer in unwrap(module).named_modules() if synchronizes(layer)]
     meetings: dict[int, _Meeting] = {}
     with ExitStack() as stack:
         for name, layer in layers:
-            group = resolve(layer.process_group)
+            group = resolve(layer.__dict__["process_group"])
             if group is not None:
                 board = Board(group)
                 meeting = meetings.setdefault(board.key, _Meeting(board, timeout_s))
@@ -71,18 +72,18 @@ class _Guard:
     """One layer's watch."""
 
     name: str
-    layer: SyncBatchNorm
+    layer: nn.Module
     meeting: _Meeting
 
     @contextmanager
     def attached(self) -> Iterator[None]:
         """Put the watch in the layer's process group, and take it out again."""
-        group = self.layer.process_group
-        self.layer.process_group = WatchedGroup(group, self.reduce)
+        group = self.layer.__dict__["process_group"]
+        self.layer.__dict__["process_group"] = WatchedGroup(group, self.reduce)
         try:
             yield
         finally:
-            self.layer.process_group = group
+            self.layer.__dict__["process_group"] = group
 
     def reduce(self, vector: Tensor, group: ProcessGroup) -> Tensor:
         """Agree, then sum over ranks. A forward's vector has 2C + 1 numbers, a backward's 2C."""

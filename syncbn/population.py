@@ -79,6 +79,7 @@ def recalibrate(
     process_group: ProcessGroup | None = None,
     estimator: str = "exact",
     num_samples: int | None = None,
+    on_batch: Callable[[int, int], None] | None = None,
 ) -> Recalibration:
     """Replace the running statistics of every batch normalization layer by those of a data set.
 
@@ -94,7 +95,9 @@ def recalibrate(
         batches: this rank's share: tensors, or tuples or lists whose first element is the input. May be a stream, may be empty.
         process_group: ranks that feed shares of one data set; None for all.
         estimator: "exact" or "mean_of_batches".
-        num_samples: stop after about so many samples over all ranks. Each rank stops with the batch that reaches its even share.
+        num_samples: stop after about so many samples over all ranks. Each rank stops with the batch that reaches its even share; with the
+            end of its batches in any case, whose number need not be known.
+        on_batch: shows progress: called after each batch with the samples and the batches that this rank has fed.
     Returns:
         What was fed and which layers changed; the same on every rank, as are the statistics. num_batches_tracked becomes the number
         of batches.
@@ -124,7 +127,7 @@ def recalibrate(
     failure: Exception | None = None
     try:
         with torch.no_grad(), _measuring(model, seen):
-            _feed(model, batches, _share(num_samples, group), seen)
+            _feed(model, batches, _share(num_samples, group), seen, on_batch)
     except Exception as error:  # noqa: BLE001  the other ranks must hear of it before it is raised
         failure = error
     total = _summed(seen, failure, group)
@@ -156,7 +159,7 @@ def _share(num_samples: int | None, group: ProcessGroup | None) -> float:
     return each + (rank_in(group) < left)
 
 
-def _feed(model: nn.Module, batches: Iterable[Any], share: float, seen: _Seen) -> None:
+def _feed(model: nn.Module, batches: Iterable[Any], share: float, seen: _Seen, on_batch: Callable[[int, int], None] | None) -> None:
     iterator = iter(batches)
     while seen.num_samples < share:
         batch = next(iterator, None)
@@ -167,6 +170,8 @@ def _feed(model: nn.Module, batches: Iterable[Any], share: float, seen: _Seen) -
             model(x)
             seen.num_samples += x.shape[0]
             seen.num_batches += 1
+            if on_batch is not None:
+                on_batch(seen.num_samples, seen.num_batches)
 
 
 @contextmanager

@@ -1,6 +1,6 @@
 """Activation checkpointing: a layer that is run again during backward finds the sums of its first pass instead of asking the ranks anew.
 
-Owns: telling a recomputation from a first pass, and keeping what a first pass received for as long as it may be recomputed, not longer.
+Owns: telling a recomputation from a first pass, and keeping what a first pass found for as long as it may be recomputed, not longer.
 Does not own the running statistics, which whoever owns them leaves alone while `is_recomputation()`.
 
 How it works. A forward that runs while autograd executes a backward is a recomputation; every variant of checkpointing does so, nested
@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import inspect
 import weakref
+from collections.abc import Callable
 from typing import Any, NamedTuple, final
 
 import torch
@@ -22,15 +23,15 @@ from torch.utils.checkpoint import CheckpointFunction
 from syncbn.collectives import ProcessGroup, sum_over_ranks
 from syncbn.errors import RecomputationError
 
-_SAME = 1e-4  # relative L1 distance up to which two local vectors are those of the same call, one of them recomputed in another order
+_SAME = 1e-4  # relative L1 distance up to which two keys are those of the same call, one of them recomputed in another order
 
 
 @final
 class FirstPass:
-    """What one forward sent and received, both (2C + 1,) float64."""
+    """What one forward found, and the key that it is found again by: both float64 vectors."""
 
-    def __init__(self, local: Tensor, total: Tensor) -> None:
-        self.local, self.total = local, total
+    def __init__(self, key: Tensor, found: Tensor) -> None:
+        self.key, self.found = key, found
 
 
 _FIRST_PASSES: weakref.WeakKeyDictionary[Any, list[weakref.ref[FirstPass]]] = weakref.WeakKeyDictionary()
@@ -56,22 +57,34 @@ class Call(NamedTuple):
             group: resolved.
             node: the autograd node of this forward.
         Raises:
-            RecomputationError: several first passes may be meant, and none had this input. On other devices than the CPU, where looking
+            RecomputationError: first passes are kept, and none of them had this input. On other devices than the CPU, where looking
                 would stop the host, the result is NaN instead.
 
         Collectives: one all_reduce(SUM) in a first pass, none in its recomputation. One again where nothing was kept (no gradient
             reaches this call, or the checkpoint is not torch's): a property of the program, so the same on every rank.
         """
+        return self.recall(local, lambda: sum_over_ranks(local, group), node)
+
+    def recall(self, key: Tensor, find: Callable[[], Tensor], node: Any) -> Tensor:
+        """What `find` finds in a first pass, kept by its node; in a recomputation what the first pass with the same key has found.
+
+        Args:
+            key: float64 vector, the same in both up to rounding. Things of different meaning need keys of different lengths.
+            find: gives a float64 vector.
+            node: the autograd node of this forward.
+        Raises:
+            RecomputationError: as `sum`.
+        """
         if is_recomputation():
-            kept = _kept(self.owner, local)
-            return _matching(kept, local) if kept else sum_over_ranks(local, group)
-        first_pass = FirstPass(local, sum_over_ranks(local, group))
+            kept = _kept(self.owner, key)
+            return _matching(kept, key) if kept else find()
+        first_pass = FirstPass(key, find())
         node.first_pass = first_pass
         for checkpoint in self.checkpoints:
             vars(checkpoint).setdefault("_syncbn_first_passes", []).append(first_pass)
         alive = [ref for ref in _FIRST_PASSES.get(self.owner, ()) if ref() is not None]
         _FIRST_PASSES[self.owner] = [*alive, weakref.ref(first_pass)]
-        return first_pass.total
+        return first_pass.found
 
 
 def call_of(owner: Any) -> Call | None:
@@ -92,25 +105,23 @@ def _reentrant_checkpoints() -> list[Any]:
     return found
 
 
-def _kept(owner: Any, local: Tensor) -> list[FirstPass]:
+def _kept(owner: Any, key: Tensor) -> list[FirstPass]:
     passes = (ref() for ref in _FIRST_PASSES.get(owner, ()))
-    return [kept for kept in passes if kept is not None and kept.local.shape == local.shape and kept.local.device == local.device]
+    return [kept for kept in passes if kept is not None and kept.key.shape == key.shape and kept.key.device == key.device]
 
 
-def _matching(kept: list[FirstPass], local: Tensor) -> Tensor:
-    """The sum of the first pass whose local vector is nearest: chosen on the device, without a wait for it."""
-    if len(kept) == 1:
-        return kept[0].total
-    finite = torch.nan_to_num(local, nan=0.0, posinf=1e30, neginf=-1e30)
-    locals_KV = torch.nan_to_num(torch.stack([each.local for each in kept]), nan=0.0, posinf=1e30, neginf=-1e30)
-    distance, nearest = ((locals_KV - finite).abs().sum(1) / finite.abs().sum().clamp(min=1e-300)).min(0, keepdim=True)
-    total = torch.stack([each.total for each in kept]).index_select(0, nearest).squeeze(0)
-    if local.device.type != "cpu":
-        return torch.where(distance <= _SAME, total, torch.nan)
+def _matching(kept: list[FirstPass], key: Tensor) -> Tensor:
+    """What the first pass with the nearest key has found: chosen on the device, without a wait for it."""
+    finite = torch.nan_to_num(key, nan=0.0, posinf=1e30, neginf=-1e30)
+    keys_KV = torch.nan_to_num(torch.stack([each.key for each in kept]), nan=0.0, posinf=1e30, neginf=-1e30)
+    distance, nearest = ((keys_KV - finite).abs().sum(1) / finite.abs().sum().clamp(min=1e-300)).min(0, keepdim=True)
+    found = torch.stack([each.found for each in kept]).index_select(0, nearest).squeeze(0)
+    if key.device.type != "cpu":
+        return torch.where(distance <= _SAME, found, torch.nan)
     if not distance.item() <= _SAME:
         raise RecomputationError(
             f"a recomputation in backward has an input that none of the layer's {len(kept)} first passes had: the nearest is at a relative "
-            f"distance of {distance.item():.1e}, expected at most {_SAME:.0e}; make the checkpointed function deterministic, and leave "
-            "preserve_rng_state on"
+            f"distance of {distance.item():.1e}, expected at most {_SAME:.0e}; make the checkpointed function deterministic, "
+            "leave preserve_rng_state on, and keep calls to which no gradient reaches out of the checkpoint"
         )
-    return total
+    return found

@@ -1,10 +1,12 @@
 """The running statistics of a model: read and summarized per layer.
 
-Owns: reading (`layer_statistics`). Judging is `health.py`, comparing ranks is `agreement.py`, estimating anew is `population.py`.
+Owns: reading (`layer_statistics`) and summarizing. Judging is `health.py`, comparing two models `comparison.py`, comparing ranks
+`agreement.py`, estimating anew `population.py`.
 """
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -30,7 +32,7 @@ class LayerStatistics:
     bias: Tensor | None
 
     def to_dict(self, *, vectors: bool = False) -> dict[str, Any]:
-        """Plain values for JSON: min, max and mean of the running statistics, or with `vectors` every entry."""
+        """Plain values for JSON: `summary` of the running statistics, or with `vectors` every entry; None for what is not finite."""
         return {
             "name": self.name,
             "kind": self.kind,
@@ -80,10 +82,25 @@ def _copy(tensor: Tensor | None) -> Tensor | None:
     return None if tensor is None else tensor.detach().clone().cpu()
 
 
-def _plain(vector: Tensor | None, whole: bool) -> dict[str, float] | list[float] | None:
+def _plain(vector: Tensor | None, whole: bool) -> dict[str, float | None] | list[float | None] | None:
     if vector is None:
         return None
-    if whole:
-        return [float(value) for value in vector]
+    return entries(vector) if whole else summary(vector)
+
+
+def summary(vector: Tensor) -> dict[str, float | None]:
+    """Minimum, maximum and mean; None where an entry is not finite, which JSON could not say either.
+
+    >>> import torch
+    >>> summary(torch.tensor([1.0, 2.0, 6.0]))
+    {'min': 1.0, 'max': 6.0, 'mean': 3.0}
+    """
     wide = vector.double()
+    if not wide.isfinite().all():
+        return dict.fromkeys(("min", "max", "mean"))
     return {"min": float(wide.min()), "max": float(wide.max()), "mean": float(wide.mean())}
+
+
+def entries(vector: Tensor) -> list[float | None]:
+    """Every entry; None for those that are not finite."""
+    return [value if math.isfinite(value) else None for value in vector.tolist()]

@@ -16,9 +16,8 @@ import torch
 from torch import Tensor, nn
 
 from syncbn.collectives import ProcessGroup, WatchedGroup, group_size, resolve, sum_over_ranks, unwrap
-from syncbn.family import Layer, batch_of
+from syncbn.family import Layer, batch_of, synchronizes
 from syncbn.kernels import loops_for
-from syncbn.layer import SyncBatchNorm
 from syncbn.moments import pack, unpack, variance
 from syncbn.recomputation import is_recomputation
 from syncbn.shapes import aligned_mask
@@ -60,6 +59,7 @@ def telemetry(module: nn.Module) -> Iterator[Telemetry]:
 
     Collectives: none; `Telemetry.collect` has one. Backwards that run after the block, of forwards inside it, are still counted.
 
+    >>> from syncbn import SyncBatchNorm
     >>> model = nn.Sequential(nn.Linear(2, 3), SyncBatchNorm(3))
     >>> with telemetry(model) as records:
     ...     _ = model(torch.randn(4, 2))
@@ -130,20 +130,20 @@ class _Watch:
         layer = self.layer
         handle = layer.register_forward_pre_hook(self.measure, with_kwargs=True)
         group = getattr(layer, "process_group", None)
-        if isinstance(layer, SyncBatchNorm):
-            layer.process_group = WatchedGroup(group, self.reduce)
+        if synchronizes(layer):
+            layer.__dict__["process_group"] = WatchedGroup(group, self.reduce)
         try:
             yield
         finally:
             handle.remove()
-            if isinstance(layer, SyncBatchNorm):
-                layer.process_group = group
+            if synchronizes(layer):
+                layer.__dict__["process_group"] = group
 
     def measure(self, _: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """Take the moments of a call that will not reduce: one pass over its input."""
         layer = self.layer
-        synchronizes = isinstance(layer, SyncBatchNorm) and resolve(layer.process_group) is not None
-        if not layer.training or synchronizes or is_recomputation():
+        is_reduced = synchronizes(layer) and resolve(layer.__dict__["process_group"]) is not None
+        if not layer.training or is_reduced or is_recomputation():
             return
         x, mask = batch_of(args, kwargs)
         with torch.no_grad():

@@ -7,6 +7,8 @@ from fastapi import APIRouter, Query
 
 from service.api.context import InContext
 from service.api.schemas import CataloguePage, EntryShape, QueuedShape, QueuePage
+from service.store.records import Job
+from service.waiting import Wait, in_line
 from worker.contract import DATASETS, MODELS, NORMS
 from worker.contract.catalogue import Entry
 
@@ -28,12 +30,10 @@ async def get_queue(
     limit: Annotated[int, Query(ge=1, le=1000)] = 100,
 ) -> QueuePage:
     """Show the jobs that wait, in the order in which they may start, and why they wait."""
-    waiting = await context.store.jobs.queue(after, limit + 1)
-    data = [
-        QueuedShape.model_validate(vars(job) | {"position": position, "workers": job.world_size})
-        for position, job in enumerate(waiting[:limit], after + 1)
-    ]
-    has_more = len(waiting) > limit
+    found = await context.store.jobs.queue(after, limit + 1)
+    known = {} if context.controller is None else context.controller.waiting
+    data = [_queued(job, position, known.get(job.id)) for position, job in enumerate(found[:limit], after + 1)]
+    has_more = len(found) > limit
     return QueuePage(data=data, has_more=has_more, next_cursor=str(after + limit) if has_more else None)
 
 
@@ -53,6 +53,14 @@ async def list_datasets() -> CataloguePage:
 async def list_norms() -> CataloguePage:
     """List the kinds of normalization that a spec may name."""
     return _page(NORMS)
+
+
+def _queued(job: Job, position: int, wait: Wait | None) -> QueuedShape:
+    """Show a waiting job with the newest that is known of why it waits, else with what is stored."""
+    wait = wait or Wait(job.reason, job.message)
+    message = f"{wait.message}; {in_line(position)}" if wait.message else in_line(position)
+    said = {"position": position, "workers": job.document["resources"]["workers"], "reason": wait.reason, "message": message}
+    return QueuedShape.model_validate(vars(job) | said)
 
 
 def _page(table: Mapping[str, Entry]) -> CataloguePage:

@@ -1,17 +1,21 @@
 """What the routes need of the running controller, made once by `service.app`, and how a route gets hold of it."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Annotated, Any, Protocol
 
 from fastapi import Depends, Request
 from fastapi.security import HTTPBearer
 
+from service.api.metering import Meter
 from service.artifacts import Artifacts
 from service.auth import authenticate
+from service.policy import PolicyFile
 from service.settings import Settings
 from service.store.store import Store
 from service.streams import StreamPlaces
 from service.tails import Tails
+from service.waiting import Wait
 
 
 class Controller(Protocol):
@@ -22,6 +26,10 @@ class Controller(Protocol):
 
     async def stop(self) -> None:
         """Let go: gangs go on, and are found again at the next start."""
+
+    @property
+    def waiting(self) -> Mapping[str, Wait]:
+        """Why each queued job waits, as far as it is known."""
 
     async def view(self) -> dict[str, Any]:
         """Return what is known of the cluster, as JSON."""
@@ -36,6 +44,8 @@ class Context:
     artifacts: Artifacts
     places: StreamPlaces
     tails: Tails
+    meter: Meter
+    policy: PolicyFile
     controller: Controller | None
 
 

@@ -4,7 +4,6 @@ import logging
 
 from fastapi import APIRouter
 from fastapi.responses import JSONResponse
-from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, Gauge, generate_latest
 from starlette.responses import Response
 
 from service.api.context import InContext
@@ -34,9 +33,6 @@ async def is_ready(context: InContext) -> Response:
 @router.get("/metrics", responses={200: {"content": {"text/plain": {"schema": {"type": "string"}}}}})
 async def get_counts(context: InContext) -> Response:
     """Show the counts in Prometheus' text format."""
-    registry = CollectorRegistry()
-    jobs = Gauge("syncbn_jobs", "Jobs by state.", ["state"], registry=registry)
-    for state, number in (await context.store.jobs.counts()).items():
-        jobs.labels(state.value).set(number)
-    Gauge("syncbn_streams_open", "Live streams.", registry=registry).set(context.places.num_taken)
-    return Response(generate_latest(registry), media_type=CONTENT_TYPE_LATEST)
+    jobs = {state.value: number for state, number in (await context.store.jobs.counts()).items()}
+    view = {} if context.controller is None else await context.controller.view()
+    return context.meter.exposition(jobs, context.places.num_taken, view)

@@ -49,7 +49,7 @@ async def submit_job(
         await use_cases.check_references(context.artifacts, spec)
         return JSONResponse({"spec": spec.model_dump(mode="json")})
     claim = None if idempotency_key is None else IdempotencyClaim(idempotency_key, _fingerprint(document))
-    view, is_new = await use_cases.submit(context.store, context.artifacts, spec, claim)
+    view, is_new = await use_cases.submit(context.store, context.artifacts, spec, claim, context.policy.current().quotas)
     response.headers["Location"] = f"/v1/jobs/{view.job.id}"
     if not is_new:
         response.headers["Idempotent-Replayed"] = "true"

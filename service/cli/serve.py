@@ -21,6 +21,7 @@ from service.cli.exits import JOB_FAILED, UsageError
 from service.cli.home import announced, claimed
 from service.cli.options import HomeOption, Target
 from service.cli.output import complain, console, say
+from service.policy import PolicyError
 from service.settings import Home, Settings
 
 GRACE_S = 2
@@ -102,9 +103,12 @@ def _run(settings: Settings, listener: socket.socket) -> bool:
     from service.app import create_app
     from service.controller import build_controller
 
-    _log_to_stderr()
+    log_to_stderr(settings.log_format)
     url = url_of(settings.host, listener.getsockname()[1])
-    application = create_app(settings, controller=build_controller(settings))
+    try:
+        application = create_app(settings, controller=build_controller(settings))
+    except PolicyError as error:
+        raise UsageError(str(error)) from error
     config = uvicorn.Config(
         application, lifespan="on", ws="none", log_level="warning", access_log=False, server_header=False, timeout_graceful_shutdown=GRACE_S
     )
@@ -131,22 +135,30 @@ def _is_news(record: logging.LogRecord) -> bool:
     return not is_cut and not str(record.msg).startswith("Cancel %s running task")
 
 
-def _log_to_stderr() -> None:
-    """Keep stdout for the address, and colours out of files."""
-    renderer = structlog.dev.ConsoleRenderer(colors=sys.stderr.isatty() and not console(stderr=True).no_color)
+def log_to_stderr(log_format: str) -> None:
+    """Keep stdout for the address, and colours out of files; one line, or one JSON object, for each thing that happens."""
     stamp = structlog.processors.TimeStamper(fmt="iso", utc=True)
-    chain: list[structlog.typing.Processor] = [structlog.processors.add_log_level, stamp, structlog.processors.format_exc_info, renderer]
-    structlog.configure(processors=chain, logger_factory=structlog.PrintLoggerFactory(sys.stderr))
+    chain: list[structlog.typing.Processor] = [structlog.processors.add_log_level, stamp, structlog.processors.format_exc_info]
+    renderer: structlog.typing.Processor = structlog.processors.JSONRenderer(default=str)
+    if log_format == "console":
+        renderer = structlog.dev.ConsoleRenderer(colors=sys.stderr.isatty() and not console(stderr=True).no_color)
+    structlog.configure(processors=[*chain, renderer], logger_factory=structlog.PrintLoggerFactory(sys.stderr))
     logging.getLogger("uvicorn.error").addFilter(_is_news)
-    logging.basicConfig(level=logging.WARNING, stream=sys.stderr, format="%(asctime)s [%(levelname)s] %(name)s: %(message)s")
+    foreign = logging.StreamHandler(sys.stderr)
+    foreign.setFormatter(structlog.stdlib.ProcessorFormatter(renderer, foreign_pre_chain=[structlog.stdlib.add_logger_name, *chain]))
+    logging.basicConfig(level=logging.WARNING, handlers=[foreign])
 
 
 def _greet(settings: Settings, url: str, first_token: str | None) -> None:
     if first_token:
         print(f"{url}/#token={first_token}", flush=True)
-        say("This address of the dashboard, token included, is shown this once; the token stays in the home.")
+        if settings.log_format == "console":
+            say("This address of the dashboard, token included, is shown this once; the token stays in the home.")
     else:
         print(url, flush=True)
+    if settings.log_format == "json":
+        structlog.get_logger().info("listening", url=url, home=str(settings.home))
+        return
     say(f"Listening on {url}, home {settings.home}. Ctrl-C ends the controller; jobs go on. `syncbn down` ends everything.")
 
 

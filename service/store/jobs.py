@@ -5,12 +5,13 @@ from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from typing import Any
 
-from sqlalchemy import RowMapping, Select, delete, exists, func, insert, select, update
+from sqlalchemy import RowMapping, Select, bindparam, delete, exists, func, insert, select, update
 
 from service.states import State, is_allowed
 from service.store.database import Database
 from service.store.idempotency import earlier_job, remember
 from service.store.lifecycle import Change, enter
+from service.store.queue import QueueCap, require_place, store_need
 from service.store.records import IdempotencyClaim, Job, Progress, Transition
 from service.store.session import Write
 from service.store.tables import job_labels, jobs, transitions
@@ -33,13 +34,16 @@ class Jobs:
     def __init__(self, database: Database) -> None:
         self._database = database
 
-    async def create(self, job_id: str, spec: JobSpec, claim: IdempotencyClaim | None = None) -> tuple[str, bool]:
+    async def create(
+        self, job_id: str, spec: JobSpec, claim: IdempotencyClaim | None = None, caps: Sequence[QueueCap] = ()
+    ) -> tuple[str, bool]:
         """Store a queued job, unless the same request has made one before.
 
         Returns:
             The job's id, and whether it is new.
         Raises:
             KeyReusedError: the key was used for a different request.
+            QueueFullError: as many jobs are queued as one of `caps` allows.
         """
         # Twins with one key come one after another; the second finds the first.
         async with self._database.write(job_id if claim is None else f"key/{claim.key}") as write:
@@ -47,7 +51,10 @@ class Jobs:
                 earlier = await earlier_job(write, claim)
                 if earlier is not None:
                     return earlier, False
+            for cap in caps:
+                await require_place(write, cap)
             await write.connection.execute(insert(jobs).values(**_new_row(job_id, spec)))
+            await store_need(write, job_id, spec)
             await _store_labels(write, job_id, spec.labels)
             await enter(write, job_id, Change(State.QUEUED, SUBMITTED))
             if claim is not None:
@@ -67,8 +74,10 @@ class Jobs:
 
     async def queue(self, after: int, limit: int) -> list[Job]:
         """Return up to `limit` queued jobs from place `after` on, counted from 0, in the order in which they may start."""
-        query = select(jobs).where(jobs.c.state == State.QUEUED.value).offset(after).limit(limit)
-        return await self._fetch(query.order_by(jobs.c.priority.desc(), jobs.c.created_at, jobs.c.id))
+        order = (jobs.c.priority.desc(), jobs.c.created_at, jobs.c.id)
+        # Ids first: the index is in this order and has all that is needed to pass over those before.
+        page = select(jobs.c.id).where(jobs.c.state == State.QUEUED.value).order_by(*order).offset(after).limit(limit)
+        return await self._fetch(select(jobs).where(jobs.c.id.in_(page)).order_by(*order))
 
     async def page(self, wanted: JobFilter, before: str | None, limit: int) -> list[Job]:
         """Return up to `limit` jobs, newest first, older than the job `before`."""
@@ -132,6 +141,15 @@ class Jobs:
             columns = {} if world_size is None else {"world_size": world_size}
             await enter(write, job_id, Change(to, reason, message), **columns)
         return True
+
+    async def explain(self, reasons: Sequence[tuple[str, str, str]]) -> None:
+        """Say anew why queued jobs wait: (job id, reason, message). No transition, no event; one transaction for all."""
+        if reasons:
+            rows = [{"of": job_id, "why": reason, "said": message} for job_id, reason, message in reasons]
+            is_meant = (jobs.c.id == bindparam("of")) & (jobs.c.state == State.QUEUED.value)
+            statement = update(jobs).where(is_meant).values(reason=bindparam("why"), message=bindparam("said"))
+            async with self._database.write("queue") as write:
+                await write.connection.execute(statement, rows)
 
     async def set_message(self, job_id: str, reason: str, message: str) -> None:
         """Say anew why a job is where it is, such as why it still waits. No transition, no event."""

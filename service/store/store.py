@@ -13,6 +13,7 @@ from service.store.jobs import Jobs
 from service.store.leases import Leases
 from service.store.metrics import Metrics
 from service.store.migration import migrate
+from service.store.queue import Queue
 from service.store.records import Lease
 from service.store.recoveries import Recoveries
 from service.store.tokens import Tokens
@@ -26,6 +27,7 @@ class Store:
         self._max_log_bytes = max_log_bytes
         self.changes = changes
         self.jobs = Jobs(database)
+        self.queue = Queue(database)
         self.attempts = Attempts(database)
         self.events = Events(database, max_log_bytes)
         self.metrics = Metrics(database)

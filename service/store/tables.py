@@ -40,8 +40,22 @@ jobs = Table(
     Column("last_seq", BigInteger, nullable=False),
     Column("edition", Integer, nullable=False),
     Column("log_bytes", BigInteger, nullable=False, server_default="0"),
-    Index("ix_jobs_state_priority", "state", "priority", "created_at"),
     Index("ix_jobs_state_id", "state", "id"),
+)
+
+# The order of the queue, in which a range of it is read without sorting.
+Index("ix_jobs_queue", jobs.c.state, jobs.c.priority.desc(), jobs.c.created_at, jobs.c.id)
+
+# What the spec says of it too: apart, so that the queue is read without the specs.
+needs = Table(
+    "needs",
+    metadata,
+    _job_id(),
+    Column("min_workers", Integer, nullable=False),
+    Column("max_workers", Integer, nullable=False),
+    Column("cpus_per_worker", Double, nullable=False),
+    Column("gpus_per_worker", Integer, nullable=False),
+    Column("timeout_s", Double, nullable=False),
 )
 
 job_labels = Table(

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, final
 
 import torch
@@ -12,9 +14,13 @@ from syncbn.collectives import ProcessGroup, resolve
 from syncbn.copying import copied, picklable
 from syncbn.errors import OptionError
 from syncbn.function import Parameters, normalize_batch
+from syncbn.functional import sync_batch_norm
 from syncbn.moments import Moments, variance
+from syncbn.recomputation import Call, call_of, is_recomputation
 from syncbn.running import averaging_factor, update_
-from syncbn.shapes import accumulation_dtype, along_channels, require_channels
+from syncbn.shapes import accumulation_dtype, aligned_mask, along_channels, require_channels
+
+Tensors = tuple[Tensor, Tensor | None, Tensor | None]
 
 
 @dataclass(frozen=True)
@@ -80,8 +86,10 @@ class BatchRenorm(nn.modules.batchnorm._BatchNorm):  # noqa: SLF001  torch and o
     Shape: (N, C) or (N, C, *spatial) -> the same. N may differ between ranks and be 0 on some.
 
     Collectives: if synchronized, in training mode one all_reduce(SUM) of 2C+1 float64 forward and one of 2C float64 backward, as
-        `SyncBatchNorm`: every rank of the group must call, also with an empty batch, and run backward too. Else none.
-    Accuracy: half types are rounded once more than in `SyncBatchNorm`, after xhat.
+        `SyncBatchNorm`: every rank of the group must call, also with an empty batch, and run backward too. Else none. The recomputation
+        of torch.utils.checkpoint sends nothing and moves nothing, and is corrected as its first pass was. (Of two calls with the same
+        batch statistics and live graphs, both are recomputed as the first.)
+    Accuracy: half types are rounded once more than in `SyncBatchNorm`, before the correction.
     Source: Ioffe 2017, "Batch Renormalization". Deviation: the running variance is kept, not the running standard deviation.
 
     >>> layer = BatchRenorm(3, start=0, r_end=0, d_end=0, r_max=100.0, d_max=100.0)
@@ -112,43 +120,61 @@ class BatchRenorm(nn.modules.batchnorm._BatchNorm):  # noqa: SLF001  torch and o
         self.clipping = Clipping(r_max, d_max, start, r_end, d_end)
         self.synchronized, self.process_group, self.unbiased_running_var = synchronized, process_group, unbiased_running_var
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
         """Normalize x (N, C, *spatial).
 
+        Args:
+            x: floating input; may be empty where other ranks' are not.
+            mask: as `SyncBatchNorm`: True where x counts; elsewhere the result and the gradients are 0.
         Raises:
             ShapeError: no such shape.
-            BatchTooSmallError: as `SyncBatchNorm`.
+            BatchTooSmallError, RecomputationError: as `SyncBatchNorm`.
 
         Collectives: see the class.
         """
         require_channels(x, self.num_features)
         mean_C, var_C, tracked = self.running_mean, self.running_var, self.num_batches_tracked
         if not self.training or mean_C is None or var_C is None or tracked is None:
-            use_batch = mean_C is None
-            return torch.nn.functional.batch_norm(x, mean_C, var_C, self.weight, self.bias, training=use_batch, momentum=0.0, eps=self.eps)
+            return sync_batch_norm(x, mean_C, var_C, self.weight, self.bias, training=False, eps=self.eps, mask=mask)
+        mask = None if mask is None else aligned_mask(mask, x)
         group = resolve(self.process_group) if self.synchronized else None
-        if group is None and x.numel() == 0:
-            xhat, r_C, d_C = x, torch.ones_like(var_C), torch.zeros_like(mean_C)
-        else:
-            xhat, moments = normalize_batch(x, None, Parameters(None, None, self.eps, group))
-            r_C, d_C = self._correction(moments, mean_C, var_C, tracked)
-            update_(mean_C, var_C, moments, averaging_factor(self.momentum, tracked), unbiased=self.unbiased_running_var)
-        tracked.add_(1)
-        return self._affine(xhat, r_C, d_C)
+        is_first_pass = not is_recomputation()
+        tensors: Tensors = (x, self.weight, self.bias)
+        correction_2C = torch.cat((torch.ones_like(var_C), torch.zeros_like(mean_C)))
+        if group is not None or x.numel() > 0:
+            scaled, moments = normalize_batch(x, mask, Parameters(self.weight, None, self.eps, group, self))
+            tensors, correction_2C = self._corrected(moments, (scaled, self.weight, self.bias))
+            if is_first_pass:
+                update_(mean_C, var_C, moments, averaging_factor(self.momentum, tracked), unbiased=self.unbiased_running_var)
+        if is_first_pass:
+            tracked.add_(1)
+        y = _affine(*tensors, correction_2C)
+        return y if mask is None else torch.where(mask, y, 0)
 
-    def _correction(self, batch: Moments, running_mean_C: Tensor, running_var_C: Tensor, step: Tensor) -> tuple[Tensor, Tensor]:
-        """Clipped r and d, (C,) float64."""
-        r_max, d_max = self.clipping.at(step)
-        variance_C = running_var_C.double() + self.eps
+    def _corrected(self, batch: Moments, tensors: Tensors) -> tuple[Tensors, Tensor]:
+        """The tensors (xhat weight, weight, bias), and (r, d), (2C,) float64.
+
+        In a recomputation r and d are those of the first pass: the running statistics have moved since. The graph of the returned tensors
+        keeps them until then.
+        """
+        call = call_of(self)
+        if call is None:
+            return tensors, self._correction(batch)
+        key_2C = torch.cat((batch.mean, variance(batch, unbiased=False)))
+        find = partial(self._correction, batch)
+        correction_2C, scaled, weight_C, bias_C = _Recalled.apply(call, key_2C, find, *tensors)  # type: ignore[no-untyped-call]
+        return (scaled, weight_C, bias_C), correction_2C
+
+    def _correction(self, batch: Moments) -> Tensor:
+        """Clipped r and d by the present running statistics, (2C,) float64."""
+        assert self.running_mean is not None
+        assert self.running_var is not None
+        assert self.num_batches_tracked is not None
+        r_max, d_max = self.clipping.at(self.num_batches_tracked)
+        variance_C = self.running_var.double() + self.eps
         r_C = ((variance(batch, unbiased=False) + self.eps) / variance_C).sqrt()
-        d_C = (batch.mean - running_mean_C.double()) * variance_C.rsqrt()
-        return torch.clamp(r_C, 1 / r_max, r_max), torch.clamp(d_C, -d_max, d_max)
-
-    def _affine(self, xhat: Tensor, r_C: Tensor, d_C: Tensor) -> Tensor:
-        scale_C, shift_C = (r_C, d_C) if self.weight is None else (r_C * self.weight, d_C * self.weight + self.bias)
-        dtype = accumulation_dtype(xhat)
-        y = xhat.to(dtype) * along_channels(scale_C.to(dtype), xhat) + along_channels(shift_C.to(dtype), xhat)
-        return y.to(xhat.dtype)
+        d_C = (batch.mean - self.running_mean.double()) * variance_C.rsqrt()
+        return torch.cat((torch.clamp(r_C, 1 / r_max, r_max), torch.clamp(d_C, -d_max, d_max)))
 
     def __deepcopy__(self, memo: dict[int, Any]) -> BatchRenorm:
         return copied(self, memo)
@@ -159,3 +185,26 @@ class BatchRenorm(nn.modules.batchnorm._BatchNorm):  # noqa: SLF001  torch and o
     def extra_repr(self) -> str:
         """The arguments."""
         return f"{super().extra_repr()}, {self.clipping}, synchronized={self.synchronized}"  # type: ignore[no-untyped-call]
+
+
+class _Recalled(torch.autograd.Function):
+    """What a call finds, or has found in its first pass, beside tensors whose graph then keeps it."""
+
+    @staticmethod
+    def forward(ctx: Any, call: Call, key: Tensor, find: Callable[[], Tensor], *tensors: Tensor | None) -> tuple[Tensor | None, ...]:
+        found = call.recall(key, find, ctx)
+        ctx.mark_non_differentiable(found)
+        return (found, *(None if tensor is None else tensor.view_as(tensor) for tensor in tensors))
+
+    @staticmethod
+    def backward(_: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
+        return (None, None, None, *grads[1:])
+
+
+def _affine(scaled: Tensor, weight_C: Tensor | None, bias_C: Tensor | None, correction_2C: Tensor) -> Tensor:
+    """(xhat weight) r + d weight + bias."""
+    r_C, d_C = correction_2C.chunk(2)
+    shift_C = d_C if weight_C is None or bias_C is None else d_C * weight_C + bias_C
+    dtype = accumulation_dtype(scaled)
+    y = scaled.to(dtype) * along_channels(r_C.to(dtype), scaled) + along_channels(shift_C.to(dtype), scaled)
+    return y.to(scaled.dtype)

@@ -182,3 +182,24 @@ def test_doctor_says_how_to_mend_what_is_broken(run, environment):
     assert failed.keys() == {"port", "home"}
     assert "SYNCBN_PORT" in failed["port"]
     assert "SYNCBN_HOME" in failed["home"]
+
+
+def test_logs_are_json_lines_where_asked(serve, environment):
+    """A log collector gets one object a line, ours and those of libraries alike."""
+    environment["SYNCBN_LOG_FORMAT"] = "json"
+    process = serve()
+    seen = set()
+    while not {"listening", "cluster_not_reached"} <= seen:
+        line = json.loads(process.stderr.readline())
+        assert {"event", "level", "timestamp"} <= set(line)
+        seen.add(line["event"])
+
+
+def test_a_wrong_policy_file_is_refused_at_the_start(home, environment):
+    """Before anything runs without the limits that were meant."""
+    home.mkdir()
+    (home / "policy.toml").write_text("[[quotas]]\nlable = 'team'\n")
+    done = subprocess.run([*COMMAND, "serve", "--port", "0"], env=environment, capture_output=True, text=True, check=False, timeout=60)
+
+    assert done.returncode == 2
+    assert "quotas.0.lable is 'team'" in " ".join(done.stderr.split())

@@ -38,3 +38,73 @@ def test_a_job_without_room_says_why_it_waits_and_starts_when_there_is_room(tmp_
             await world.cluster.gang(second)
 
     run(tmp_path, scenario)
+
+
+def test_a_job_that_waited_starts_for_the_reason_it_was_queued_for(tmp_path):
+    """A restart that had to wait for room still counts as one."""
+
+    async def scenario(world: World) -> None:
+        async with world.controller():
+            first = await world.submit(0, resources={"workers": 6})
+            gang = await world.cluster.gang(first)
+            second = await world.submit(1, resources={"workers": 6})
+            while (await world.store.jobs.get(second)).reason != "no_room":
+                await asyncio.sleep(0.005)
+            gang.end()
+            await world.cluster.gang(second)
+            assert [attempt.reason for attempt in await world.store.attempts.of(second)] == ["submitted"]
+
+    run(tmp_path, scenario)
+
+
+def test_a_job_of_higher_priority_has_a_lower_one_paused_and_queued_again(tmp_path):
+    """Where the operator wants it; the victim goes on when there is room for it."""
+
+    async def scenario(world: World) -> None:
+        world.policy.write_text("preempt = true")
+        async with world.controller():
+            low, gang = await world.training(0, resources={"workers": 6})
+            urgent = await world.submit(1, resources={"workers": 6}, priority=5)
+            await world.until(low, State.PAUSING)
+            # What a pause does in the end: the ranks have saved, and are gone.
+            await gang.dissolve()
+            assert await world.store.jobs.transition(low, State.PAUSED, from_={State.PAUSING}, reason="paused")
+            job = await world.until(low, State.QUEUED)
+            assert job.reason in {"preempted", "no_room"}
+            assert (await world.cluster.gang(urgent)).world_size == 6
+            reasons = [change.reason for change in (await world.store.jobs.transitions_of([low]))[low]]
+            assert reasons[-3:] == ["preempted", "paused", "preempted"]
+
+    run(tmp_path, scenario)
+
+
+def test_a_quota_changes_while_the_controller_runs(tmp_path):
+    """The file is written, and the job starts."""
+
+    async def scenario(world: World) -> None:
+        world.policy.write_text('[[quotas]]\nlabel = "team"\nworkers = 1\n')
+        async with world.controller() as controller:
+            job_id = await world.submit(0, labels={"team": "a"})
+            while (await world.store.jobs.get(job_id)).reason != "over_quota":
+                await asyncio.sleep(0.005)
+            assert "needs 2" in controller.waiting[job_id].message
+            world.policy.write_text('[[quotas]]\nlabel = "team"\nworkers = 2\n# raised')
+            await world.cluster.gang(job_id)
+
+    run(tmp_path, scenario)
+
+
+def test_one_far_behind_is_found_in_the_end(tmp_path, monkeypatch):
+    """However many before it wait for a quota."""
+    monkeypatch.setattr("service.planner.NEAR", 2)
+    monkeypatch.setattr("service.planner.PAGE", 2)
+    monkeypatch.setattr("service.planner.DEEP_S", 0.05)
+
+    async def scenario(world: World) -> None:
+        world.policy.write_text('[[quotas]]\nlabel = "team"\nworkers = 1\n')
+        async with world.controller():
+            for number in range(6):
+                await world.submit(number, labels={"team": "a"})
+            await world.cluster.gang(await world.submit(6))
+
+    run(tmp_path, scenario)

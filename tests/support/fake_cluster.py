@@ -5,7 +5,7 @@ from collections.abc import Callable, Collection
 from typing import Any
 
 from service.cluster import ClusterError, NoRoomError, RankDiedError
-from service.scheduling import Room
+from service.room import Node, Room
 from worker.contract import Assignment, Drain, EventType
 from worker.progress import EventBuffer
 
@@ -134,7 +134,9 @@ class FakeCluster:
 
     async def room(self) -> Room:
         """Count the ranks of living gangs as taken."""
-        return Room(self.cpus, 0, self.cpus - sum(gang.world_size for gang in self.alive()), 0)
+        free = self.cpus - sum(gang.world_size for gang in self.alive())
+        placed = {job_id: {"fake": gang.world_size} for (job_id, _), gang in self.gangs.items() if not gang.is_dissolved}
+        return Room((Node("fake", self.cpus, 0, free, 0),), placed)
 
     async def nodes(self) -> list[dict[str, Any]]:
         """Return one node."""

@@ -7,6 +7,7 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
+from service.policy import PolicyFile
 from service.reconciler import Reconciler
 from service.states import State
 from service.store.records import Job
@@ -25,6 +26,7 @@ class World:
         self.store = store
         self.cluster = cluster
         self.storage = storage
+        self.policy = storage / "policy.toml"
 
     async def submit(self, number: int = 0, **change) -> str:
         """Store a queued job."""
@@ -52,7 +54,7 @@ class World:
     @contextlib.asynccontextmanager
     async def controller(self) -> AsyncIterator[Reconciler]:
         """Run a controller inside the block; leaving it is like killing it, as far as jobs are concerned."""
-        reconciler = Reconciler(self.cluster, self.storage)
+        reconciler = Reconciler(self.cluster, self.storage, PolicyFile(self.policy))
         await reconciler.start(self.store)
         try:
             yield reconciler

@@ -144,6 +144,22 @@ def test_a_mask_counts_what_it_lets_through() -> None:
     torch.testing.assert_close(layer.running_var, wanted.running_var, rtol=1e-12, atol=0)
 
 
+# The tracer itself makes an object of every autograd.Function, and is warned of it.
+@pytest.mark.filterwarnings("ignore:.*autograd.function.Function.* should not be instantiated:DeprecationWarning")
+@pytest.mark.parametrize(("kind", "moves"), [(SyncBatchNorm, 1), (nn.BatchNorm2d, 2)])
+def test_inside_a_compiled_model(kind, moves) -> None:
+    """A synchronized layer moves once, though the model was traced before the block; torch's own, whose hooks do not run, each time."""
+    torch._dynamo.reset()
+    layer = kind(3, dtype=torch.float64)
+    model = torch.compile(nn.Sequential(nn.Identity(), layer), backend="eager")
+    x = micro_batches()[0]
+    model(x)
+    with accumulated_statistics(layer):
+        model(x)
+        model(x)
+    assert int(layer.num_batches_tracked) == 1 + moves
+
+
 @pytest.mark.parametrize(
     ("model", "message"),
     [

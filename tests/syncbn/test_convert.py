@@ -143,3 +143,26 @@ def test_torchs_bias_free_layers_are_kept() -> None:
     x = torch.randn(5, 3)
     wanted = nn.BatchNorm1d(3)(x)
     assert torch.equal(convert_sync_batchnorm(old)(x), wanted)
+
+
+def test_every_kind_of_hook_goes_along() -> None:
+    """Hooks before and after forward, of backward and of the state dict run on the converted layer, and on the reverted one."""
+    model = nn.Sequential(nn.Linear(2, 3), nn.BatchNorm1d(3))
+    calls: list[str] = []
+    model[1].register_forward_pre_hook(lambda *_: calls.append("before"))
+    model[1].register_full_backward_hook(lambda *_: calls.append("backward"))
+    model[1].register_state_dict_post_hook(lambda *_: calls.append("state"))
+    for change in (convert_sync_batchnorm, revert_sync_batchnorm):
+        calls.clear()
+        change(model)
+        model(torch.randn(4, 2)).sum().backward()
+        model.state_dict()
+        assert calls == ["before", "backward", "state"]
+
+
+def test_models_without_memory_can_be_converted() -> None:
+    """On the meta device, as large models are built before they are filled; the device stays."""
+    with torch.device("meta"):
+        model = nn.Sequential(nn.Linear(2, 3), nn.BatchNorm1d(3, dtype=torch.float16))
+    layer = convert_sync_batchnorm(model)[1]
+    assert {(t.device.type, t.dtype) for t in (layer.weight, layer.running_var)} == {("meta", torch.float16)}

@@ -156,6 +156,15 @@ def test_training_mode_is_refused() -> None:
     assert isinstance(fold_batchnorm(model.eval()), nn.Sequential)
 
 
+def test_a_norm_in_training_mode_is_refused_by_name() -> None:
+    """In a model in eval mode, too: it would take the batch's statistics, which a fold cannot."""
+    model = trained(nn.Sequential(nn.Linear(4, 6), nn.BatchNorm1d(6)))
+    model[1].train()
+    with pytest.raises(ConversionError, match=r"layer 1 \(BatchNorm1d\) cannot be folded: it is in training mode"):
+        fold_batchnorm(model)
+    fold_batchnorm(model.eval())
+
+
 def test_a_model_that_cannot_be_traced_is_refused() -> None:
     """Branches on values end tracing; the error says so and names the layers left."""
 

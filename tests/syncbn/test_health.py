@@ -30,6 +30,9 @@ CASES = [
     ("never_updated", "healthy", {"num_batches_tracked": 0}),
     ("still_initial", "unhealthy", {"running_mean": torch.zeros(4), "running_var": torch.ones(4)}),
     ("weight_near_zero", "healthy", {"weight": torch.tensor([1.0, 0.0, 1.0, 1.0])}),
+    # At the limits themselves: at most eps, at most 1e-6, of either sign.
+    ("variance_below_eps", "healthy", {"eps": 0.25, "running_var": torch.tensor([1.0, 2.0, 0.25, 1.0])}),
+    ("weight_near_zero", "healthy", {"weight": torch.tensor([1.0, -9e-7, 1.0, 1.0])}),
 ]
 
 
@@ -43,6 +46,12 @@ def test_each_code_is_found(code, status, changes) -> None:
     assert report.status == status
     assert check_health([healthy()]).findings == ()
     assert check_health([healthy()]).status == "healthy"
+
+
+def test_just_inside_the_limits_nothing_is_found() -> None:
+    """A variance above eps, a weight above 1e-6, and a mean of 0 with a real variance are no findings."""
+    sound = {"eps": 0.25, "running_var": torch.tensor([1.0, 2.0, 0.2501, 1.0]), "weight": torch.tensor([1.0, -2e-6, 1.0, 1.0])}
+    assert check_health([replace(healthy(), running_mean=torch.tensor([1.0, 0.0, 1.0, 1.0]), **sound)]).findings == ()
 
 
 def test_messages_name_channels_and_counts() -> None:

@@ -77,6 +77,21 @@ def test_mask_makes_padding_irrelevant() -> None:
     torch.testing.assert_close(untracked(padded, mask)[..., :5], untracked(x))
 
 
+def test_mask_makes_padding_irrelevant_in_evaluation() -> None:
+    """Gradients of weight and bias, too, are those without the padding, which may hold NaN."""
+    grads = []
+    for padding in (0, 2):
+        torch.manual_seed(0)
+        layer = SyncBatchNorm(3).eval()
+        x = nn.functional.pad(torch.randn(4, 3, 5), (0, padding), value=torch.nan).requires_grad_()
+        mask = (torch.arange(5 + padding) < 5).expand(4, -1)
+        layer(x, mask).square().sum().backward()
+        grads.append([layer.weight.grad, layer.bias.grad, x.grad[..., :5]])
+        assert not x.grad[..., 5:].any()
+    for found, wanted in zip(*grads, strict=True):
+        torch.testing.assert_close(found, wanted)
+
+
 def test_state_dicts_go_both_ways() -> None:
     """Keys, shapes and dtypes are those of torch's layers, and values survive the way there and back."""
     layer = SyncBatchNorm(4)

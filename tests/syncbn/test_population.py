@@ -130,6 +130,34 @@ def test_num_samples_ends_an_endless_stream() -> None:
     assert recalibrate(model(), endless(), num_samples=10).num_samples == 12
 
 
+def test_a_stream_shows_how_far_it_has_come() -> None:
+    """A generator of unknown length is fed to its end; samples and batches are reported after each, an empty batch not."""
+    told = []
+    stream = (x for x in (*batches()[:2], torch.zeros(0, 2, 6).double(), batches()[2]))
+    report = recalibrate(model(), stream, num_samples=10**9, on_batch=lambda *fed: told.append(fed))
+    assert told == [(4, 1), (11, 2), (13, 3)]
+    assert (report.num_samples, report.num_batches) == (13, 3)
+
+
+def shared(rank: int, world_size: int) -> torch.Tensor:
+    """A layer used on two inputs, over ranks with different numbers of batches."""
+    norm = syncbn.SyncBatchNorm(2, dtype=torch.float64)
+    net = nn.Sequential(norm, nn.Tanh(), norm)
+    recalibrate(net, batches()[rank::world_size][: 2 if rank else None])
+    return norm.running_var
+
+
+@pytest.mark.ranks
+def test_a_layer_used_twice_is_merged_over_ranks(ranks) -> None:
+    """Both inputs on every rank count by their size; every rank holds the same bits."""
+    (first, *others) = ranks.run(3, shared)
+    fed = [x for rank in range(3) for x in batches()[rank::3][: 2 if rank else None]]
+    norm = nn.BatchNorm1d(2, dtype=torch.float64)
+    values = torch.cat([torch.cat((x, norm(x).detach().tanh())) for x in fed])
+    torch.testing.assert_close(first, values.var((0, 2), correction=0), rtol=1e-12, atol=1e-12)
+    assert all(torch.equal(first, other) for other in others)
+
+
 def failing(rank: int, world_size: int) -> tuple[str, float]:
     """One rank's data does not fit the model."""
     net = model()

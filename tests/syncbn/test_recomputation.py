@@ -216,6 +216,27 @@ def nondeterministic(rank: int, world_size: int) -> str:
     return "refused"
 
 
+def frozen_and_shared(rank: int, world_size: int) -> str:
+    """A layer used twice of which only the second use is kept: no gradient reaches the first, whose input and parameters need none."""
+    net = Net()
+    net.first.requires_grad_(requires_grad=False)
+    scale = torch.ones((), dtype=torch.float64, requires_grad=True)
+    y = checkpoint(lambda x: net.first(net.first(x).tanh() * scale).square(), share(rank), use_reentrant=False)
+    try:
+        y.sum().backward()
+    except syncbn.RecomputationError as refusal:
+        return str(refusal)
+    return "nothing"
+
+
+@pytest.mark.ranks
+def test_the_only_first_pass_is_not_taken_for_another(ranks) -> None:
+    """A call that was not kept is not normalized by the statistics of the one that was: the error says what to do."""
+    for told in ranks.run(2, frozen_and_shared):
+        assert "none of the layer's 1 first passes had" in told
+        assert "keep calls to which no gradient reaches out of the checkpoint" in told
+
+
 @pytest.mark.ranks
 def test_an_ambiguous_recomputation_is_refused(ranks) -> None:
     """Rather than normalized by the statistics of another call."""

@@ -44,3 +44,13 @@ def test_plain_values_for_json() -> None:
     summary = json.loads(json.dumps(read.to_dict()))
     assert summary["running_mean"] == {"min": 1.0, "max": 3.0, "mean": 2.0}
     assert json.loads(json.dumps(read.to_dict(vectors=True)))["running_var"] == [2.0, 8.0]
+
+
+def test_what_is_not_finite_is_none_in_json() -> None:
+    """JSON has no NaN: the summary of a spoiled vector is None, and the spoiled entry."""
+    layer = nn.BatchNorm1d(2)
+    layer.running_mean[1] = torch.nan
+    read = layer_statistics(layer)[""]
+    assert read.to_dict()["running_mean"] == {"min": None, "max": None, "mean": None}
+    assert read.to_dict(vectors=True)["running_mean"] == [0.0, None]
+    json.dumps([read.to_dict(), read.to_dict(vectors=True)], allow_nan=False)

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from syncbn import SyncBatchNorm, accumulated_statistics, order_checks, telemetry
+from syncbn import accumulated_statistics, build_norm, order_checks, telemetry
 from tests.syncbn.reductions import counted_reductions
 
 WATCHES = {
@@ -19,10 +19,10 @@ WATCHES = {
 }
 
 
-def model() -> nn.Sequential:
+def model(kind: str) -> nn.Sequential:
     """Two layers with something between them."""
     torch.manual_seed(0)
-    return nn.Sequential(SyncBatchNorm(3), nn.Linear(3, 3), SyncBatchNorm(3)).double()
+    return nn.Sequential(build_norm(kind, 3), nn.Linear(3, 3), build_norm(kind, 3)).double()
 
 
 def step(net: nn.Sequential, rank: int, reentrant: bool | None) -> list[Tensor]:
@@ -36,9 +36,9 @@ def step(net: nn.Sequential, rank: int, reentrant: bool | None) -> list[Tensor]:
     return results + [p.grad for p in net.parameters()]
 
 
-def together(rank: int, world_size: int, order: tuple[str, ...], reentrant: bool) -> tuple[float, bool, list[int], int, int]:
+def together(rank: int, world_size: int, kind: str, order: tuple[str, ...], reentrant: bool) -> tuple[float, bool, list[int], int, int]:
     """Largest difference to the plain step, equal reductions, batches tracked, telemetry's calls; and groups that are not None after."""
-    plain, net = model(), model()
+    plain, net = model(kind), model(kind)
     with counted_reductions() as wanted_reductions:
         wanted = step(plain, rank, None)
     with counted_reductions() as reductions, contextlib.ExitStack() as stack:
@@ -52,11 +52,12 @@ def together(rank: int, world_size: int, order: tuple[str, ...], reentrant: bool
 
 
 @pytest.mark.ranks
+@pytest.mark.parametrize("kind", ["sync_bn", "batch_renorm", "switchable"])
 @pytest.mark.parametrize("reentrant", [True, False])
 @pytest.mark.parametrize("order", [("accumulated", "telemetry", "order"), ("order", "telemetry", "accumulated")], ids="-".join)
-def test_all_at_once(ranks, order, reentrant) -> None:
+def test_all_at_once(ranks, kind, order, reentrant) -> None:
     """In either order: the same numbers, the same reductions, one update, four calls, and no trace."""
-    for difference, same_reductions, tracked, calls, left in ranks.run(2, together, order, reentrant):
+    for difference, same_reductions, tracked, calls, left in ranks.run(2, together, kind, order, reentrant):
         assert difference < 1e-12
         assert same_reductions
         assert tracked == [1, 1]

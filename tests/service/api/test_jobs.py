@@ -266,7 +266,21 @@ def test_the_queue_tells_places_and_reasons(world):
     first = world.client.get("/v1/queue?limit=1").json()
     assert (first["data"], first["has_more"], first["next_cursor"]) == (queue[:1], True, "1")
     assert world.client.get("/v1/queue?limit=1&after=1").json() == {"data": queue[1:], "has_more": False, "next_cursor": None}
-    assert (queue[1]["reason"], queue[1]["message"], queue[1]["workers"]) == ("waiting_for_room", "needs 2 CPUs", 2)
+    assert (queue[1]["reason"], queue[1]["message"], queue[1]["workers"]) == ("waiting_for_room", "needs 2 CPUs; 2nd in line", 2)
+
+
+def test_a_full_queue_refuses_politely(world):
+    """Which limit, how much of it, and what to do; a request sent again for a job that is there is no new one."""
+    (world.settings.home / "policy.toml").write_text('[[quotas]]\nlabel = "team"\nqueued_jobs = 1\n')
+    headers = {"Idempotency-Key": "once"}
+    first = world.client.post("/v1/jobs", json=SPEC | {"labels": {"team": "a"}}, headers=headers)
+    again = world.client.post("/v1/jobs", json=SPEC | {"labels": {"team": "a"}}, headers=headers)
+    second = world.client.post("/v1/jobs", json=SPEC | {"labels": {"team": "a"}})
+
+    assert (first.status_code, again.json()["id"]) == (201, first.json()["id"])
+    assert (second.status_code, second.json()["code"]) == (403, "quota_exceeded")
+    assert "1 jobs with label team=a are queued" in second.json()["detail"]
+    assert world.submit(labels={"team": "b"})
 
 
 def test_the_catalogue_tells_names_and_arguments(world):

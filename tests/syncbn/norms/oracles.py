@@ -18,11 +18,21 @@ SIZES = (3, 0, 4)
 C = 5
 
 
-def data(step: int, num_samples: int, spatial: tuple[int, ...]) -> tuple[Tensor, Tensor]:
-    """The whole batch of a step and its output gradient, float64."""
+def data(step: int, num_samples: int, spatial: tuple[int, ...], *, masked: bool = False) -> tuple[Tensor, Tensor]:
+    """The whole batch of a step and its output gradient, float64; with a mask, x is NaN outside it."""
     generator = torch.Generator().manual_seed(step)
     shape = (num_samples, C, *spatial)
-    return torch.randn(shape, generator=generator).double() * 2 + 3, torch.randn(shape, generator=generator).double()
+    x, dy = torch.randn(shape, generator=generator).double() * 2 + 3, torch.randn(shape, generator=generator).double()
+    if masked:
+        valid = torch.rand((num_samples, 1, *spatial), generator=generator) < 0.6
+        valid[0] = False  # a sample that is padding throughout
+        x = torch.where(valid, x, torch.nan)
+    return x, dy
+
+
+def valid_in(x: Tensor) -> Tensor:
+    """The mask (N, *spatial) of a masked batch."""
+    return ~x.detach()[:, 0].isnan()
 
 
 def filled(layer: nn.Module) -> nn.Module:
@@ -34,23 +44,27 @@ def filled(layer: nn.Module) -> nn.Module:
     return layer
 
 
-def steps_on_ranks(rank: int, world_size: int, kind: str, options: dict[str, Any], spatial: tuple[int, ...]) -> dict[str, Tensor]:
+def steps_on_ranks(  # noqa: PLR0917  a program's arguments travel in order
+    rank: int, world_size: int, kind: str, options: dict[str, Any], spatial: tuple[int, ...], masked: bool = False
+) -> dict[str, Tensor]:
     """Two training steps on this rank's share (some are empty), then evaluation of it. Returns everything that came out."""
     layer = filled(build_norm(kind, C, dtype=torch.float64, **options))
     sizes = SIZES[:world_size] if world_size > 1 else (sum(SIZES),)
     share = slice(sum(sizes[:rank]), sum(sizes[: rank + 1]))
     out: dict[str, Tensor] = {}
     for step in range(2):
-        x, dy = (whole[share] for whole in data(step, sum(sizes), spatial))
+        x, dy = (whole[share] for whole in data(step, sum(sizes), spatial, masked=masked))
+        mask = (valid_in(x),) if masked else ()
         x.requires_grad_()
         layer.zero_grad()
-        y = layer(x)
+        y = layer(x, *mask)
         y.backward(dy)
         out |= {f"y{step}": y.detach(), f"dx{step}": x.grad}
         out |= {f"d{name}{step}": p.grad for name, p in layer.named_parameters()}
     out |= {name: b for name, b in layer.named_buffers() if "running" in name}
     with torch.no_grad():
-        out["eval"] = layer.eval()(data(9, sum(sizes), spatial)[0][share])
+        x = data(9, sum(sizes), spatial, masked=masked)[0][share]
+        out["eval"] = layer.eval()(x, *((valid_in(x),) if masked else ()))
     return out
 
 
@@ -58,13 +72,15 @@ Reference = Callable[[Tensor, dict[str, Tensor], dict[str, Tensor], bool], Tenso
 """From x, the parameters by name, the state (changed in place) and whether it is training, to y."""
 
 
-def whole_batch(reference: Reference, layer: nn.Module, num_samples: int, spatial: tuple[int, ...]) -> dict[str, Tensor]:
+def whole_batch(
+    reference: Reference, layer: nn.Module, num_samples: int, spatial: tuple[int, ...], *, masked: bool = False
+) -> dict[str, Tensor]:
     """What `steps_on_ranks` ought to return for the whole batch, by a plain formula differentiated by autograd."""
     parameters = {name: p.detach().double().requires_grad_() for name, p in layer.named_parameters()}
     state = {"running_mean": torch.zeros(C).double(), "running_var": torch.ones(C).double(), "step": torch.zeros(())}
     out: dict[str, Tensor] = {}
     for step in range(2):
-        x, dy = data(step, num_samples, spatial)
+        x, dy = data(step, num_samples, spatial, masked=masked)
         x.requires_grad_()
         y = reference(x, parameters, state, True)
         grads = torch.autograd.grad(y, [x, *parameters.values()], dy, allow_unused=True)
@@ -75,7 +91,7 @@ def whole_batch(reference: Reference, layer: nn.Module, num_samples: int, spatia
         state["step"] += 1
     out |= {name: state[name] for name in ("running_mean", "running_var")}
     with torch.no_grad():
-        out["eval"] = reference(data(9, num_samples, spatial)[0], parameters, state, False)
+        out["eval"] = reference(data(9, num_samples, spatial, masked=masked)[0], parameters, state, False)
     return out
 
 

@@ -11,7 +11,7 @@ from torch import nn
 
 from syncbn import build_norm
 from syncbn.norms.renorm import Clipping
-from tests.syncbn.norms.oracles import C, errors_against, filled, moved, per_channel, steps_on_ranks, whole_batch
+from tests.syncbn.norms.oracles import C, errors_against, filled, moved, per_channel, steps_on_ranks, valid_in, whole_batch
 
 TIGHT = {"r_max": 1.5, "d_max": 0.8, "start": 0, "r_end": 2, "d_end": 0}
 
@@ -39,6 +39,24 @@ def test_equals_the_formula_over_all_ranks(world_size, spatial, ranks) -> None:
     """Outputs, gradients, running statistics and evaluation of any number of ranks, one of them empty."""
     results = ranks.run(world_size, steps_on_ranks, "batch_renorm", TIGHT, spatial)
     wanted = whole_batch(reference, filled(build_norm("batch_renorm", C)), 3 if world_size == 2 else 7, spatial)
+    errors = errors_against(wanted, results)
+    assert max(errors.values()) < 1e-12, errors
+
+
+def on_valid_rows(x, p, state, training):
+    """The reference of the valid values alone, 0 elsewhere."""
+    rows = reference(x.movedim(1, -1)[valid_in(x)], p, state, training)
+    y = torch.zeros(x.movedim(1, -1).shape, dtype=x.dtype)
+    return y.index_put((valid_in(x),), rows).movedim(-1, 1)
+
+
+@pytest.mark.ranks
+@pytest.mark.parametrize("world_size", [1, 3])
+@pytest.mark.parametrize("spatial", [(3, 2), ()])
+def test_a_mask_leaves_the_rest_out(world_size, spatial, ranks) -> None:
+    """Everything is that of the valid values, over all ranks, whatever is elsewhere."""
+    results = ranks.run(world_size, steps_on_ranks, "batch_renorm", TIGHT, spatial, True)
+    wanted = whole_batch(on_valid_rows, filled(build_norm("batch_renorm", C)), 7, spatial, masked=True)
     errors = errors_against(wanted, results)
     assert max(errors.values()) < 1e-12, errors
 

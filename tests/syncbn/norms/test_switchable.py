@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from syncbn import build_norm
-from tests.syncbn.norms.oracles import C, errors_against, filled, moved, per_channel, steps_on_ranks, whole_batch
+from tests.syncbn.norms.oracles import C, errors_against, filled, moved, per_channel, steps_on_ranks, valid_in, whole_batch
 
 
 def reference(x, p, state, training):
@@ -37,6 +37,36 @@ def test_equals_the_formula_over_all_ranks(world_size, spatial, ranks) -> None:
     results = ranks.run(world_size, steps_on_ranks, "switchable", {}, spatial)
     reshaped = reference if spatial != (1, 1) else lambda x, *rest: reference(x.flatten(1), *rest).view_as(x)
     wanted = whole_batch(reshaped, filled(build_norm("switchable", C)), 3 if world_size == 2 else 7, spatial)
+    errors = errors_against(wanted, results)
+    assert max(errors.values()) < 1e-12, errors
+
+
+def of_valid_rows(x, p, state, training):
+    """The same of the valid values of each sample, one sample after the other; 0 elsewhere."""
+    mask, channels_last = valid_in(x), x.movedim(1, -1)
+    batch = channels_last[mask]
+    dims = slice(0 if x.dim() > 2 else 1, None)
+    a, b = (p[name][dims].softmax(0) for name in ("mean_weight", "var_weight"))
+    mean, var = (batch.mean(0), batch.var(0, correction=0)) if training else (state["running_mean"], state["running_var"])
+    samples = []
+    for n in mask.view(len(mask), -1).any(1).nonzero().flatten():
+        rows = channels_last[n][mask[n]].view(-1, C)  # (S, C)
+        means = [rows.mean(0), rows.mean(), mean][dims]
+        variances = [rows.var(0, correction=0), rows.var(correction=0), var][dims]
+        mixed = sum(w * m for w, m in zip(a, means, strict=True)), sum(w * v for w, v in zip(b, variances, strict=True))
+        samples.append((rows - mixed[0]) / (mixed[1] + 1e-5).sqrt() * p["weight"] + p["bias"])
+    if training:
+        moved(state, batch)
+    return torch.zeros(channels_last.shape, dtype=x.dtype).index_put((mask,), torch.cat(samples)).movedim(-1, 1)
+
+
+@pytest.mark.ranks
+@pytest.mark.parametrize("world_size", [1, 3])
+@pytest.mark.parametrize("spatial", [(3, 2), ()])
+def test_a_mask_leaves_the_rest_out(world_size, spatial, ranks) -> None:
+    """All three statistics are those of the valid values, whatever is elsewhere; a sample without any gives zeros."""
+    results = ranks.run(world_size, steps_on_ranks, "switchable", {}, spatial, True)
+    wanted = whole_batch(of_valid_rows, filled(build_norm("switchable", C)), 7, spatial, masked=True)
     errors = errors_against(wanted, results)
     assert max(errors.values()) < 1e-12, errors
 

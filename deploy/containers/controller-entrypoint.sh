@@ -1,0 +1,6 @@
+#!/bin/sh
+# Joins the Ray cluster with no CPUs of its own, then becomes the controller. Neither outlives the other: the container ends with both.
+set -eu
+: "${SYNCBN_RAY_ADDRESS:?set it to host:port of the Ray head}"
+ray start --address="$SYNCBN_RAY_ADDRESS" --num-cpus=0 --num-gpus=0 --object-store-memory=100000000 --disable-usage-stats
+exec syncbn serve "$@"

@@ -1,0 +1,83 @@
+"""The scheduler's shell: loads the queue and the cluster, has `service.scheduling` decide, and remembers why who waits.
+
+Owns how deep a round looks into the queue, so that a round stays cheap however many jobs wait. Starts and pauses nothing itself.
+"""
+
+import time
+from collections.abc import Mapping
+from collections.abc import Set as AbstractSet
+from datetime import UTC, datetime
+
+import structlog
+
+from service.cluster import Cluster
+from service.policy import PolicyFile
+from service.scheduling import Draft, Plan
+from service.store.queue import Queued
+from service.store.store import Store
+from service.waiting import Wait
+
+PAGE = 1_000
+NEAR = 1_000
+"""Jobs at the front of the queue that every round looks at."""
+DEEP_S = 30.0
+"""How often a round looks at all of them, for one far behind that may start before others."""
+NUM_SAID = 50
+"""Jobs at the front whose every new message is stored; further behind only a new reason is. `/v1/queue` has the newest of all."""
+
+log = structlog.get_logger()
+
+
+class Planner:
+    """Plans round after round for one cluster."""
+
+    def __init__(self, cluster: Cluster, policy: PolicyFile) -> None:
+        self._cluster = cluster
+        self._policy = policy
+        self._next_deep = 0.0
+        self._waiting: dict[str, Wait] = {}
+
+    @property
+    def waiting(self) -> Mapping[str, Wait]:
+        """Why each job waits, as far as it was looked at; also of some that wait no longer."""
+        return self._waiting
+
+    async def plan(self, store: Store, busy: AbstractSet[str]) -> Plan:
+        """Decide what starts now.
+
+        Args:
+            store: where the queue is.
+            busy: jobs that are queued again while the last of their attempt is still being put away.
+        """
+        is_deep = time.monotonic() >= self._next_deep
+        draft = Draft(await self._cluster.room(), await store.queue.held(), self._policy.current(), datetime.now(UTC))
+        near = await self._consider(store, draft, busy, is_deep=is_deep)
+        decision = draft.plan()
+        if is_deep:
+            self._waiting.clear()
+            self._next_deep = time.monotonic() + DEEP_S
+        self._waiting.update(decision.waiting)
+        await _explain(store, near, decision.waiting)
+        return decision
+
+    async def _consider(self, store: Store, draft: Draft, busy: AbstractSet[str], *, is_deep: bool) -> list[Queued]:
+        """Show the queue to the draft, page by page, so that the process answers in between; return the front of it."""
+        near: list[Queued] = []
+        async for page in store.queue.pages(PAGE):
+            if len(near) >= NEAR and not is_deep:
+                break
+            for queued in page:
+                if queued.need.job_id not in busy:
+                    draft.consider(queued.need)
+            near += page[: NEAR - len(near)]
+        return near
+
+
+async def _explain(store: Store, near: list[Queued], waiting: Mapping[str, Wait]) -> None:
+    """Store why the jobs at the front wait, where that is news."""
+    news = []
+    for place, queued in enumerate(near):
+        wait = waiting.get(queued.need.job_id)
+        if wait is not None and (queued.reason != wait.reason or (place < NUM_SAID and queued.message != wait.message)):
+            news.append((queued.need.job_id, wait.reason, wait.message))
+    await store.jobs.explain(news)

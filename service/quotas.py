@@ -1,0 +1,113 @@
+"""How much the jobs with one label may hold at once, and what they hold. Pure; the operator's file is read in `service.policy`."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Annotated
+
+from pydantic import BaseModel, ConfigDict, Field
+
+Limit = Annotated[int, Field(ge=0)] | None
+
+
+class Quota(BaseModel):
+    """Limits for all the jobs together that have `label` with the value `value`; without `value`, for each value by itself.
+
+    A limit that is left out is none.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+
+    label: Annotated[str, Field(min_length=1, max_length=63)]
+    value: str | None = None
+    running_jobs: Limit = None
+    workers: Limit = None
+    gpus: Limit = None
+    queued_jobs: Limit = None
+
+    def group_of(self, labels: Mapping[str, str]) -> str | None:
+        """Return the value whose jobs share the limits with a job of these labels; None where the quota is not about it."""
+        value = labels.get(self.label)
+        return value if self.value in {None, value} else None
+
+
+class Policy(BaseModel):
+    """What the operator decides about the queue."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+
+    preempt: bool = False
+    """Pause running jobs to make room for one of higher priority."""
+    quotas: Annotated[tuple[Quota, ...], Field(strict=False)] = ()
+
+
+@dataclass
+class Account:
+    """What one group holds while a plan is made."""
+
+    quota: Quota
+    group: str
+    jobs: int = 0
+    workers: int = 0
+    gpus: int = 0
+    is_closed: bool = False
+    """A job before the one at hand waits for this quota, so that nobody behind it may take from it."""
+
+    def charge(self, workers: int, gpus_per_worker: int) -> None:
+        """Count a job as running."""
+        self.jobs += 1
+        self.workers += workers
+        self.gpus += workers * gpus_per_worker
+
+    def left(self, most: int, gpus_per_worker: int) -> int:
+        """Return how many workers, up to `most`, one more job may have."""
+        if self.is_closed:
+            return 0
+        return _within(self.quota, most, gpus_per_worker, self)
+
+    def most_ever(self, most: int, gpus_per_worker: int) -> int:
+        """Return how many workers, up to `most`, a job may have that is alone."""
+        return _within(self.quota, most, gpus_per_worker, None)
+
+    def why(self, workers: int, gpus_per_worker: int, *, is_alone: bool = False) -> str:
+        """Say what keeps a job of so many workers from starting now, or for good where it would not even start alone."""
+        name = f"quota {self.quota.label}={self.group}"
+        if self.is_closed and not is_alone:
+            return f"{name}: a job before it waits for the same quota"
+        asked = {"running_jobs": 1, "workers": workers, "gpus": workers * gpus_per_worker}
+        used = dict.fromkeys(asked, 0) if is_alone else {"running_jobs": self.jobs, "workers": self.workers, "gpus": self.gpus}
+        for what, amount in asked.items():
+            limit = getattr(self.quota, what)
+            if limit is not None and amount and used[what] + amount > limit:
+                return f"{name}: {used[what]} of {limit} {what} in use, needs {amount}"
+        return name
+
+
+class Accounts:
+    """The accounts of every group."""
+
+    def __init__(self, quotas: Sequence[Quota]) -> None:
+        self._quotas = tuple(enumerate(quotas))
+        self._accounts: dict[tuple[int, str], Account] = {}
+
+    def of(self, labels: Mapping[str, str]) -> list[Account]:
+        """Return the accounts that a job with these labels is charged to."""
+        found = []
+        for index, quota in self._quotas:
+            group = quota.group_of(labels)
+            if group is not None:
+                account = self._accounts.get((index, group))
+                if account is None:
+                    account = self._accounts[index, group] = Account(quota, group)
+                found.append(account)
+        return found
+
+
+def _within(quota: Quota, most: int, gpus_per_worker: int, used: Account | None) -> int:
+    jobs, workers, gpus = (used.jobs, used.workers, used.gpus) if used else (0, 0, 0)
+    if quota.running_jobs is not None and jobs >= quota.running_jobs:
+        return 0
+    if quota.workers is not None:
+        most = min(most, quota.workers - workers)
+    if quota.gpus is not None and gpus_per_worker:
+        most = min(most, (quota.gpus - gpus) // gpus_per_worker)
+    return max(most, 0)

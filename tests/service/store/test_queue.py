@@ -1,0 +1,87 @@
+"""Tests of service/store/queue.py."""
+
+import pytest
+
+from service.room import Bundle
+from service.states import State
+from service.store.ids import new_job_id
+from service.store.queue import PREEMPTED, QueueCap, QueueFullError
+from tests.service.store.ranks import spec
+
+
+async def _queued(store, **changes) -> str:
+    job_id, _ = await store.jobs.create(new_job_id(), spec(**changes))
+    return job_id
+
+
+@pytest.mark.parametrize("size", [1, 2, 3, 100])
+def test_pages_together_are_the_queue(with_store, size):
+    """Priority, then age; nobody twice, nobody left out, whatever the size of a page."""
+
+    async def scenario(store):
+        ids = [await _queued(store, priority=priority) for priority in (0, -3, 5, 0, 5, 0)]
+        pages = [page async for page in store.queue.pages(size)]
+
+        assert [queued.need.job_id for page in pages for queued in page] == [ids[place] for place in (2, 4, 0, 3, 5, 1)]
+        assert [job.id for job in await store.jobs.queue(2, 3)] == [ids[place] for place in (0, 3, 5)]
+        assert all(len(page) <= size for page in pages)
+
+    with_store(scenario)
+
+
+def test_a_need_is_what_the_spec_says(with_store):
+    """Without reading the spec; a timeout beyond all time is one of a century."""
+
+    async def scenario(store):
+        resources = {"workers": 3, "cpus_per_worker": 0.5, "gpus_per_worker": 1}
+        job_id = await _queued(store, resources=resources, timeout_s=1e300, labels={"team": "a"}, priority=2)
+        [[queued]] = [page async for page in store.queue.pages(10)]
+
+        need = queued.need
+        assert (need.job_id, need.min_workers, need.max_workers, need.bundle) == (job_id, 3, 3, Bundle(0.5, 1))
+        assert (need.timeout.days, need.priority, need.labels) == (36_500, 2, {"team": "a"})
+        await store.attempts.begin(job_id, "first", 2)
+        [held] = await store.queue.held()
+        assert (held.job_id, held.workers, held.started_at, held.is_pausable, held.is_leaving) == (job_id, 2, None, False, False)
+        assert [page async for page in store.queue.pages(10)] == []
+
+    with_store(scenario)
+
+
+def test_a_queue_has_an_end(with_store):
+    """As many queued jobs with a label as the cap says; those that run do not count."""
+    cap = QueueCap("team", "a", 2)
+
+    async def submit(store, **labels):
+        return (await store.jobs.create(new_job_id(), spec(labels=labels), caps=[cap]))[0]
+
+    async def scenario(store):
+        first = await submit(store, team="a")
+        await submit(store, team="a")
+        with pytest.raises(QueueFullError, match="2 jobs with label team=a are queued"):
+            await submit(store, team="a")
+        await store.attempts.begin(first, "first", 2)
+        await submit(store, team="a")
+
+    with_store(scenario)
+
+
+def test_a_job_paused_to_make_room_is_told_from_one_paused_by_a_user(with_store):
+    """Only the last pause counts."""
+
+    async def pause(store, job_id, reason):
+        await store.attempts.begin(job_id, "first", 2)
+        await store.jobs.transition(job_id, State.RUNNING, from_={State.STARTING}, reason="training")
+        await store.jobs.transition(job_id, State.PAUSING, from_={State.RUNNING}, reason=reason)
+        await store.jobs.transition(job_id, State.PAUSED, from_={State.PAUSING}, reason="paused")
+
+    async def scenario(store):
+        one, other = await _queued(store), await _queued(store)
+        await pause(store, one, PREEMPTED)
+        await pause(store, other, "paused_by_user")
+        assert await store.queue.preempted() == [one]
+        await store.jobs.transition(one, State.QUEUED, from_={State.PAUSED}, reason=PREEMPTED)
+        await pause(store, one, "paused_by_user")
+        assert await store.queue.preempted() == []
+
+    with_store(scenario)
