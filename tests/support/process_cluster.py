@@ -18,7 +18,7 @@ from typing import Any
 import psutil
 
 from service.cluster import ClusterError, NoRoomError, RankDiedError
-from service.scheduling import Room
+from service.room import Node, Room
 from tests.support.ranks import _find as find_program
 from worker.contract import Assignment, Drain
 
@@ -192,7 +192,7 @@ class ProcessCluster:
 
     async def room(self) -> Room:
         """There is room."""
-        return Room(64, 0, 64, 0)
+        return Room((Node("here", 64, 0, 64, 0),), {})
 
     async def nodes(self) -> list[dict[str, Any]]:
         """Return none."""
