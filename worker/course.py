@@ -1,7 +1,7 @@
 """What the ranks of one group do together: train, evaluate, save, re-estimate the statistics, part. Knows no Ray and no losses.
 
 Owns the order of things from wherever the state is to the end. A rank that loses its peers leaves this by an exception, at any point;
-the next group's course begins at the mark that its ranks agreed on.
+the next group's course begins at the step that its ranks agreed on.
 """
 
 from collections.abc import Iterator, Sequence
@@ -13,6 +13,7 @@ import torch
 import syncbn
 from worker.checkpoint import Snapshot
 from worker.contract.assignment import Assignment
+from worker.contract.spec import RecalibrateSpec
 from worker.draws import Purpose, seed_draws
 from worker.errors import TaskError, blame
 from worker.evaluation import StoppedError, evaluate
@@ -38,10 +39,10 @@ class Course:
         self.spec, self.plan, self.trainer, self.reporter = holding.spec, holding.plan, holding.trainer, holding.reporter
 
     def run(self, *, is_saved: bool) -> Outcome:
-        """Go on from the holding's mark to the end, or until some rank is asked to pause or to stop.
+        """Go on from the holding's step to the end, or until some rank is asked to pause or to stop.
 
         Args:
-            is_saved: what is due at the mark was done by the group before.
+            is_saved: what is due at the step was done by the group before.
         """
         try:
             if not is_saved and self._is_checkpoint_due():
@@ -77,21 +78,17 @@ class Course:
                 self._evaluate_and_save()
             if result.request is Request.PAUSE and not is_last:
                 return Request.PAUSE
-            if holding.saved == holding.mark:
+            if holding.saved == holding.step:
                 self._phase("training")
         return Request.GO_ON
 
     def _finish(self) -> None:
-        if self.spec.recalibrate != "off" and self.holding.mark == self.plan.total_steps:
-            self._phase("recalibrating")
-            with self.holding.advancing():
-                self._recalibrate(self.spec.recalibrate.num_samples)
-        self._evaluate_and_save()
+        self._evaluate_and_save(is_last=True)
         self._part()
 
     def _pause(self) -> None:
         """Save the state at this step, without evaluating it: a job that is never paused would not do so here."""
-        if self.holding.saved != self.holding.mark:
+        if self.holding.saved != self.holding.step:
             self._save({})
         self._part()
 
@@ -111,14 +108,22 @@ class Course:
             if is_stop_asked and not is_published:
                 raise StoppedError
 
-    def _evaluate_and_save(self) -> None:
+    def _evaluate_and_save(self, *, is_last: bool = False) -> None:
+        """Do what is due at this step. Done again after a loss it comes to the same: nothing in it depends on what it changes."""
+        average = self.trainer.average
+        if (average is not None and average.has_own_statistics) or (is_last and self.spec.recalibrate != "off"):
+            self._phase("recalibrating")
+            self._recalibrate()
         self._phase("evaluating")
         seed_draws(self.spec.seed, Purpose.EVALUATION, self.holding.step, self.ranks.rank)
         if self.spec.norm.kind == "batch_norm" or self.spec.norm.group_size != "all":
             # Running statistics differ between ranks here; those of rank 0 are evaluated and saved, as DistributedDataParallel does.
             self.ranks.adopt_first(self.trainer.model.buffers())
+            if average is not None:
+                self.ranks.adopt_first(average.model.buffers())
         values = evaluate(
-            self.trainer.model,
+            self.trainer.evaluated,
+            self.trainer.task,
             self.holding.splits.test,
             self.ranks,
             self.trainer.precision,
@@ -131,26 +136,29 @@ class Course:
         """Hand the state over to be written, on rank 0."""
         step = self.holding.step
         if self.publisher is not None:
-            manifest = draft_manifest(self.assignment, self.plan, step, self.trainer.model, metrics)
+            manifest = draft_manifest(self.assignment, self.plan, step, self.trainer.evaluated, metrics)
             state = capture(self.trainer, step, self.ranks.world_size)
             self.publisher.submit(Snapshot(manifest, state.model, state.training, state.scalars))
-        self.holding.saved = self.holding.mark
+        self.holding.saved = step
 
     def _samples_per_pass(self) -> int:
         """Return how many samples surely fit into memory at once without gradients: as many as trained with them, on one rank."""
         return max(1, self.spec.batch_size // (self.spec.accumulate * self.ranks.world_size))
 
-    def _recalibrate(self, num_samples: int) -> None:
+    def _recalibrate(self) -> None:
         """Re-estimate the running statistics over the first samples of the training set.
 
         Whole batches are dealt out to the ranks, because each is normalized by its own statistics: so the result does not depend on the
         world size. They have the size of the batches that were normalized together in training.
         """
         seed_draws(self.spec.seed, Purpose.RECALIBRATION, self.holding.step, self.ranks.rank)
-        count = min(num_samples, self.holding.splits.train.num_samples)
+        asked = RecalibrateSpec() if self.spec.recalibrate == "off" else self.spec.recalibrate
+        count = min(asked.num_samples, self.holding.splits.train.num_samples)
         together = max(1, self.spec.batch_size // self.spec.accumulate)
         with blame(TaskError), self.trainer.precision.forward():
-            syncbn.recalibrate(self.trainer.model, self._images(even_batches(count, together)[self.ranks.rank :: self.ranks.world_size]))
+            syncbn.recalibrate(
+                self.trainer.evaluated, self._images(even_batches(count, together)[self.ranks.rank :: self.ranks.world_size])
+            )
 
     def _images(self, batches: Sequence[slice]) -> Iterator[torch.Tensor]:
         for batch in batches:

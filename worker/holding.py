@@ -1,7 +1,7 @@
 """What a rank keeps in memory from one group of ranks to the next: data, model, optimizer, and how far they are.
 
-Owns the mark (how far), the copies that an interrupted step is undone with, and the handing over of the whole state to ranks that have
-none. Knows no checkpoint files but the one that it starts from.
+Owns the number of completed steps, the copies that an interrupted step is undone with, and the handing over of the whole state to ranks
+that have none. Knows no checkpoint files but the one that it starts from.
 """
 
 import json
@@ -11,7 +11,6 @@ from typing import Any
 
 import safetensors.torch
 import torch
-from torch import nn
 
 from worker.checkpoint import load
 from worker.contract.assignment import Assignment
@@ -37,7 +36,7 @@ class Holding:
         self.splits = build_data(spec.data, spec.seed)
         self.plan = Plan(self.splits.train.num_samples, spec.batch_size, spec.epochs, spec.steps)
         self.reporter = Reporter(events, self.plan, assignment.rank)
-        model = build_model(spec.model, spec.norm, training_norm(spec.norm), self.splits.train, spec.seed)
+        model = build_model(spec.model, spec.norm, training_norm(spec.norm), self.splits.train, spec.seed, task=spec.task.name)
         self.is_new = True
         """Has not been in a group yet."""
         # A process that takes a dead one's place gets the state of a living one; a checkpoint would be older.
@@ -47,30 +46,26 @@ class Holding:
         if loaded is not None:
             restore_model(model, loaded.model, str(resume))
         self.trainer = Trainer(spec, self.plan, self.splits.train, Precision(spec, device).place_model(model), device)
-        self.mark = 0
-        """Completed steps; one more once the statistics have been re-estimated after the last."""
-        if loaded is not None and loaded.manifest.job_id == assignment.job_id:
-            self.mark = restore_training(self.trainer, loaded)
-        self.saved = self.mark
-        self._kept: list[torch.Tensor] | None = None
-
-    @property
-    def step(self) -> int:
+        self.step = 0
         """Completed steps."""
-        return min(self.mark, self.plan.total_steps)
+        if loaded is not None and loaded.manifest.job_id == assignment.job_id:
+            self.step = restore_training(self.trainer, loaded)
+        self.saved = self.step
+        """The step at which it last evaluated and handed the checkpoint over to be written."""
+        self._kept: list[torch.Tensor] | None = None
 
     @contextmanager
     def advancing(self) -> Iterator[None]:
-        """Around what takes the mark one on: keeps the buffers as they are, so that it can be undone where it fails half-way."""
+        """Around a step: keeps the buffers as they are, so that it can be undone where it fails half-way."""
         self._kept = [buffer.detach().clone() for buffer in self.trainer.model.buffers()]
         yield
-        self.mark += 1
+        self.step += 1
         self._kept = None
 
     def leave(self) -> None:
         """Let go of a broken group, and undo what was half done."""
         self.trainer.leave()
-        _set_groups(self.trainer.model, None)
+        self._set_groups(None)
         if self._kept is not None:
             with torch.no_grad():
                 for buffer, kept in zip(self.trainer.model.buffers(), self._kept, strict=True):
@@ -90,16 +85,22 @@ class Holding:
 
         Collectives: one all_gather of 4 int64; where ranks have no or an old state, broadcasts of the whole state; then those of DDP.
         """
-        _set_groups(self.trainer.model, group)
-        views = ranks.gather(torch.tensor([self.is_new, self.has_state, self.mark, self.saved]))
+        self._set_groups(group)
+        views = ranks.gather(torch.tensor([self.is_new, self.has_state, self.step, self.saved]))
         decision = decide(
-            [View(bool(is_new), bool(has_state), mark, saved) for is_new, has_state, mark, saved in (v.tolist() for v in views)]
+            [View(bool(is_new), bool(has_state), step, saved) for is_new, has_state, step, saved in (v.tolist() for v in views)]
         )
         if decision.adopters:
             self._hand_over(ranks, decision)
         self.trainer.join(ranks)
         self.has_state, self.is_new = True, False
         return decision
+
+    def _set_groups(self, group: Any) -> None:
+        """Have every layer that synchronizes do so over `group`, None for all ranks."""
+        for module in (*self.trainer.model.modules(), *self.trainer.evaluated.modules()):
+            if hasattr(module, "process_group"):
+                module.process_group = group
 
     def _hand_over(self, ranks: Ranks, decision: Decision) -> None:
         """Bring the state from its source to those who need it, in the form that checkpoints have, so that nothing is forgotten."""
@@ -112,17 +113,9 @@ class Holding:
         if ranks.rank in decision.adopters:
             words = json.loads(received[2])
             state = State(safetensors.torch.load(received[0]), safetensors.torch.load(received[1]), words["scalars"])
-            restore_model(self.trainer.model, state.model, f"of rank {decision.source}")
-            restore_training(self.trainer, state)
+            restore_model(self.trainer.evaluated, state.model, f"of rank {decision.source}")
+            self.step = restore_training(self.trainer, state)
             self.reporter.remember(words["reports"])
-            self.mark = decision.mark
-
-
-def _set_groups(model: nn.Module, group: Any) -> None:
-    """Have every layer that synchronizes do so over `group`, None for all ranks."""
-    for module in model.modules():
-        if hasattr(module, "process_group"):
-            module.process_group = group
 
 
 def _checkpoint(assignment: Assignment, resume: str) -> Any:

@@ -18,10 +18,10 @@ class View:
     """The process has not been in a group before."""
     has_state: bool
     """False for a new process that has taken the place of a dead one when training had begun."""
-    mark: int
-    """Completed steps; one more once the statistics have been re-estimated after the last."""
+    step: int
+    """Completed steps."""
     saved: int
-    """The mark at which it last evaluated and handed the checkpoint over to be written."""
+    """The step at which it last evaluated and handed the checkpoint over to be written."""
 
 
 @dataclass(frozen=True)
@@ -30,12 +30,12 @@ class Decision:
 
     source: int
     """The rank whose state counts."""
-    mark: int
-    """Where everybody goes on."""
+    step: int
+    """Completed steps of everybody, from now on."""
     adopters: frozenset[int]
     """Ranks that take the state over from `source`: those that have none, and those that are behind."""
     is_saved: bool
-    """Whether the evaluation and the checkpoint due at `mark` need not be done again."""
+    """Whether the evaluation and the checkpoint due at `step` need not be done again."""
     is_reporter_new: bool
     """Whether rank 0, which reports the metrics, is a new process and must report again what the old one was not heard saying."""
 
@@ -46,17 +46,17 @@ def decide(views: Sequence[View]) -> Decision:
     Raises:
         RankLostError: no rank has state.
     """
-    marks = [view.mark for view in views if view.has_state]
-    if not marks:
+    steps = [view.step for view in views if view.has_state]
+    if not steps:
         raise RankLostError(f"none of the {len(views)} ranks holds any state; expected at least one; start from the last checkpoint")
-    mark = max(marks)
-    current = [rank for rank, view in enumerate(views) if view.has_state and view.mark == mark]
+    step = max(steps)
+    current = [rank for rank, view in enumerate(views) if view.has_state and view.step == step]
     return Decision(
         source=current[0],
-        mark=mark,
+        step=step,
         adopters=frozenset(range(len(views))) - frozenset(current),
         # Rank 0 writes. Where it is new, whatever the old one had in its hands is done again: a checkpoint that is there is kept.
         is_saved=(not views[0].is_new or all(view.is_new for view in views))
-        and all(view.saved == mark for view in views if view.has_state),
+        and all(view.saved == step for view in views if view.has_state),
         is_reporter_new=views[0].is_new,
     )

@@ -47,8 +47,8 @@ class Reporter:
         is_due = self._plan.total_steps <= EVERY_STEP_UP_TO or now - self._reported_at >= INTERVAL_S or step == self._plan.total_steps
         if is_due:
             self._reported_at = now
-            values = {"train/loss": result.loss, "train/accuracy": result.accuracy, "lr": result.learning_rate}
-            self.metrics(step, values | self._throughput())
+            values = {f"train/{name}": value for name, value in result.metrics.items()}
+            self.metrics(step, values | {"lr": result.learning_rate} | self._throughput())
 
     def metrics(self, step: int, values: Mapping[str, float]) -> dict[str, float]:
         """Report values after `step` steps; return the finite ones. A value that is no number becomes a warning instead."""

@@ -10,6 +10,8 @@ from pathlib import Path
 import torch
 
 import syncbn
+from worker.compilation import patience
+from worker.contract.advice import advise
 from worker.contract.assignment import Assignment
 from worker.contract.events import EventType
 from worker.contract.manifest import checkpoints_directory
@@ -91,6 +93,7 @@ class _Rank:
             assignment.rank,
             assignment.world_size,
             holding.device,
+            settings=patience(read_settings(), assignment.spec),
             is_superseded=lambda: self.orders.is_superseded(assignment.generation),
         )
         with self.orders.interrupting(assignment.generation, ranks.interrupt):
@@ -114,6 +117,8 @@ class _Rank:
             self.holding = Holding(assignment, device_for(spec.resources.gpus_per_worker), self.events)
             if assignment.rank == 0:
                 self.publisher = Publisher(_checkpoints_of(assignment), spec.checkpoint, self.events)
+                for problem in advise(spec) if assignment.generation == 1 else ():
+                    self.events.emit(EventType.WARNING, {"code": "spec_advice", "message": str(problem)})
         return self.holding
 
     def _break_off(self, error: BaseException) -> None:

@@ -5,15 +5,15 @@ import pytest
 from worker.errors import RankLostError
 from worker.recovery import Decision, View, decide
 
-NEW = View(is_new=True, has_state=False, mark=0, saved=0)
+NEW = View(is_new=True, has_state=False, step=0, saved=0)
 
 
-def _at(mark, saved=0):
-    return View(is_new=False, has_state=True, mark=mark, saved=saved)
+def _at(step, saved=0):
+    return View(is_new=False, has_state=True, step=step, saved=saved)
 
 
-def _fresh(mark=0):
-    return View(is_new=True, has_state=True, mark=mark, saved=mark)
+def _fresh(step=0):
+    return View(is_new=True, has_state=True, step=step, saved=step)
 
 
 @pytest.mark.parametrize(

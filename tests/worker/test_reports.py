@@ -6,7 +6,7 @@ from worker.reports import EVERY_STEP_UP_TO, Reporter
 from worker.sampler import Plan
 from worker.training import StepResult
 
-RESULT = StepResult(loss=1.5, accuracy=0.25, learning_rate=0.1, request=Request.GO_ON)
+RESULT = StepResult(metrics={"loss": 1.5, "accuracy": 0.25}, learning_rate=0.1, request=Request.GO_ON)
 
 
 def _reported(num_steps, total_steps, rank=0):
