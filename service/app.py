@@ -1,5 +1,6 @@
 """Builds the application: the only place where the parts of the controller are wired together."""
 
+import asyncio
 import logging
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -15,11 +16,13 @@ from service.api.guards import Guards
 from service.api.metering import Meter, Metered
 from service.artifacts import Artifacts
 from service.auth import ensure_first_token
+from service.catalogue import rebuild
 from service.policy import PolicyFile
 from service.settings import Settings
 from service.store.store import Store
 from service.streams import StreamPlaces
 from service.tails import Tails
+from worker.storage.opening import open_storage
 
 _log = logging.getLogger(__name__)
 
@@ -38,14 +41,20 @@ def create_app(settings: Settings, controller: Controller | None = None) -> Fast
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
-        settings.storage_path.mkdir(parents=True, exist_ok=True)
+        storage = open_storage(settings.storage_url)
         async with await Store.open(settings.store_url, max_log_bytes=settings.max_log_bytes) as store:
             app.state.first_token = await ensure_first_token(store, settings.files.token)
-            artifacts, places = Artifacts(store, settings.storage_path), StreamPlaces(settings.max_streams)
+            artifacts, places = Artifacts(store, storage), StreamPlaces(settings.max_streams)
             policy = PolicyFile(settings.policy_path)
             app.state.context = Context(settings, store, artifacts, places, Tails(store), meter, policy, controller)
-            async with _running(controller, store):
-                yield
+            # Beside the work: in an object store with many jobs it takes a while.
+            rebuilding = asyncio.create_task(rebuild(store, storage))
+            try:
+                async with _running(controller, store):
+                    yield
+            finally:
+                rebuilding.cancel()
+                await asyncio.gather(rebuilding, return_exceptions=True)
 
     app = FastAPI(
         title="syncbn",

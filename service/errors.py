@@ -15,6 +15,7 @@ ServiceError
         InvalidError            422  readable, and wrong: `problems` say where
         TooManyStreamsError     429  trying again later helps
     DamagedError                500  a file is not what its manifest says; trying again does not help
+    UnreachableError            503  the object store does not answer; trying again may help
 """
 
 from collections.abc import Mapping, Sequence
@@ -153,3 +154,10 @@ class DamagedError(ServiceError):
     """A stored file is not what its manifest says."""
 
     code = "checkpoint_damaged"
+
+
+class UnreachableError(ServiceError):
+    """The object store does not answer."""
+
+    status = 503
+    code = "storage_unreachable"

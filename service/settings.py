@@ -3,11 +3,12 @@
 import os
 from pathlib import Path
 from typing import Annotated, Final, Literal
-from urllib.parse import unquote, urlsplit
 
 import platformdirs
 from pydantic import Field, SecretStr, field_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
+
+from worker.storage.opening import check_address, local_path
 
 DEFAULT_PORT: Final = 8470
 
@@ -40,7 +41,7 @@ class Settings(BaseSettings):
     host: str = Field("127.0.0.1", min_length=1, description="address to listen on")
     port: Annotated[int, Field(ge=0, le=65_535)] = DEFAULT_PORT
     database_url: str = Field("", repr=False, description="sqlite:///path or postgresql://user@host/db; empty: a file in the home")
-    storage: str = Field("", description="file:///path or a path, the same on every node; empty: a directory in the home")
+    storage: str = Field("", description="file:///path or a path, the same on every node; s3:// or gs://; empty: a directory in the home")
     ray_address: str = Field("", description="host:port of a running cluster; empty: an embedded one")
     policy: str = Field("", description="TOML file of quotas and preemption; empty: policy.toml in the home")
     allowed_hosts: tuple[str, ...] = Field((), description='host names that requests may name, as JSON: ["train.example.org"]')
@@ -59,11 +60,8 @@ class Settings(BaseSettings):
 
     @field_validator("storage")
     @classmethod
-    def _is_a_local_path(cls, storage: str) -> str:
-        parts = urlsplit(storage)
-        if parts.scheme not in {"", "file"} or parts.netloc not in {"", "localhost"}:
-            raise ValueError(f"storage {storage} is not supported: use file:///path of a directory that every node shares")
-        return storage
+    def _is_an_address(cls, storage: str) -> str:
+        return check_address(storage)
 
     @property
     def files(self) -> Home:
@@ -71,12 +69,15 @@ class Settings(BaseSettings):
         return Home(self.home)
 
     @property
-    def storage_path(self) -> Path:
-        """The storage root as an absolute directory name."""
-        if not self.storage:
-            return self.files.storage.absolute()
-        parts = urlsplit(self.storage)
-        return Path(unquote(parts.path) if parts.scheme else self.storage).absolute()
+    def storage_url(self) -> str:
+        """The address of the storage, the default filled in."""
+        path = self.storage_path
+        return self.storage if path is None else str(path)
+
+    @property
+    def storage_path(self) -> Path | None:
+        """The storage as an absolute directory name; None where it is an object store."""
+        return local_path(self.storage) if self.storage else self.files.storage.absolute()
 
     @property
     def policy_path(self) -> Path:

@@ -14,6 +14,7 @@ import syncbn
 from worker.checkpoint import Snapshot
 from worker.contract.assignment import Assignment
 from worker.contract.spec import RecalibrateSpec
+from worker.data.assembly import taken_bad
 from worker.draws import Purpose, seed_draws
 from worker.errors import TaskError, blame
 from worker.evaluation import StoppedError, evaluate
@@ -23,7 +24,7 @@ from worker.publisher import Publisher
 from worker.ranks import Ranks
 from worker.sampler import even_batches
 from worker.snapshot import draft_manifest
-from worker.state import capture
+from worker.state import Buffers, capture
 
 Outcome = Literal["succeeded", "paused", "stopped"]
 
@@ -37,6 +38,7 @@ class Course:
     def __init__(self, holding: Holding, assignment: Assignment, ranks: Ranks, *, publisher: Publisher | None, orders: Orders) -> None:
         self.holding, self.assignment, self.ranks, self.publisher, self.orders = holding, assignment, ranks, publisher, orders
         self.spec, self.plan, self.trainer, self.reporter = holding.spec, holding.plan, holding.trainer, holding.reporter
+        self.buffers = Buffers()
 
     def run(self, *, is_saved: bool) -> Outcome:
         """Go on from the holding's step to the end, or until some rank is asked to pause or to stop.
@@ -45,8 +47,8 @@ class Course:
             is_saved: what is due at the step was done by the group before.
         """
         try:
-            if not is_saved and self._is_checkpoint_due():
-                self._evaluate_and_save()
+            if not is_saved:
+                self._do_what_is_due()
             if self._train() is Request.PAUSE:
                 self._pause()
                 return "paused"
@@ -58,10 +60,16 @@ class Course:
     def _phase(self, name: str) -> None:
         self.reporter.phase(name, self.holding.step)
 
-    def _is_checkpoint_due(self) -> bool:
-        """Return whether the present step is one to save at on the way; the last one has its own place."""
+    def _do_what_is_due(self) -> None:
+        """Evaluate and save where that is due after the present step; after the last one it has its own place."""
         step = self.holding.step
-        return 0 < step < self.plan.total_steps and self.plan.is_checkpoint_due(step, self.spec.checkpoint.every_epochs)
+        if not 0 < step < self.plan.total_steps:
+            return
+        if self.plan.is_checkpoint_due(step, self.spec.checkpoint.every_epochs):
+            self._evaluate_and_save()
+            self._phase("training")
+        elif self.plan.is_step_due(step, self.spec.checkpoint.every_steps):
+            self._save({})
 
     def _train(self) -> Request:
         """Train to the last step; save on the way, but not at the end. Return PAUSE where that is asked before the last step."""
@@ -71,15 +79,12 @@ class Course:
             with holding.advancing():
                 result = self.trainer.step(holding.step, self.orders)
             self.reporter.step(holding.step, result)
+            holding.bad.settle((holding.step - 1) // self.plan.steps_per_epoch, result.bad, result.num_bad)
             if result.request is Request.STOP:
                 raise StoppedError
-            is_last = holding.step == self.plan.total_steps
-            if self._is_checkpoint_due():
-                self._evaluate_and_save()
-            if result.request is Request.PAUSE and not is_last:
+            self._do_what_is_due()
+            if result.request is Request.PAUSE and holding.step < self.plan.total_steps:
                 return Request.PAUSE
-            if holding.saved == holding.step:
-                self._phase("training")
         return Request.GO_ON
 
     def _finish(self) -> None:
@@ -102,7 +107,7 @@ class Course:
         while not is_published:
             mine = self.publisher is not None and self.publisher.is_idle(FAREWELL_S)
             if mine and self.publisher is not None:
-                self.publisher.finish()
+                self.publisher.finish(self.orders.stop)
             words = self.ranks.sum(torch.tensor([mine, self.orders.stop.is_set()], dtype=torch.float64, device=self.ranks.device))
             is_published, is_stop_asked = (bool(word) for word in words.tolist())
             if is_stop_asked and not is_published:
@@ -116,11 +121,7 @@ class Course:
             self._recalibrate()
         self._phase("evaluating")
         seed_draws(self.spec.seed, Purpose.EVALUATION, self.holding.step, self.ranks.rank)
-        if self.spec.norm.kind == "batch_norm" or self.spec.norm.group_size != "all":
-            # Running statistics differ between ranks here; those of rank 0 are evaluated and saved, as DistributedDataParallel does.
-            self.ranks.adopt_first(self.trainer.model.buffers())
-            if average is not None:
-                self.ranks.adopt_first(average.model.buffers())
+        self._share_statistics()
         values = evaluate(
             self.trainer.evaluated,
             self.trainer.task,
@@ -130,14 +131,32 @@ class Course:
             batch_size=self._samples_per_pass(),
             stop=self.orders.stop,
         )
+        self._settle_held_out()
         self._save(self.reporter.metrics(self.holding.step, values))
 
+    def _share_statistics(self) -> None:
+        """Where running statistics differ between ranks, take those of rank 0, as DistributedDataParallel does."""
+        if self.spec.norm.kind == "batch_norm" or self.spec.norm.group_size != "all":
+            self.ranks.adopt_first(self.trainer.model.buffers())
+            if self.trainer.average is not None:
+                self.ranks.adopt_first(self.trainer.average.model.buffers())
+
+    def _settle_held_out(self) -> None:
+        """Count the samples of the evaluation that could not be read, where samples are read from files."""
+        if self.spec.data.path is not None:
+            bad = taken_bad(self.holding.splits.test)
+            total = self.ranks.sum(torch.tensor(len(bad), dtype=torch.float64, device=self.ranks.device))
+            self.holding.bad_held_out.settle(self.holding.step, bad, int(total))
+
     def _save(self, metrics: dict[str, float]) -> None:
-        """Hand the state over to be written, on rank 0."""
+        """Copy the state and have it published in the background, by rank 0. Every rank must call."""
         step = self.holding.step
+        self._share_statistics()
         if self.publisher is not None:
+            # What is being written lies in the buffers that are filled next.
+            self.publisher.wait()
             manifest = draft_manifest(self.assignment, self.plan, step, self.trainer.evaluated, metrics)
-            state = capture(self.trainer, step, self.ranks.world_size)
+            state = capture(self.trainer, step, self.ranks.world_size, self.buffers)
             self.publisher.submit(Snapshot(manifest, state.model, state.training, state.scalars))
         self.holding.saved = step
 

@@ -12,9 +12,9 @@ from typing import Any
 import safetensors.torch
 import torch
 
-from worker.checkpoint import load
+from worker.checkpoint import Loaded, load
 from worker.contract.assignment import Assignment
-from worker.contract.manifest import checkpoint_name, checkpoints_directory
+from worker.data.bad import BadSamples
 from worker.data.registry import build_data
 from worker.models.norms import training_norm
 from worker.models.registry import build_model
@@ -22,30 +22,36 @@ from worker.progress import EventBuffer
 from worker.ranks import Ranks
 from worker.recovery import Decision, View, decide
 from worker.reports import Reporter
-from worker.sampler import Plan
+from worker.sampler import Plan, Sampler
 from worker.state import State, capture, restore_model, restore_training
+from worker.storage.storage import Storage
 from worker.training import Precision, Trainer
 
 
 class Holding:
     """One rank's data and state of training. Lives as long as the process trains."""
 
-    def __init__(self, assignment: Assignment, device: torch.device, events: EventBuffer) -> None:
+    def __init__(self, assignment: Assignment, device: torch.device, storage: Storage, events: EventBuffer) -> None:
         spec = assignment.spec
         self.spec, self.device = spec, device
         self.splits = build_data(spec.data, spec.seed)
         self.plan = Plan(self.splits.train.num_samples, spec.batch_size, spec.epochs, spec.steps)
         self.reporter = Reporter(events, self.plan, assignment.rank)
-        model = build_model(spec.model, spec.norm, training_norm(spec.norm), self.splits.train, spec.seed, task=spec.task.name)
+        # Placed before anything is loaded: a checkpoint of double precision must not pass through the single precision of a fresh model.
+        model = Precision(spec, device).place_model(
+            build_model(spec.model, spec.norm, training_norm(spec.norm), self.splits.train, spec.seed, task=spec.task.name)
+        )
+        self.bad, self.bad_held_out = (BadSamples(spec.data.max_bad, self.reporter.warn) for _ in range(2))
         self.is_new = True
         """Has not been in a group yet."""
         # A process that takes a dead one's place gets the state of a living one; a checkpoint would be older.
         self.has_state = assignment.begins
         resume = assignment.resume if self.has_state else None
-        loaded = None if resume is None else load(_checkpoint(assignment, resume))
+        loaded = None if resume is None else _load(storage, resume)
         if loaded is not None:
             restore_model(model, loaded.model, str(resume))
-        self.trainer = Trainer(spec, self.plan, self.splits.train, Precision(spec, device).place_model(model), device)
+        sampler = Sampler(self.plan, spec.seed, assignment.rank, assignment.world_size, spec.accumulate)
+        self.trainer = Trainer(spec, self.plan, self.splits.train, model, device=device, sampler=sampler, warn=self.reporter.warn)
         self.step = 0
         """Completed steps."""
         if loaded is not None and loaded.manifest.job_id == assignment.job_id:
@@ -118,6 +124,6 @@ class Holding:
             self.reporter.remember(words["reports"])
 
 
-def _checkpoint(assignment: Assignment, resume: str) -> Any:
+def _load(storage: Storage, resume: str) -> Loaded:
     job_id, _, step = resume.partition("/")
-    return assignment.storage / checkpoints_directory(job_id) / checkpoint_name(int(step))
+    return load(storage, job_id, int(step))

@@ -5,16 +5,13 @@ assignment of the next group. What is done inside a group is `worker.course`.
 """
 
 import traceback
-from pathlib import Path
 
 import torch
 
 import syncbn
 from worker.compilation import patience
-from worker.contract.advice import advise
 from worker.contract.assignment import Assignment
 from worker.contract.events import EventType
-from worker.contract.manifest import checkpoints_directory
 from worker.course import Course, Outcome
 from worker.errors import GangStartError, PeerLostError, StorageNotSharedError, WorkerError, classify
 from worker.holding import Holding
@@ -23,6 +20,9 @@ from worker.progress import EventBuffer
 from worker.publisher import Publisher
 from worker.ranks import connect_store, device_for, join, leave
 from worker.settings import read_settings
+from worker.storage.opening import open_storage
+from worker.storage.profiles import StorageConfigError
+from worker.storage.storage import Storage
 
 LAST_WRITE_TIMEOUT_S = 60.0
 """How long a failed or stopped rank 0 waits for the checkpoint in flight, so that it is announced."""
@@ -44,6 +44,8 @@ def run_rank(orders: Orders, events: EventBuffer) -> Outcome:
     try:
         return rank.run()
     finally:
+        if rank.holding is not None:
+            rank.holding.trainer.close()
         if rank.publisher is not None:
             rank.publisher.wait(LAST_WRITE_TIMEOUT_S)
 
@@ -113,12 +115,10 @@ class _Rank:
         if self.holding is None:
             spec = assignment.spec
             torch.set_num_threads(max(1, int(spec.resources.cpus_per_worker)))
-            _require_shared_storage(assignment)
-            self.holding = Holding(assignment, device_for(spec.resources.gpus_per_worker), self.events)
+            storage = _shared_storage(assignment)
+            self.holding = Holding(assignment, device_for(spec.resources.gpus_per_worker), storage, self.events)
             if assignment.rank == 0:
-                self.publisher = Publisher(_checkpoints_of(assignment), spec.checkpoint, self.events)
-                for problem in advise(spec) if assignment.generation == 1 else ():
-                    self.events.emit(EventType.WARNING, {"code": "spec_advice", "message": str(problem)})
+                self.publisher = Publisher(storage, assignment.job_id, spec.checkpoint, self.events)
         return self.holding
 
     def _break_off(self, error: BaseException) -> None:
@@ -148,17 +148,21 @@ class _Rank:
         return following
 
 
-def _checkpoints_of(assignment: Assignment) -> Path:
-    return assignment.storage / checkpoints_directory(assignment.job_id)
-
-
-def _require_shared_storage(assignment: Assignment) -> None:
-    path = assignment.storage / assignment.marker
-    if not path.is_file():
+def _shared_storage(assignment: Assignment) -> Storage:
+    """Open the storage, and see by the marker that it is the controller's."""
+    try:
+        storage = open_storage(assignment.storage)
+        is_shared = storage.is_marked(assignment.marker)
+    except (OSError, StorageConfigError) as error:
         raise StorageNotSharedError(
-            f"rank {assignment.rank} does not see {path}, which the controller wrote: the storage path must be the same shared directory on"
-            " every node and for the controller; mount it on this node, or use one node"
+            f"rank {assignment.rank} cannot use the storage {assignment.storage}: {error}; set this node up like the controller's"
+        ) from error
+    if not is_shared:
+        raise StorageNotSharedError(
+            f"rank {assignment.rank} does not see {assignment.marker} in {assignment.storage}, which the controller wrote: the storage path"
+            " must be the same shared directory on every node and for the controller; mount it on this node, or use one node"
         )
+    return storage
 
 
 def _forget_frames(error: BaseException) -> None:

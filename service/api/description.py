@@ -14,6 +14,7 @@ _BY_ROUTE: Final = {
     ("PATCH", "/v1/jobs/{job_id}"): {"412": "another edition", "413": "body too large", "415": "not JSON"},
     ("POST", "/v1/jobs/{job_id}/cancel"): {"409": "ended otherwise"},
     ("DELETE", "/v1/jobs/{job_id}"): {"409": "not ended"},
+    ("DELETE", "/v1/jobs/{job_id}/checkpoints/{step}"): {"409": "pinned, or the newest of a job that has not ended"},
 }
 _DOWNLOAD: Final = {"412": "another file", "416": "outside of the file", "500": "the file is not what its manifest says"}
 _BODIES: Final = {
@@ -60,6 +61,8 @@ def _errors(method: str, path: str) -> dict[str, str]:
         errors |= {"404": "not here"}
     if path.endswith(("/files/{name}", "/archive", "/statistics")):
         errors |= _DOWNLOAD
+    if "/checkpoints" in path:
+        errors |= {"503": "the object store does not answer"}
     if path.endswith(("/events", "/logs")):
         errors |= {"429": "too many streams"}
     return errors

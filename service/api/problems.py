@@ -15,9 +15,10 @@ from starlette.requests import ClientDisconnect
 from starlette.responses import Response
 from starlette.routing import compile_path
 
-from service.errors import InvalidError, NotFoundError, RequestError, ServiceError
+from service.errors import InvalidError, NotFoundError, RequestError, ServiceError, UnreachableError
 from service.store.errors import DatabaseAwayError
 from worker.contract import Problem, SpecError
+from worker.storage.storage import StorageUnreachableError
 
 RETRY_AFTER_S: Final = 2
 """When to ask again while the database is away."""
@@ -82,6 +83,7 @@ def install(app: FastAPI) -> None:
         RequestValidationError: _parameters,
         HTTPException: _http,
         ClientDisconnect: _gone,
+        StorageUnreachableError: _unreachable,
         DatabaseAwayError: _database_away,
         Exception: _unforeseen,
     }
@@ -162,6 +164,10 @@ async def _database_away(_request: Request, error: DatabaseAwayError) -> Respons
 
 async def _gone(_request: Request, _error: ClientDisconnect) -> Response:
     return Response(status_code=400)
+
+
+async def _unreachable(_request: Request, error: StorageUnreachableError) -> Response:
+    return answer(UnreachableError(f"{error}; expected a storage that answers; see its state and the credentials, and try again"))
 
 
 async def _unforeseen(request: Request, error: Exception) -> Response:

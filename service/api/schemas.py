@@ -194,7 +194,7 @@ class CheckpointShape(Shape):
             files=[FileShape(name=name, size=entry.size, sha256=entry.sha256) for name, entry in sorted(manifest.files.items())],
             is_best=listed.is_best,
             is_latest=listed.is_latest,
-            pinned=False,
+            pinned=listed.is_pinned,
         )
 
 

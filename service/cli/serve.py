@@ -23,6 +23,7 @@ from service.cli.options import HomeOption, Target
 from service.cli.output import complain, console, say
 from service.policy import PolicyError
 from service.settings import Home, Settings
+from worker.storage.profiles import StorageConfigError
 
 GRACE_S = 2
 """Open streams are cut so long after the signal to end."""
@@ -107,7 +108,7 @@ def _run(settings: Settings, listener: socket.socket) -> bool:
     url = url_of(settings.host, listener.getsockname()[1])
     try:
         application = create_app(settings, controller=build_controller(settings))
-    except PolicyError as error:
+    except (PolicyError, StorageConfigError) as error:
         raise UsageError(str(error)) from error
     config = uvicorn.Config(
         application, lifespan="on", ws="none", log_level="warning", access_log=False, server_header=False, timeout_graceful_shutdown=GRACE_S

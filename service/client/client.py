@@ -1,5 +1,6 @@
 """The routes of the service as methods. Owns paths, parameters and paging; answers are the decoded JSON, as docs/api.md describes it."""
 
+import hashlib
 import time
 import uuid
 from collections.abc import Iterator, Mapping, Sequence
@@ -11,7 +12,7 @@ import httpx
 
 from service.client.address import Address
 from service.client.download import Progress, fetch_checkpoint
-from service.client.errors import ClientError
+from service.client.errors import ClientError, IntegrityError
 from service.client.streams import follow
 from service.client.transport import Patience, Transport
 from service.states import TERMINAL
@@ -159,6 +160,31 @@ class Client:
         # From here on by number: `best` may be another one before the last file is here.
         fetch_checkpoint(self._transport, _path("jobs", job_id, "checkpoints", manifest["step"]), manifest, directory, progress)
         return manifest
+
+    def download_statistics(self, job_id: str, step: int | str = "best") -> bytes:
+        """Return a safetensors file of the running statistics alone, verified; of the model nothing else is read or sent.
+
+        Raises:
+            IntegrityError: the bytes are not those of the digest that came with them.
+        """
+        path = _path("jobs", job_id, "checkpoints", step, "files", "model.safetensors")
+        response = self._transport.request("GET", path, params={"include": "statistics"})
+        found, promised = hashlib.sha256(response.content).hexdigest(), response.headers.get("etag", "").strip('"')
+        if found != promised:
+            raise IntegrityError(f"the statistics arrived as SHA-256 {found}; expected {promised} as the service said; ask again")
+        return response.content
+
+    def pin(self, job_id: str, step: int | str) -> Json:
+        """Keep a checkpoint from being pruned or deleted, and return it as it is listed. Doing it twice is doing it once."""
+        return self._json("PUT", _path("jobs", job_id, "checkpoints", step, "pin"), is_repeatable=True)
+
+    def unpin(self, job_id: str, step: int | str) -> Json:
+        """Leave a checkpoint to the retention rule again, and return it as it is listed."""
+        return self._json("DELETE", _path("jobs", job_id, "checkpoints", step, "pin"), is_repeatable=True)
+
+    def delete_checkpoint(self, job_id: str, step: int | str) -> None:
+        """Delete a checkpoint: not a pinned one, and not the newest of a job that has not ended."""
+        self._transport.request("DELETE", _path("jobs", job_id, "checkpoints", step))
 
     # -- the service
 

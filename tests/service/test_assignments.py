@@ -1,8 +1,9 @@
 """Tests of service/assignments.py and service/catalogue.py, on a real store and a cluster in memory."""
 
+from service.catalogue import rebuild
 from service.states import State
-from tests.support.world import World, manifest, run
-from worker.contract import EventType
+from tests.support.world import JOB_IDS, World, manifest, run
+from worker.contract import EventType, Manifest, checkpoints_directory
 
 
 def test_ranks_are_told_attempt_fence_and_marker(tmp_path):
@@ -61,5 +62,44 @@ def test_the_catalogue_lists_what_is_in_the_storage_when_a_job_has_ended(tmp_pat
             await world.until(job_id, State.FAILED)
 
         assert [checkpoint.step for checkpoint in await world.store.checkpoints.of(job_id)] == [24]
+
+    run(tmp_path, scenario)
+
+
+def test_what_dead_writers_left_is_gone_when_the_attempt_is(tmp_path):
+    """Half-written and half-deleted checkpoints of a killed rank do not fill the disk."""
+
+    async def scenario(world: World) -> None:
+        async with world.controller():
+            job_id, gang = await world.training()
+            world.publish(job_id, 12, 0.9)
+            directory = world.storage / checkpoints_directory(job_id)
+            for name in (".tmp-step-00000024-1", ".deleted-step-00000006-ab"):
+                (directory / name).mkdir()
+            gang.dead |= {0, 1}
+            await world.until(job_id, State.FAILED)
+
+        assert [path.name for path in directory.iterdir()] == ["step-00000012"]
+
+    run(tmp_path, scenario)
+
+
+def test_the_catalogue_is_rebuilt_from_the_storage(tmp_path):
+    """After an older database was put back: what is there is listed, what is not is not, remains are swept, live jobs are let be."""
+
+    async def scenario(world: World) -> None:
+        ended, live, unknown = await world.submit(0), await world.submit(1), JOB_IDS[5]
+        assert await world.store.jobs.transition(ended, State.CANCELLED, from_={State.QUEUED}, reason="test")
+        await world.store.checkpoints.replace(ended, [Manifest.model_validate(manifest(ended, 6, 0.5))])
+        for job_id in (ended, live, unknown):
+            world.publish(job_id, 12, 0.9)
+            (world.storage / checkpoints_directory(job_id) / ".tmp-step-00000024-1").mkdir()
+
+        await rebuild(world.store, world.opened)
+
+        steps = [[one.step for one in await world.store.checkpoints.of(job_id)] for job_id in (ended, live, unknown)]
+        assert steps == [[12], [], []]
+        left = [len(list((world.storage / checkpoints_directory(job_id)).iterdir())) for job_id in (ended, live, unknown)]
+        assert left == [1, 2, 2]
 
     run(tmp_path, scenario)

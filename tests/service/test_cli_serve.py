@@ -139,7 +139,8 @@ def test_a_taken_port_is_named(run, home):
         (("--host", "no.such.host.invalid"), "cannot listen on no.such.host.invalid"),
         (("--host", "192.0.2.1"), "cannot listen on 192.0.2.1"),
         (("--home", "/proc/nowhere"), "the home /proc/nowhere cannot be used"),
-        (("--storage", "s3://bucket"), "s3://bucket is not supported"),
+        (("--storage", "ftp://bucket"), "ftp://bucket is not supported"),
+        (("--storage", "s3://bucket?profile=team"), "SYNCBN_STORAGE_PROFILES is not set here"),
         (("--port", "many"), "Invalid value for '--port'"),
     ],
 )

@@ -35,7 +35,9 @@ def test_the_environment_is_read_and_arguments_go_before_it(monkeypatch):
     assert Settings(port=2).port == 2
 
 
-@pytest.mark.parametrize("storage", ["s3://bucket/x", "http://169.254.169.254/", "file://host/x"])
+@pytest.mark.parametrize(
+    "storage", ["s3:///x", "http://169.254.169.254/", "file://host/x", "s3://key:secret@bucket/x", "s3://bucket/x?secret=y"]
+)
 def test_storage_elsewhere_is_refused_in_words(storage):
     """Not silently taken for a directory of that name."""
     with pytest.raises(ValidationError, match=r"use file:///path"):

@@ -1,8 +1,8 @@
 """What one rank is told when the gang is formed, and again when its ranks are to meet anew."""
 
-from pathlib import Path
+from typing import Annotated
 
-from pydantic import Field
+from pydantic import BeforeValidator, Field
 
 from worker.contract.frozen import Frozen
 from worker.contract.spec import JobSpec
@@ -20,10 +20,10 @@ class Assignment(Frozen):
     rank: int
     world_size: int
     spec: JobSpec
-    storage: Path
-    """The storage root: the same shared directory on every node and for the controller."""
+    storage: Annotated[str, BeforeValidator(str)]
+    """Address of the storage: the same shared directory on every node and for the controller, or an object store. Holds no secret."""
     marker: str
-    """Name of a file under the storage root that the controller wrote: proof that the directory is shared."""
+    """Name in the storage that the controller wrote: proof that it is shared."""
     begins: bool = True
     """Nobody has trained in this attempt yet: a new process starts from `resume`. Else it takes over the state of a living rank."""
     resume: str | None = None

@@ -6,7 +6,7 @@ The data of each type:
     log         {stream: stdout | stderr | log, level, message}
     checkpoint  the manifest                         only after it is published
     pruned      {steps: [...]}                       checkpoints deleted by the retention rule
-    warning     {code, message, ...}
+    warning     {code, message, ...}                 bad_sample, loader_restarted, metric_not_finite, ...
     end         {outcome: succeeded | paused | stopped | failed, failure: JobFailure or null}       always the last one
 Of the controller:
     recovery    {generation, ranks, step, used, budget, message}

@@ -9,7 +9,8 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import AfterValidator, BeforeValidator, Field, JsonValue, StrictBool, StrictInt, field_validator, model_validator
 
 from worker.contract.best import Best, BestSpec, default_metric
-from worker.contract.catalogue import DATASETS, MODELS, NORMS, TASKS, Entry
+from worker.contract.catalogue import MODELS, NORMS, TASKS, Entry
+from worker.contract.data import DataSpec
 from worker.contract.frozen import Frozen
 from worker.contract.names import CODE_PREFIX, is_code, is_of_library
 from worker.contract.rules import refuse
@@ -84,18 +85,6 @@ class ModelSpec(Frozen):
         return name if is_code(name) or is_of_library(name) else _known("model", MODELS, name)
 
 
-class DataSpec(Frozen):
-    """The data set by name, and its arguments."""
-
-    name: str
-    args: dict[str, JsonValue] = Field(default_factory=dict)
-
-    @field_validator("name")
-    @classmethod
-    def _is_known(cls, name: str) -> str:
-        return _known("data set", DATASETS, name)
-
-
 class NormSpec(Frozen):
     """Which normalization every norm site of the model uses. momentum None: cumulative average."""
 
@@ -159,9 +148,13 @@ class ResourceSpec(Frozen):
 
 
 class CheckpointSpec(Frozen):
-    """When to write a checkpoint, and which to keep. The last one is always written and kept."""
+    """When to write a checkpoint, and which to keep. The last one is always written and kept.
+
+    Those of every_epochs are validated first; those of every_steps come in between without, and are never the best.
+    """
 
     every_epochs: Annotated[StrictInt, Field(ge=1)] = 1
+    every_steps: Annotated[StrictInt, Field(ge=1)] | None = None
     keep_last: Annotated[StrictInt, Field(ge=1, le=10_000)] = 3
     keep_best: Best | None = BestSpec(metric="val/accuracy", mode="max")
 

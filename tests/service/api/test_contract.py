@@ -24,11 +24,14 @@ GET /v1/jobs/{job_id}
 PATCH /v1/jobs/{job_id}
 POST /v1/jobs/{job_id}/cancel
 GET /v1/jobs/{job_id}/checkpoints
+DELETE /v1/jobs/{job_id}/checkpoints/{step}
 GET /v1/jobs/{job_id}/checkpoints/{step}
 GET /v1/jobs/{job_id}/checkpoints/{step}/archive
 HEAD /v1/jobs/{job_id}/checkpoints/{step}/archive
 GET /v1/jobs/{job_id}/checkpoints/{step}/files/{name}
 HEAD /v1/jobs/{job_id}/checkpoints/{step}/files/{name}
+DELETE /v1/jobs/{job_id}/checkpoints/{step}/pin
+PUT /v1/jobs/{job_id}/checkpoints/{step}/pin
 GET /v1/jobs/{job_id}/checkpoints/{step}/statistics
 GET /v1/jobs/{job_id}/events
 GET /v1/jobs/{job_id}/logs
