@@ -71,7 +71,7 @@ def test_what_dead_writers_left_is_gone_when_the_attempt_is(tmp_path):
 
     async def scenario(world: World) -> None:
         async with world.controller():
-            job_id, gang = await world.training()
+            job_id, gang = await world.training(retries={"restarts": 0})
             world.publish(job_id, 12, 0.9)
             directory = world.storage / checkpoints_directory(job_id)
             for name in (".tmp-step-00000024-1", ".deleted-step-00000006-ab"):
