@@ -9,14 +9,15 @@ from importlib.metadata import version
 
 from fastapi import APIRouter, Depends, FastAPI
 
-from service.api import checkpoints, cluster, dashboard, downloads, health, jobs, problems, streams
-from service.api.context import Context, Controller, authenticated
+from service.api import checkpoints, cluster, code, dashboard, downloads, health, jobs, problems, streams, tokens
+from service.api.context import Context, Controller, identity_of
 from service.api.description import describe
 from service.api.guards import Guards
 from service.api.metering import Meter, Metered
 from service.artifacts import Artifacts
 from service.auth import ensure_first_token
 from service.catalogue import rebuild
+from service.limits import RequestRates
 from service.policy import PolicyFile
 from service.settings import Settings
 from service.store.store import Store
@@ -44,9 +45,10 @@ def create_app(settings: Settings, controller: Controller | None = None) -> Fast
         storage = open_storage(settings.storage_url)
         async with await Store.open(settings.store_url, max_log_bytes=settings.max_log_bytes) as store:
             app.state.first_token = await ensure_first_token(store, settings.files.token)
-            artifacts, places = Artifacts(store, storage), StreamPlaces(settings.max_streams)
-            policy = PolicyFile(settings.policy_path)
-            app.state.context = Context(settings, store, artifacts, places, Tails(store), meter, policy, controller)
+            artifacts = Artifacts(store, storage)
+            places = StreamPlaces(settings.max_streams, settings.max_streams_per_token)
+            rates, policy = RequestRates(settings.max_requests_per_s), PolicyFile(settings.policy_path)
+            app.state.context = Context(settings, store, storage, artifacts, places, rates, Tails(store), meter, policy, controller)
             # Beside the work: in an object store with many jobs it takes a while.
             rebuilding = asyncio.create_task(rebuild(store, storage))
             try:
@@ -64,8 +66,8 @@ def create_app(settings: Settings, controller: Controller | None = None) -> Fast
         redirect_slashes=False,
         redoc_url=None,
     )
-    v1 = APIRouter(prefix="/v1", dependencies=[Depends(authenticated)])
-    for router in (jobs.router, streams.router, checkpoints.router, downloads.router, cluster.router):
+    v1 = APIRouter(prefix="/v1", dependencies=[Depends(identity_of)])
+    for router in (jobs.router, streams.router, checkpoints.router, downloads.router, cluster.router, code.router, tokens.router):
         v1.include_router(router)
     app.include_router(v1)
     app.include_router(health.router)

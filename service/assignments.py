@@ -34,10 +34,11 @@ class Assignments:
             job: as it is now.
             generation: which group of the attempt the assignments are for. After the first, they say what is on record already.
         Raises:
-            FileNotFoundError: the checkpoint that the spec names is gone.
+            FileNotFoundError: the checkpoint or the code that the spec names is gone.
             OSError: the storage cannot be written.
         """
         resume = await self._resume(job)
+        code = await self._code(job)
         marker = _marker(job)
         await asyncio.to_thread(self._storage.mark, marker)
         cursors = await self._store.events.cursors(job.id, job.attempt)
@@ -56,6 +57,7 @@ class Assignments:
                 marker=marker,
                 begins=job.state is State.STARTING,
                 resume=resume,
+                code_sha256=code,
                 store_host=store_host,
                 store_port=store_port,
                 after_seq=cursors.get(rank, 0),
@@ -69,6 +71,14 @@ class Assignments:
         await asyncio.to_thread(self._storage.unmark, _marker(job))
         await asyncio.to_thread(self._storage.sweep, job.id)
         await align(self._store, self._storage, job.id)
+
+    async def _code(self, job: Job) -> str | None:
+        if job.spec.code is None:
+            return None
+        bundle = await self._store.bundles.get(job.spec.code)
+        if bundle is None:
+            raise FileNotFoundError(f"code {job.spec.code} is gone; upload it again")
+        return bundle.sha256
 
     async def _resume(self, job: Job) -> str | None:
         await align(self._store, self._storage, job.id)

@@ -10,4 +10,4 @@ from worker.storage.opening import open_storage
 def build_controller(settings: Settings) -> Reconciler:
     """Return the controller that `service.app.create_app` runs."""
     storage, policy = open_storage(settings.storage_url), PolicyFile(settings.policy_path)
-    return Reconciler(RayCluster(settings.home.absolute(), settings.ray_address), storage, policy)
+    return Reconciler(RayCluster(settings.home.absolute(), settings.ray_address, settings.allow_open_ray), storage, policy)

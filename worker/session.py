@@ -5,10 +5,12 @@ assignment of the next group. What is done inside a group is `worker.course`.
 """
 
 import traceback
+from contextlib import ExitStack
 
 import torch
 
 import syncbn
+from worker.bundle import importable
 from worker.compilation import patience
 from worker.contract.assignment import Assignment
 from worker.contract.events import EventType
@@ -48,6 +50,7 @@ def run_rank(orders: Orders, events: EventBuffer) -> Outcome:
             rank.holding.trainer.close()
         if rank.publisher is not None:
             rank.publisher.wait(LAST_WRITE_TIMEOUT_S)
+        rank.code.close()
 
 
 class _Rank:
@@ -60,6 +63,8 @@ class _Rank:
         self.assignment = assignment
         self.holding: Holding | None = None
         self.publisher: Publisher | None = None
+        self.code = ExitStack()
+        """Keeps uploaded code importable."""
 
     def run(self) -> Outcome:
         """Go from group to group until the training has ended."""
@@ -116,6 +121,7 @@ class _Rank:
             spec = assignment.spec
             torch.set_num_threads(max(1, int(spec.resources.cpus_per_worker)))
             storage = _shared_storage(assignment)
+            self.code.enter_context(importable(storage, assignment.code_sha256))
             self.holding = Holding(assignment, device_for(spec.resources.gpus_per_worker), storage, self.events)
             if assignment.rank == 0:
                 self.publisher = Publisher(storage, assignment.job_id, spec.checkpoint, self.events)

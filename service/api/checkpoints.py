@@ -5,7 +5,7 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Query
 
 from service import jobs as use_cases
-from service.api.context import Context, InContext
+from service.api.context import READ, Context, InContext
 from service.api.parameters import MAX_SEQ, JobId, Step
 from service.api.schemas import CheckpointPage, CheckpointShape
 from service.statistics import read_statistics
@@ -13,7 +13,7 @@ from service.store.ids import JOB_ID_PATTERN
 from service.store.records import Checkpoint
 from worker.contract import Manifest
 
-router = APIRouter(tags=["checkpoints"])
+router = APIRouter(tags=["checkpoints"], dependencies=[READ])
 
 BeforeStep = Annotated[int | None, Query(ge=0, le=MAX_SEQ, description="the next_cursor of the page before")]
 Layer = Annotated[str | None, Query(max_length=1000, description="only this layer, with the whole vectors")]

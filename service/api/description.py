@@ -6,12 +6,22 @@ from fastapi import FastAPI
 from fastapi.openapi.utils import get_openapi
 
 from service.api.schemas import JobEdit, ProblemShape
+from service.api.tokens import TokenRequest
 from worker.contract import JobSpec
 
-_EVERY_ROUTE: Final = {"400": "malformed", "401": "no admitted token", "403": "foreign host", "422": "readable, and wrong"}
+_EVERY_ROUTE: Final = {
+    "400": "malformed",
+    "401": "no admitted token",
+    "403": "the token lacks a scope, or a foreign host",
+    "422": "readable, and wrong",
+    "429": "too many requests or streams with this token",
+}
+_BODY: Final = {"408": "the body did not arrive in time", "413": "body too large"}
 _BY_ROUTE: Final = {
-    ("POST", "/v1/jobs"): {"413": "body too large", "415": "neither JSON nor YAML"},
-    ("PATCH", "/v1/jobs/{job_id}"): {"412": "another edition", "413": "body too large", "415": "not JSON"},
+    ("POST", "/v1/jobs"): _BODY | {"415": "neither JSON nor YAML"},
+    ("PATCH", "/v1/jobs/{job_id}"): _BODY | {"412": "another edition", "415": "not JSON"},
+    ("POST", "/v1/tokens"): _BODY | {"415": "not JSON"},
+    ("POST", "/v1/code"): _BODY | {"415": "neither zip nor tar.gz"},
     ("POST", "/v1/jobs/{job_id}/cancel"): {"409": "ended otherwise"},
     ("DELETE", "/v1/jobs/{job_id}"): {"409": "not ended"},
     ("DELETE", "/v1/jobs/{job_id}/checkpoints/{step}"): {"409": "pinned, or the newest of a job that has not ended"},
@@ -20,6 +30,7 @@ _DOWNLOAD: Final = {"412": "another file", "416": "outside of the file", "500": 
 _BODIES: Final = {
     ("POST", "/v1/jobs"): (JobSpec, ("application/json", "application/yaml")),
     ("PATCH", "/v1/jobs/{job_id}"): (JobEdit, ("application/json",)),
+    ("POST", "/v1/tokens"): (TokenRequest, ("application/json",)),
 }
 
 
@@ -34,7 +45,7 @@ def describe(app: FastAPI) -> dict[str, Any]:
 
 def _complete(document: dict[str, Any]) -> None:
     schemas = document.setdefault("components", {}).setdefault("schemas", {})
-    for model in (ProblemShape, JobSpec, JobEdit):
+    for model in (ProblemShape, JobSpec, JobEdit, TokenRequest):
         schema = model.model_json_schema(ref_template="#/components/schemas/{model}")
         schemas |= schema.pop("$defs", {}) | {model.__name__: schema}
     for unused in ("HTTPValidationError", "ValidationError"):
@@ -63,8 +74,6 @@ def _errors(method: str, path: str) -> dict[str, str]:
         errors |= _DOWNLOAD
     if "/checkpoints" in path:
         errors |= {"503": "the object store does not answer"}
-    if path.endswith(("/events", "/logs")):
-        errors |= {"429": "too many streams"}
     return errors
 
 

@@ -11,7 +11,7 @@ from fastapi import APIRouter, Query, Request
 from starlette.responses import Response, StreamingResponse
 
 from service import jobs as use_cases
-from service.api.context import InContext
+from service.api.context import READ, InContext
 from service.api.parameters import FileName, JobId, Step
 from service.api.ranges import Slice, slice_of
 from service.artifacts import MODEL_NAME, OpenedFile, close_all, read_chunks, read_verified
@@ -20,7 +20,7 @@ from service.store.records import Checkpoint
 from worker.contract import checkpoint_name
 from worker.storage.tensors import Bytes
 
-router = APIRouter(tags=["downloads"])
+router = APIRouter(tags=["downloads"], dependencies=[READ])
 
 _BINARY: Final = {"content": {"application/octet-stream": {"schema": {"type": "string", "format": "binary"}}}}
 _TAR: Final = {"content": {"application/x-tar": {"schema": {"type": "string", "format": "binary"}}}}

@@ -29,6 +29,7 @@ _TITLES: Final = {
     403: "Forbidden",
     404: "Not found",
     405: "Method not allowed",
+    408: "Too slow",
     409: "Conflict",
     412: "Precondition failed",
     413: "Body too large",
@@ -39,13 +40,18 @@ _TITLES: Final = {
     500: "Internal error",
     503: "Unavailable",
 }
-_MISSING_BY_PARAMETER: Final = {"job_id": "job_not_found", "step": "checkpoint_not_found", "name": "file_not_found"}
+_MISSING_BY_PARAMETER: Final = {
+    "job_id": "job_not_found",
+    "token_id": "token_not_found",
+    "step": "checkpoint_not_found",
+    "name": "file_not_found",
+}
 _EXPECTATIONS: Final = {
     "int_parsing": "a whole number",
     "int_type": "a whole number",
     "int_from_float": "a whole number",
     "bool_parsing": "true or false",
-    "extra_forbidden": "a known key: priority or labels",
+    "extra_forbidden": "a known key",
     "model_type": "a mapping of keys to values",
     "dict_type": "a mapping of keys to values",
 }

@@ -51,6 +51,7 @@ class JobShape(Shape):
     """A job."""
 
     id: str
+    project: str
     name: str
     state: State
     reason: str

@@ -94,6 +94,15 @@ def job_table(job: Json) -> Table:
     return table
 
 
+def tokens_table(tokens: Iterable[Json]) -> Table:
+    """Return tokens, one a row."""
+    table = _table("ID", "~NAME", "PROJECT", "SCOPES", ">AGE", "ENDS")
+    for row in tokens:
+        ends = f"revoked {row['revoked_at']}" if row["revoked_at"] else row["expires_at"] or "never"
+        table.add_row(row["id"], Text(clean(row["name"])), row["project"], ",".join(row["scopes"]), age(row["created_at"]), ends)
+    return table
+
+
 def metrics_table(series: Iterable[Json]) -> Table:
     """Return series in summary, one a row."""
     table = _table("~METRIC", ">POINTS", ">LAST STEP", ">LAST", ">MIN", ">MAX")

@@ -1,7 +1,12 @@
 """Tests of service/assignments.py and service/catalogue.py, on a real store and a cluster in memory."""
 
+import hashlib
+
+from service.bundles import TAR_GZ, store_bundle
 from service.catalogue import rebuild
 from service.states import State
+from service.store.ids import new_id
+from tests.support.archives import GOOD, tar_gz
 from tests.support.world import JOB_IDS, World, manifest, run
 from worker.contract import EventType, Manifest, checkpoints_directory
 
@@ -44,6 +49,24 @@ def test_an_attempt_starts_from_its_own_latest_checkpoint_or_from_the_one_that_t
             job = await world.until(third, State.FAILED)
             assert job.reason == "gang_start_failed"
             assert "checkpoint 7 of" in job.message
+
+    run(tmp_path, scenario)
+
+
+def test_ranks_are_told_where_uploaded_code_lies(tmp_path):
+    """By name and digest; a job whose code is gone fails in words."""
+
+    async def scenario(world: World) -> None:
+        async with world.controller():
+            bundle, _ = await store_bundle(world.store, world.opened, tar_gz(GOOD), TAR_GZ, "default")
+            [first, second] = (await world.cluster.gang(await world.submit(0, code=bundle.id))).assignments
+            assert first.code_sha256 == second.code_sha256
+            archive = world.opened.read_code(first.code_sha256)
+            assert hashlib.sha256(archive).hexdigest() == first.code_sha256
+            assert (await world.cluster.gang(await world.submit(1))).assignments[0].code_sha256 is None
+
+            job = await world.until(await world.submit(2, code=(gone := new_id("code"))), State.FAILED)
+            assert gone in job.message
 
     run(tmp_path, scenario)
 

@@ -81,6 +81,7 @@ def run_job(
     marker: str = MARKER,
     faults: Faults | None = None,
     address: str = "",
+    code_sha256: str | None = None,
 ) -> list[RankRun]:
     """Run every rank of a job to its end; a rank that fails is reported, not raised. The checkpoints go to `address` where it is given."""
     (storage / MARKER).write_text("here")
@@ -92,6 +93,7 @@ def run_job(
         "storage": address or str(storage),
         "marker": marker,
         "resume": resume,
+        "code_sha256": code_sha256,
     }
     answers = pool.run(spec.resources.workers, run_one_rank, common, str(storage / f".port-{uuid.uuid4().hex}"), faults or Faults())
     return [RankRun(*answer) for answer in answers]

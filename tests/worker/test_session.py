@@ -1,12 +1,18 @@
 """Tests of worker/session.py: whole jobs on real ranks."""
 
+import hashlib
+import tempfile
+from pathlib import Path
+
 import pytest
 from safetensors.torch import load_file
 
 from tests.support.jobs import JOB, MARKER, OTHER_JOB, FailureCode, Faults, run_job, small_spec
+from worker.bundle import PREFIX
 from worker.checkpoint import verify
 from worker.contract import checkpoint_name, checkpoints_directory
-from worker.storage.local import published
+from worker.contract.bundle import write_tar
+from worker.storage.local import LocalStorage, published
 
 pytestmark = pytest.mark.ranks
 
@@ -229,6 +235,26 @@ def test_a_storage_that_this_node_cannot_use_is_said_so(pool, tmp_path):
 
     assert run.failure.code is FailureCode.STORAGE_NOT_SHARED
     assert "SYNCBN_STORAGE_PROFILES is not set here" in run.failure.message
+
+
+def test_uploaded_code_is_there_while_a_job_trains_and_gone_afterwards(pool, tmp_path):
+    """On every rank, in a directory of its own."""
+    archive = write_tar({"mine.py": b""})
+    sha256 = hashlib.sha256(archive).hexdigest()
+    LocalStorage(tmp_path).put_code(sha256, archive)
+    before = set(Path(tempfile.gettempdir()).glob(f"{PREFIX}*"))
+
+    assert [run.outcome for run in run_job(pool, small_spec(2), tmp_path, code_sha256=sha256)] == ["succeeded"] * 2
+    assert set(Path(tempfile.gettempdir()).glob(f"{PREFIX}*")) <= before
+
+
+def test_code_that_is_not_what_was_uploaded_ends_the_job(pool, tmp_path):
+    """On every rank, in words."""
+    LocalStorage(tmp_path).put_code("0" * 64, b"changed")
+    run, *_ = run_job(pool, small_spec(1), tmp_path, code_sha256="0" * 64)
+
+    assert run.failure.code is FailureCode.TASK_ERROR
+    assert "is not what was uploaded" in run.failure.message
 
 
 def test_what_a_job_says(pool, tmp_path):

@@ -28,6 +28,8 @@ class Assignment(Frozen):
     """Nobody has trained in this attempt yet: a new process starts from `resume`. Else it takes over the state of a living rank."""
     resume: str | None = None
     """`JOB_ID/STEP` of the checkpoint to start from: own (resume, whole training state) or foreign (initialize, model only)."""
+    code_sha256: str | None = None
+    """Digest, and so the name, of the uploaded code that the spec names."""
     store_host: str
     store_port: int
     """Where one of the ranks serves the TCPStore at which all meet."""

@@ -44,6 +44,10 @@ CheckpointReference = Annotated[
         "job_01J8ZQ4WZ0V5K3T9M2N7R6C1XH/checkpoints/latest",
     ),
 ]
+BundleId = Annotated[
+    str,
+    _matching(r"code_[0-9A-HJKMNP-TV-Z]{26}", "the id of uploaded code", "code_01J8ZQ4WZ0V5K3T9M2N7R6C1XH"),
+]
 SgdUnlessNamed = BeforeValidator(lambda value: {"name": "sgd", **value} if isinstance(value, dict) else value)
 # YAML 1.1 reads an unquoted `off` as the boolean false; a user who wrote off means off.
 OffSwitch = BeforeValidator(lambda value: "off" if value is False else value)
@@ -213,6 +217,7 @@ class JobSpec(Frozen):
     priority: Annotated[StrictInt, Field(ge=-1000, le=1000)] = 0
     timeout_s: Annotated[float, Field(gt=0)] = 86_400
     labels: dict[LabelKey, LabelValue] = Field(default_factory=dict, max_length=64)
+    code: BundleId | None = None
     initialize_from: CheckpointReference | None = None
 
     @model_validator(mode="before")

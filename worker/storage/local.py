@@ -14,11 +14,13 @@ import os
 import secrets
 import shutil
 import stat
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
+from worker.contract.bundle import code_name
 from worker.contract.manifest import MANIFEST_NAME, Manifest, checkpoint_name, checkpoints_directory, pins_directory, step_of
 
 TEMPORARY_PREFIX = ".tmp-"
@@ -139,6 +141,29 @@ class LocalStorage:
     def unpin(self, job_id: str, step: int) -> None:
         """See Storage."""
         self._pin(job_id, step).unlink(missing_ok=True)
+
+    def put_code(self, sha256: str, archive: bytes) -> None:
+        """See Storage."""
+        target = self.root / code_name(sha256)
+        if target.exists():
+            return
+        target.parent.mkdir(parents=True, exist_ok=True)
+        descriptor, temporary = tempfile.mkstemp(dir=target.parent, prefix=".tmp-")
+        try:
+            with os.fdopen(descriptor, "wb") as file:
+                file.write(archive)
+            # The ranks may run as another user than the controller.
+            Path(temporary).chmod(0o644)
+            fsync(Path(temporary))
+            Path(temporary).rename(target)
+        except BaseException:
+            Path(temporary).unlink(missing_ok=True)
+            raise
+        fsync(target.parent)
+
+    def read_code(self, sha256: str) -> bytes:
+        """See Storage."""
+        return (self.root / code_name(sha256)).read_bytes()
 
     def mark(self, name: str) -> None:
         """See Storage."""

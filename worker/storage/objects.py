@@ -20,6 +20,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
+from worker.contract.bundle import code_name
 from worker.contract.manifest import MANIFEST_NAME, Manifest, checkpoint_name, checkpoints_directory, pins_directory, step_of
 from worker.storage.storage import StorageUnreachableError
 
@@ -144,6 +145,14 @@ class ObjectStorage:
     def unpin(self, job_id: str, step: int) -> None:
         """See Storage."""
         self._remove(self._pin_key(job_id, step))
+
+    def put_code(self, sha256: str, archive: bytes) -> None:
+        """See Storage. Writing the same again changes nothing."""
+        self._write(f"{self.root}/{code_name(sha256)}", archive)
+
+    def read_code(self, sha256: str) -> bytes:
+        """See Storage."""
+        return self._read(f"{self.root}/{code_name(sha256)}")
 
     def mark(self, name: str) -> None:
         """See Storage."""

@@ -82,6 +82,12 @@ class Storage(Protocol):
     def unpin(self, job_id: str, step: int) -> None:
         """Leave a checkpoint to the rules again; nothing happens where it is not pinned."""
 
+    def put_code(self, sha256: str, archive: bytes) -> None:
+        """Store an archive of code under its digest, durably and whole or not at all; nothing happens where it is here already."""
+
+    def read_code(self, sha256: str) -> bytes:
+        """Return a stored archive of code."""
+
     def mark(self, name: str) -> None:
         """Write a marker, by which ranks see that they share this storage with the controller."""
 

@@ -16,6 +16,7 @@ GET /healthz
 GET /metrics
 GET /readyz
 GET /v1/cluster
+POST /v1/code
 GET /v1/datasets
 GET /v1/jobs
 POST /v1/jobs
@@ -41,8 +42,13 @@ POST /v1/jobs/{job_id}/resume
 GET /v1/models
 GET /v1/norms
 GET /v1/queue
+GET /v1/tokens
+POST /v1/tokens
+DELETE /v1/tokens/{token_id}
+POST /v1/tokens/{token_id}/rotate
 """.strip().splitlines()
 
+TOKEN = "tok_01ARZ3NDEKTSV4RRFFQ69G5FAV"
 _JUNK = st.text(max_size=20) | st.sampled_from(
     ["", "0", "-1", "1e9", "9" * 30, "null", "\x00", "a=b", "..", "%00", "true", "job_1", "\ud7ff"]
 )
@@ -82,7 +88,7 @@ _HEADERS = [
 @pytest.fixture(scope="module")
 def shared(tmp_path_factory):
     """One application for all examples: what one leaves behind is the next one's surprise."""
-    with running(tmp_path_factory.mktemp("home")) as world:
+    with running(tmp_path_factory.mktemp("home"), max_requests_per_s=1e6) as world:
         yield world
 
 
@@ -126,7 +132,7 @@ def test_the_application_keeps_to_its_document(shared, document, job_id, route):
     @settings(max_examples=40, deadline=None, derandomize=True, database=None, suppress_health_check=list(HealthCheck))
     @given(st.data())
     def holds(data: st.DataObject) -> None:
-        known = {"job_id": job_id, "step": "10", "name": "model.safetensors"}
+        known = {"job_id": job_id, "step": "10", "name": "model.safetensors", "token_id": TOKEN}
         place = {name: data.draw(st.just(right) | _JUNK, name) for name, right in known.items() if f"{{{name}}}" in template}
         content, content_type = data.draw(_bodies(method), "body")
         headers = data.draw(st.dictionaries(st.sampled_from(_HEADERS), st.text(st.characters(codec="latin-1"), max_size=12), max_size=2))
