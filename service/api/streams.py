@@ -46,7 +46,8 @@ async def list_events(
 ) -> Any:
     """List a job's events, oldest first; with `Accept: text/event-stream`, follow them live to the `end`."""
     if _wants_stream(request):
-        return await _stream(context, identity, job_id, _start(after, last_event_id), StreamFilter(tuple(type_)), _event_line)
+        wanted = StreamFilter((*type_, EventType.END) if type_ else ())
+        return await _stream(context, identity, job_id, _start(after, last_event_id), wanted, _event_line)
     await use_cases.find(context.store, job_id)
     found = await context.store.events.page(job_id, after, limit + 1, types=type_, before_seq=before)
     page, has_more, cursor = _cut(found, limit, is_backwards=before is not None)

@@ -145,6 +145,7 @@ addEventListener("keydown", (event) => {
   event.preventDefault();
   search.focus();
 });
+matchMedia("(prefers-color-scheme: dark)").onchange = () => page && read();
 addEventListener("hashchange", go);
 document.addEventListener("visibilitychange", () => document.hidden || !page || read());
 setTheme(THEMES.includes(localStorage.getItem("syncbn.theme")) ? localStorage.getItem("syncbn.theme") : "auto");
