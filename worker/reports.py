@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from worker.contract.events import EventType
 from worker.progress import EventBuffer
 from worker.sampler import Plan
+from worker.telemetry import cost, report
 from worker.training import StepResult
 
 # Jobs of up to so many steps report every one; longer ones at most so often.
@@ -37,10 +38,12 @@ class Reporter:
         now = time.monotonic()
         self._marks.append((now, self._plan.samples_after(step)))
         is_due = self._plan.total_steps <= EVERY_STEP_UP_TO or now - self._reported_at >= INTERVAL_S or step == self._plan.total_steps
-        if is_due:
+        if result.layers:
+            self._events.emit(EventType.TELEMETRY, report(step, result.layers))
+        if is_due or result.layers is not None:
             self._reported_at = now
             values = {"train/loss": result.loss, "train/accuracy": result.accuracy, "lr": result.learning_rate}
-            self.metrics(step, values | self._throughput())
+            self.metrics(step, values | self._throughput() | ({} if result.layers is None else cost(result.layers)))
 
     def metrics(self, step: int, values: Mapping[str, float]) -> dict[str, float]:
         """Report values after `step` steps; return the finite ones. A value that is no number becomes a warning instead."""

@@ -20,6 +20,7 @@ from worker.optimization import build_optimizer, learning_rate
 from worker.ranks import Pending, Ranks
 from worker.sampler import Indices, Plan, Sampler
 from worker.tasks.classification import Sums, measure
+from worker.telemetry import Layers, is_watched
 
 # Parameters are kept in float32 except in fp64; bf16 and fp16 are the types that autocast computes in.
 PARAMETER_DTYPES = {"fp32": torch.float32, "bf16": torch.float32, "fp16": torch.float32, "fp64": torch.float64}
@@ -36,6 +37,8 @@ class StepResult:
     learning_rate: float
     is_stop_asked: bool
     """Some rank was asked to stop; all ranks learn it in the same step."""
+    layers: Layers | None = None
+    """What the normalization layers did, on steps that are watched."""
 
 
 class Precision:
@@ -81,8 +84,8 @@ class Trainer:
             DataError, TaskError: the data or the model raised.
             PeerLostError: another rank went away.
 
-        Collectives: those of the model's forward and backward, the gradients' all_reduces, and one all_reduce of 3 float64. A rank with
-            an empty share takes part in all of them.
+        Collectives: those of the model's forward and backward, the gradients' all_reduces, and one all_reduce of 3 float64; on a
+            watched step one more of 2 float64 per layer. A rank with an empty share takes part in all of them.
         """
         rate = learning_rate(self._spec, self._plan, step)
         for group in self.optimizer.param_groups:
@@ -91,8 +94,10 @@ class Trainer:
         totals = torch.zeros(3, dtype=torch.float64, device=self._ranks.device)
         totals[2] = float(stop.is_set())
         count = len(self._sampler.batch(step))
-        with blame(TaskError), self._statistics_of_a_step():
+        with blame(TaskError), self._statistics_of_a_step(), self._watching(step) as records:
             self._accumulate_gradients(step, count, totals)
+            # Before the optimizer steps: where a rank is lost in here, the step is undone on all.
+            layers = None if records is None else records.collect()
             self.scaler.step(self.optimizer)
             self.scaler.update()
             self.optimizer.zero_grad(set_to_none=True)
@@ -101,11 +106,15 @@ class Trainer:
             raise DivergedError(
                 f"the loss is {loss_sum} at step {step + 1}; expected a finite number; lower optimizer.lr or lengthen the warm-up"
             )
-        return StepResult(loss_sum / count, num_correct / count, rate, num_asked > 0)
+        return StepResult(loss_sum / count, num_correct / count, rate, num_asked > 0, layers=layers)
 
     def _statistics_of_a_step(self) -> AbstractContextManager[None]:
         """Return a context that moves the running statistics once, by all micro-batches of a step together."""
         return syncbn.accumulated_statistics(self.model) if self._spec.accumulate > 1 else nullcontext()
+
+    def _watching(self, step: int) -> AbstractContextManager[syncbn.Telemetry | None]:
+        """Return a context that watches the layers, on the steps that are watched."""
+        return syncbn.telemetry(self.model) if is_watched(step, self._plan.total_steps) else nullcontext()
 
     def _accumulate_gradients(self, step: int, count: int, totals: Tensor) -> None:
         """Leave the gradient of the mean loss over the global batch in the parameters, and the sums over all ranks in `totals`.
