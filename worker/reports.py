@@ -39,7 +39,7 @@ class Reporter:
         self._marks.append((now, self._plan.samples_after(step)))
         is_due = self._plan.total_steps <= EVERY_STEP_UP_TO or now - self._reported_at >= INTERVAL_S or step == self._plan.total_steps
         if result.layers:
-            self._events.emit(EventType.TELEMETRY, report(step, result.layers))
+            self._events.emit(EventType.TELEMETRY, report(step, result.layers).model_dump())
         if is_due or result.layers is not None:
             self._reported_at = now
             values = {"train/loss": result.loss, "train/accuracy": result.accuracy, "lr": result.learning_rate}

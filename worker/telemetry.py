@@ -9,8 +9,9 @@ from dataclasses import asdict
 from typing import Any
 
 from syncbn import LayerTelemetry
+from worker.contract.telemetry import LayerRecord, TelemetryRecord
 
-INTERVAL_STEPS = 50
+INTERVAL_STEPS = 100
 MAX_SAMPLES = 500
 """Of one job: longer jobs are watched more seldom."""
 MAX_LAYERS = 256
@@ -20,22 +21,22 @@ Layers = Mapping[str, LayerTelemetry]
 
 
 def is_watched(step: int, total_steps: int) -> bool:
-    """Whether a step, counted from 0, is watched: every 50th, of a long job at most 500 in all, and the last one.
+    """Whether a step, counted from 0, is watched: every 100th, of a long job at most 500 in all, and the last one.
 
     A function of the step alone, so that all ranks, also one that has just replaced another, take part in the collective of the same steps.
 
-    >>> [step for step in range(120) if is_watched(step, 120)]
-    [49, 99, 119]
+    >>> [step for step in range(220) if is_watched(step, 220)]
+    [99, 199, 219]
     """
     interval = max(INTERVAL_STEPS, math.ceil(total_steps / MAX_SAMPLES))
     return (step + 1) % interval == 0 or step + 1 == total_steps
 
 
-def report(step: int, layers: Layers) -> dict[str, Any]:
-    """Return the data of a telemetry event after `step` steps, four digits of each number; what is no finite number becomes None."""
+def report(step: int, layers: Layers) -> TelemetryRecord:
+    """Return what to say after `step` steps: four digits of each number; what is no finite number becomes None."""
     shown = list(layers.values())[:MAX_LAYERS]
-    entries = [{name: _short(value) for name, value in asdict(layer).items()} for layer in shown]
-    return {"step": step, "layers": entries, "num_left_out": len(layers) - len(shown)}
+    records = tuple(LayerRecord(**{name: _short(value) for name, value in asdict(layer).items()}) for layer in shown)
+    return TelemetryRecord(step=step, layers=records, num_left_out=len(layers) - len(shown))
 
 
 def cost(layers: Layers) -> dict[str, float]:

@@ -58,7 +58,7 @@ def _errors(method: str, path: str) -> dict[str, str]:
     errors = _EVERY_ROUTE | _BY_ROUTE.get((method, path), {})
     if "{" in path:
         errors |= {"404": "not here"}
-    if path.endswith(("/files/{name}", "/archive", "/statistics")):
+    if path.endswith(("/files/{name}", "/archive", "{step}/statistics")):
         errors |= _DOWNLOAD
     if path.endswith(("/events", "/logs")):
         errors |= {"429": "too many streams"}

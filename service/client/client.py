@@ -126,6 +126,11 @@ class Client:
         """Return the series of a job's metrics, all of them unless named, thinned out to max_points each."""
         return self._json("GET", _path("jobs", job_id, "metrics"), params=_given({"name": list(names) or None, "max_points": max_points}))
 
+    def layers(self, job_id: str, names: Sequence[str] = (), *, max_points: int | None = None) -> Json:
+        """Return what the normalization layers do: drift, cost of synchronizing, variance between ranks; all of them unless named."""
+        params = _given({"layer": list(names) or None, "max_points": max_points})
+        return self._json("GET", _path("jobs", job_id, "statistics"), params=params)
+
     # -- checkpoints; a step is a number, "latest" or "best"
 
     def checkpoints(self, job_id: str, *, limit: int | None = None) -> Iterator[Json]:

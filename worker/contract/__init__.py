@@ -19,6 +19,7 @@ from worker.contract.manifest import (
     checkpoints_directory,
 )
 from worker.contract.spec import JobSpec
+from worker.contract.telemetry import LayerRecord, TelemetryRecord
 from worker.contract.validation import Problem, SpecError, parse_spec
 
 __all__ = [
@@ -35,10 +36,12 @@ __all__ = [
     "JobFailure",
     "JobSpec",
     "LayerEntry",
+    "LayerRecord",
     "Manifest",
     "Problem",
     "RankEvent",
     "SpecError",
+    "TelemetryRecord",
     "best_step",
     "checkpoint_name",
     "checkpoints_directory",

@@ -6,7 +6,7 @@ The data of each type:
     log         {stream: stdout | stderr | log, level, message}
     checkpoint  the manifest                         only after it is published
     pruned      {steps: [...]}                       checkpoints deleted by the retention rule
-    telemetry   {step, layers: [the fields of syncbn.LayerTelemetry], num_left_out}      rank 0, now and then
+    telemetry   TelemetryRecord                      rank 0, now and then
     warning     {code, message, ...}
     end         {outcome: succeeded | stopped | failed, failure: JobFailure or null}       always the last one
 """
