@@ -8,7 +8,7 @@ from importlib.metadata import version
 
 from fastapi import APIRouter, Depends, FastAPI
 
-from service.api import checkpoints, cluster, dashboard, downloads, health, jobs, problems, streams, telemetry
+from service.api import checkpoints, cluster, comparisons, dashboard, downloads, health, jobs, problems, streams, telemetry
 from service.api.context import Context, Controller, authenticated
 from service.api.description import describe
 from service.api.guards import Guards
@@ -56,7 +56,7 @@ def create_app(settings: Settings, controller: Controller | None = None) -> Fast
         redoc_url=None,
     )
     v1 = APIRouter(prefix="/v1", dependencies=[Depends(authenticated)])
-    for router in (jobs.router, streams.router, telemetry.router, checkpoints.router, downloads.router, cluster.router):
+    for router in (jobs.router, streams.router, telemetry.router, checkpoints.router, downloads.router, comparisons.router, cluster.router):
         v1.include_router(router)
     app.include_router(v1)
     app.include_router(health.router)

@@ -5,6 +5,7 @@ from typing import Any, Final
 from fastapi import FastAPI
 from fastapi.openapi.utils import get_openapi
 
+from service.api.comparisons import ComparisonAsk
 from service.api.schemas import JobEdit, ProblemShape
 from worker.contract import JobSpec
 
@@ -14,11 +15,14 @@ _BY_ROUTE: Final = {
     ("PATCH", "/v1/jobs/{job_id}"): {"412": "another edition", "413": "body too large", "415": "not JSON"},
     ("POST", "/v1/jobs/{job_id}/cancel"): {"409": "ended otherwise"},
     ("DELETE", "/v1/jobs/{job_id}"): {"409": "not ended"},
+    ("POST", "/v1/comparisons"): {"413": "body too large", "415": "neither JSON nor YAML"},
+    ("DELETE", "/v1/comparisons/{comparison_id}"): {"409": "not ended"},
 }
 _DOWNLOAD: Final = {"412": "another file", "416": "outside of the file", "500": "the file is not what its manifest says"}
 _BODIES: Final = {
     ("POST", "/v1/jobs"): (JobSpec, ("application/json", "application/yaml")),
     ("PATCH", "/v1/jobs/{job_id}"): (JobEdit, ("application/json",)),
+    ("POST", "/v1/comparisons"): (ComparisonAsk, ("application/json", "application/yaml")),
 }
 
 
@@ -33,7 +37,7 @@ def describe(app: FastAPI) -> dict[str, Any]:
 
 def _complete(document: dict[str, Any]) -> None:
     schemas = document.setdefault("components", {}).setdefault("schemas", {})
-    for model in (ProblemShape, JobSpec, JobEdit):
+    for model in (ProblemShape, JobSpec, JobEdit, ComparisonAsk):
         schema = model.model_json_schema(ref_template="#/components/schemas/{model}")
         schemas |= schema.pop("$defs", {}) | {model.__name__: schema}
     for unused in ("HTTPValidationError", "ValidationError"):

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from service.cli import checkpoints, demo, doctor, down, jobs, serve
+from service.cli import checkpoints, comparisons, demo, doctor, down, jobs, serve
 from service.cli.exits import Shell
 from service.cli.options import Target
 
@@ -49,6 +49,7 @@ _COMMANDS: tuple[Callable[..., None], ...] = (
     jobs.logs,
     jobs.metrics,
     jobs.cancel,
+    comparisons.compare,
     down.down,
     demo.demo,
     doctor.doctor,

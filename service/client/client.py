@@ -157,6 +157,28 @@ class Client:
         fetch_checkpoint(self._transport, _path("jobs", job_id, "checkpoints", manifest["step"]), manifest, directory, progress)
         return manifest
 
+    # -- comparisons
+
+    def compare(
+        self, spec: Mapping[str, Any], values: Sequence[Any], *, field: str = "norm.kind", idempotency_key: str | None = None
+    ) -> Json:
+        """Submit one spec once for each value of a field, all or none, and return the comparison. Tried again where needed."""
+        headers = {"Idempotency-Key": idempotency_key or uuid.uuid4().hex}
+        ask = {"spec": dict(spec), "field": field, "values": list(values)}
+        return self._json("POST", "/v1/comparisons", json=ask, headers=headers, is_repeatable=True)
+
+    def comparisons(self, *, limit: int | None = None) -> Iterator[Json]:
+        """Yield comparisons, newest first, without their tables."""
+        return self._pages("/v1/comparisons", {}, limit)
+
+    def comparison(self, comparison_id: str) -> Json:
+        """Return a comparison with its table."""
+        return self._json("GET", _path("comparisons", comparison_id))
+
+    def delete_comparison(self, comparison_id: str) -> None:
+        """Delete a comparison whose jobs have ended. The jobs stay."""
+        self._transport.request("DELETE", _path("comparisons", comparison_id))
+
     # -- the service
 
     def cluster(self) -> Json:

@@ -1,4 +1,4 @@
-"""Job ids: `job_` and a ULID, so that ids sort by age."""
+"""Ids: a prefix and a ULID, so that ids sort by age."""
 
 import os
 import threading
@@ -6,6 +6,7 @@ import time
 from typing import Final
 
 JOB_ID_PATTERN: Final = r"^job_[0-9A-HJKMNP-TV-Z]{26}$"
+COMPARISON_ID_PATTERN: Final = r"^cmp_[0-9A-HJKMNP-TV-Z]{26}$"
 _ALPHABET: Final = "0123456789ABCDEFGHJKMNPQRSTVWXYZ"
 _RANDOM_BITS: Final = 80
 
@@ -20,10 +21,19 @@ def new_job_id() -> str:
     >>> first < second, len(first)
     (True, 30)
     """
+    return f"job_{_new_ulid()}"
+
+
+def new_comparison_id() -> str:
+    """Return an id of a comparison, made as those of jobs are."""
+    return f"cmp_{_new_ulid()}"
+
+
+def _new_ulid() -> str:
     global _last  # noqa: PLW0603 - the one counter of the process
     with _lock:
         fresh = (time.time_ns() // 1_000_000 << _RANDOM_BITS) | int.from_bytes(os.urandom(_RANDOM_BITS // 8))
         # Grow by a random amount rather than by one, so that an id does not tell the next.
         _last = max(fresh, _last + 1 + int.from_bytes(os.urandom(4)))
         number = _last
-    return "job_" + "".join(_ALPHABET[number >> shift & 31] for shift in range(125, -1, -5))
+    return "".join(_ALPHABET[number >> shift & 31] for shift in range(125, -1, -5))

@@ -53,13 +53,9 @@ class Jobs:
                     return earlier, False
             for cap in caps:
                 await require_place(write, cap)
-            await write.connection.execute(insert(jobs).values(**_new_row(job_id, spec)))
-            await store_need(write, job_id, spec)
-            await _store_labels(write, job_id, spec.labels)
-            await enter(write, job_id, Change(State.QUEUED, SUBMITTED))
+            await add_job(write, job_id, spec)
             if claim is not None:
                 await remember(write, claim, job_id)
-            write.is_queue_changed = True
         return job_id, True
 
     async def get(self, job_id: str) -> Job | None:
@@ -189,6 +185,15 @@ class Jobs:
     async def _fetch(self, query: Select[Any]) -> list[Job]:
         async with self._database.read() as connection:
             return [_job(row) for row in (await connection.execute(query)).mappings()]
+
+
+async def add_job(write: Write, job_id: str, spec: JobSpec) -> None:
+    """Store a queued job, in a transaction of the caller."""
+    await write.connection.execute(insert(jobs).values(**_new_row(job_id, spec)))
+    await store_need(write, job_id, spec)
+    await _store_labels(write, job_id, spec.labels)
+    await enter(write, job_id, Change(State.QUEUED, SUBMITTED))
+    write.is_queue_changed = True
 
 
 async def _store_labels(write: Write, job_id: str, labels: Mapping[str, str]) -> None:

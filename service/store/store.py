@@ -7,6 +7,7 @@ from typing import Self
 from service.store.attempts import Attempts
 from service.store.changes import Changes
 from service.store.checkpoints import Checkpoints
+from service.store.comparisons import Comparisons
 from service.store.database import Database
 from service.store.events import Events
 from service.store.jobs import Jobs
@@ -31,6 +32,7 @@ class Store:
         self.events = Events(database, max_log_bytes)
         self.metrics = Metrics(database)
         self.checkpoints = Checkpoints(database)
+        self.comparisons = Comparisons(database)
         self.tokens = Tokens(database)
         self.leases = Leases(database)
 

@@ -154,6 +154,28 @@ idempotency_keys = Table(
     ForeignKeyConstraint(["job_id"], ["jobs.id"], ondelete="CASCADE"),
 )
 
+comparisons = Table(
+    "comparisons",
+    metadata,
+    Column("id", Text, primary_key=True),
+    Column("field", Text, nullable=False),
+    Column("spec", JsonText, nullable=False),
+    Column("created_at", Instant, nullable=False),
+    Column("idempotency_key", Text),
+    Column("fingerprint", Text),
+    UniqueConstraint("idempotency_key"),
+)
+
+variants = Table(
+    "variants",
+    metadata,
+    Column("comparison_id", Text, ForeignKey("comparisons.id", ondelete="CASCADE"), primary_key=True),
+    Column("number", Integer, primary_key=True),
+    Column("value", JsonText, nullable=False),
+    # No foreign key: a table still says of a deleted job that there was one.
+    Column("job_id", Text, nullable=False),
+)
+
 leases = Table(
     "leases",
     metadata,

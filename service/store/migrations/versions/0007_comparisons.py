@@ -1,0 +1,28 @@
+"""Comparisons, and which jobs belong to them."""
+
+import sqlalchemy as sa
+from alembic import op
+
+revision = "0007_comparisons"
+down_revision = "0005_needs"
+
+
+def upgrade() -> None:
+    """Make the tables."""
+    op.create_table(
+        "comparisons",
+        sa.Column("id", sa.Text, primary_key=True),
+        sa.Column("field", sa.Text, nullable=False),
+        sa.Column("spec", sa.Text, nullable=False),
+        sa.Column("created_at", sa.BigInteger, nullable=False),
+        sa.Column("idempotency_key", sa.Text),
+        sa.Column("fingerprint", sa.Text),
+        sa.UniqueConstraint("idempotency_key", name="uq_comparisons_idempotency_key"),
+    )
+    op.create_table(
+        "variants",
+        sa.Column("comparison_id", sa.Text, sa.ForeignKey("comparisons.id", ondelete="CASCADE"), primary_key=True),
+        sa.Column("number", sa.Integer, primary_key=True),
+        sa.Column("value", sa.Text, nullable=False),
+        sa.Column("job_id", sa.Text, nullable=False),
+    )
