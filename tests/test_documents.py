@@ -8,7 +8,7 @@ import yaml
 
 from service.app import create_app
 from service.settings import Settings
-from worker.contract import DATASETS, MODELS, NORMS, EventType, FailureCode, JobSpec, parse_spec
+from worker.contract import DATASETS, MODELS, NORMS, TASKS, EventType, FailureCode, JobSpec, parse_spec
 
 ROOT = Path(__file__).parent.parent
 DOCUMENTS = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md")])
@@ -64,7 +64,7 @@ def test_the_documented_spec_names_every_key_and_the_defaults():
     assert parse_spec(example) == default
 
 
-@pytest.mark.parametrize("name", [*MODELS, *DATASETS, *NORMS])
+@pytest.mark.parametrize("name", [*TASKS, *MODELS, *DATASETS, *NORMS])
 def test_every_name_of_the_catalogue_is_documented(name):
     """Whatever a spec may name is on its page."""
     assert name in SPEC

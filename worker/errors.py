@@ -17,6 +17,7 @@
 Owns the mapping to `JobFailure`. Loads no torch: torch's own exceptions are known by the names of their classes.
 """
 
+import sysconfig
 import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -101,6 +102,8 @@ class PeerLostError(WorkerError):
     is_retryable = True
 
 
+# Installed packages and the standard library. Where this package is installed too, only the user's own code is left.
+_LIBRARY_PATHS = tuple({sysconfig.get_path(name) for name in ("stdlib", "platstdlib", "purelib", "platlib")} | {"<frozen "})
 # torch.OutOfMemoryError, and what the CPU allocator says in a plain RuntimeError.
 _OUT_OF_MEMORY_NAMES = {"MemoryError", "OutOfMemoryError"}
 _OUT_OF_MEMORY_TEXTS = ("can't allocate memory", "CUDA out of memory")
@@ -141,12 +144,13 @@ def blame(fallback: type[WorkerError]) -> Iterator[None]:
 
 
 def describe(error: BaseException) -> str:
-    """Return 'file:line in function: message' of the innermost frame: what a person needs to find the fault."""
+    """Return 'file:line in function: message' of the innermost frame that is no library's: what a person needs to find the fault."""
     message = f"{type(error).__name__}: {_first_line(str(error))}"
     frames = traceback.extract_tb(error.__traceback__)
     if not frames:
         return message
-    last = frames[-1]
+    own = [frame for frame in frames if not frame.filename.startswith(_LIBRARY_PATHS)]
+    last = (own or frames)[-1]
     return f"{'/'.join(Path(last.filename).parts[-2:])}:{last.lineno} in {last.name}: {message}"
 
 

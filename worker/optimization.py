@@ -17,6 +17,15 @@ def build_optimizer(spec: SgdSpec | AdamWSpec, model: nn.Module) -> torch.optim.
     return torch.optim.SGD(parameters, lr=spec.lr, momentum=spec.momentum, weight_decay=spec.weight_decay, nesterov=spec.nesterov)
 
 
+def full_rate(spec: JobSpec) -> float:
+    """Return the rate after the warm-up: lr, times batch_size / lr_batch_size where the latter is given.
+
+    Source: Goyal et al. 2017, "Accurate, Large Minibatch SGD": the linear scaling rule, which needs a warm-up at large batches.
+    """
+    optimizer = spec.optimizer
+    return optimizer.lr if optimizer.lr_batch_size is None else optimizer.lr * spec.batch_size / optimizer.lr_batch_size
+
+
 def learning_rate(spec: JobSpec, plan: Plan, step: int) -> float:
     """Return the learning rate of a step, counted from 0.
 
@@ -24,12 +33,13 @@ def learning_rate(spec: JobSpec, plan: Plan, step: int) -> float:
         constant, after it:  lr
         cosine, after it:    lr (1 + cos(pi (step - w) / (total - w))) / 2
 
-    The warm-up starts one step above zero, because a step of rate zero would be a step wasted.
+    where lr is `full_rate`. The warm-up starts one step above zero, because a step of rate zero would be a step wasted.
     """
+    full = full_rate(spec)
     warmup_steps = min(round(spec.schedule.warmup_epochs * plan.steps_per_epoch), plan.total_steps)
     if step < warmup_steps:
-        return spec.optimizer.lr * (step + 1) / warmup_steps
+        return full * (step + 1) / warmup_steps
     if spec.schedule.name == "constant":
-        return spec.optimizer.lr
+        return full
     done = (step - warmup_steps) / (plan.total_steps - warmup_steps)
-    return spec.optimizer.lr * (1 + math.cos(math.pi * done)) / 2
+    return full * (1 + math.cos(math.pi * done)) / 2

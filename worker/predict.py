@@ -9,6 +9,7 @@ of one sample. Exit code 0; 1 when the checkpoint cannot be used; 2 for wrong us
 import argparse
 import json
 import sys
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -22,9 +23,11 @@ from worker.contract.validation import parse_spec
 from worker.data.registry import build_data
 from worker.data.split import Split
 from worker.errors import WorkerError
-from worker.models.norms import inference_norm
+from worker.models.norms import Norms, inference_norm
 from worker.models.registry import build_model
 from worker.state import restore_model
+from worker.tasks.registry import build_task
+from worker.tasks.task import Task
 from worker.training import PARAMETER_DTYPES
 
 SHOWN_SAMPLES = 8
@@ -44,10 +47,11 @@ class Report:
     """The predictions of one checkpoint."""
 
     num_samples: int
-    num_correct: int
-    accuracy: float
+    metrics: Mapping[str, float]
+    """`loss` and what the task measures."""
     norm_class: str
     samples: tuple[Prediction, ...]
+    """Empty where a sample has more than one label."""
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -80,35 +84,40 @@ def predict(directory: Path, num_samples: int | None = None) -> Report:
     manifest = verify(directory)
     spec = parse_spec(manifest.spec)
     data = build_data(spec.data, spec.seed)
-    model = build_model(spec.model, spec.norm, inference_norm(spec.norm), data.train, spec.seed)
+    task, norm = build_task(spec.task, data.train), inference_norm(spec.norm)
+    model = build_model(spec.model, spec.norm, norm, data.train, spec.seed, task=spec.task.name)
     model.to(PARAMETER_DTYPES[spec.precision])
     restore_model(model, safetensors.torch.load_file(directory / MODEL_FILE), str(directory))
-    samples = tuple(_predictions(model.eval(), data.test, min(num_samples or data.test.num_samples, data.test.num_samples)))
-    num_correct = sum(sample.predicted == sample.label for sample in samples)
-    return Report(len(samples), num_correct, num_correct / len(samples), _norm_class(model), samples)
+    count = min(num_samples or data.test.num_samples, data.test.num_samples)
+    samples, metrics = _predict(model.eval(), task, data.test, count)
+    return Report(count, metrics, _norm_class(model, norm.in_dimensions(len(data.train.image_shape) - 1)), samples)
 
 
 @torch.inference_mode()
-def _predictions(model: nn.Module, data: Split, count: int) -> list[Prediction]:
+def _predict(model: nn.Module, task: Task, data: Split, count: int) -> tuple[tuple[Prediction, ...], dict[str, float]]:
     dtype = next(model.parameters()).dtype
-    found = []
+    loss, sums, found = 0.0, None, []
     for index in range(count):
         x, y = data.batch(np.array([index]), 0)
-        found.append(Prediction(index, int(model(x.to(dtype)).argmax()), int(y)))
-    return found
+        outputs = model(x.to(dtype))
+        loss += float(task.losses(outputs, y).sum())
+        sums = task.sums(outputs, y).double() + (0 if sums is None else sums)
+        if y.numel() == 1 and isinstance(outputs, torch.Tensor) and outputs.dim() == 2:
+            found.append(Prediction(index, int(outputs.argmax()), int(y)))
+    metrics = task.metrics([] if sums is None else sums.tolist(), count)
+    return tuple(found), {"loss": loss / count, **metrics}
 
 
-def _norm_class(model: nn.Module) -> str:
-    """Return the class of the model's first norm, which is named bn1 whatever its kind."""
-    return type(model.get_submodule("bn1")).__name__
+def _norm_class(model: nn.Module, norm: Norms) -> str:
+    """Return the class of the model's norms, as far as it has some of the kind that was asked for."""
+    wanted = type(norm(8))
+    return next((type(module).__name__ for module in model.modules() if isinstance(module, wanted)), "no norm of the kind")
 
 
 def _table(report: Report) -> str:
     lines = [f"sample {sample.index:4}   predicted {sample.predicted}   label {sample.label}" for sample in report.samples[:SHOWN_SAMPLES]]
-    summary = (
-        f"{report.num_correct} of {report.num_samples} samples right, one by one, with {report.norm_class}: accuracy {report.accuracy:.4f}"
-    )
-    return "\n".join([*lines, summary])
+    shown = ", ".join(f"{name} {value:.4f}" for name, value in report.metrics.items())
+    return "\n".join([*lines, f"{report.num_samples} samples, one by one, with {report.norm_class}: {shown}"])
 
 
 def _positive(text: str) -> int:

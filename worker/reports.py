@@ -42,8 +42,9 @@ class Reporter:
             self._events.emit(EventType.TELEMETRY, report(step, result.layers).model_dump())
         if is_due or result.layers is not None:
             self._reported_at = now
-            values = {"train/loss": result.loss, "train/accuracy": result.accuracy, "lr": result.learning_rate}
-            self.metrics(step, values | self._throughput() | ({} if result.layers is None else cost(result.layers)))
+            values = {f"train/{name}": value for name, value in result.metrics.items()}
+            values |= {} if result.layers is None else cost(result.layers)
+            self.metrics(step, values | {"lr": result.learning_rate} | self._throughput())
 
     def metrics(self, step: int, values: Mapping[str, float]) -> dict[str, float]:
         """Report values after `step` steps; return the finite ones. A value that is no number becomes a warning instead."""

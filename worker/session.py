@@ -14,9 +14,12 @@ import torch
 
 import syncbn
 from worker.checkpoint import Loaded, Snapshot, load
+from worker.compilation import patience
+from worker.contract.advice import advise
 from worker.contract.assignment import Assignment
 from worker.contract.events import EventType
 from worker.contract.manifest import checkpoint_name, checkpoints_directory
+from worker.contract.spec import RecalibrateSpec
 from worker.data.registry import build_data
 from worker.data.split import Splits
 from worker.errors import PeerLostError, StorageNotSharedError, TaskError, blame, classify
@@ -28,6 +31,7 @@ from worker.publisher import Publisher
 from worker.ranks import Ranks, connect_store, device_for, join, leave
 from worker.reports import Reporter
 from worker.sampler import Plan, even_batches
+from worker.settings import read_settings
 from worker.snapshot import draft_manifest
 from worker.state import capture, restore_model, restore_training, seed_generators
 from worker.training import Precision, Trainer
@@ -76,7 +80,8 @@ def _train_and_leave(
     spec = assignment.spec
     torch.set_num_threads(max(1, int(spec.resources.cpus_per_worker)))
     device = device_for(spec.resources.gpus_per_worker)
-    ranks = join(store or connect_store(assignment.store_host, assignment.store_port), assignment.rank, assignment.world_size, device)
+    store = store or connect_store(assignment.store_host, assignment.store_port)
+    ranks = join(store, assignment.rank, assignment.world_size, device, patience(read_settings(), spec))
     # Whatever can fail on one rank alone comes after the ranks have met, so that the others need not wait for it in vain.
     _require_shared_storage(assignment)
     seed_generators(spec.seed, assignment.rank, assignment.attempt)
@@ -85,6 +90,8 @@ def _train_and_leave(
     if assignment.rank == 0:
         publisher = Publisher(_checkpoints_of(assignment, assignment.job_id), spec.checkpoint, events)
         publishers.append(publisher)
+        for problem in advise(spec):
+            events.emit(EventType.WARNING, {"code": "spec_advice", "message": str(problem)})
     session = _Session(assignment, ranks, splits, publisher=publisher, events=events, stop=stop)
     outcome = session.run()
     del session
@@ -110,7 +117,7 @@ class _Session:
         self.plan = Plan(splits.train.num_samples, spec.batch_size, spec.epochs, spec.steps)
         self.reporter = Reporter(events, self.plan, ranks.rank)
         self.group = None if spec.norm.group_size == "all" else syncbn.norm_groups(spec.norm.group_size, prefer_node_local=False)
-        model = build_model(spec.model, spec.norm, training_norm(spec.norm, self.group), splits.train, spec.seed)
+        model = build_model(spec.model, spec.norm, training_norm(spec.norm, self.group), splits.train, spec.seed, task=spec.task.name)
         loaded = self._resumed_from()
         if loaded is not None:
             restore_model(model, loaded.model, str(assignment.resume))
@@ -142,42 +149,54 @@ class _Session:
                 self.reporter.phase("training")
 
     def _finish(self) -> None:
-        if self.spec.recalibrate != "off":
-            self.reporter.phase("recalibrating")
-            self._recalibrate(self.spec.recalibrate.num_samples)
-        self._evaluate_and_save()
+        self._evaluate_and_save(is_last=True)
         self.reporter.phase("finishing")
         if self.publisher is not None:
             self.publisher.finish()
 
-    def _evaluate_and_save(self) -> None:
+    def _evaluate_and_save(self, *, is_last: bool = False) -> None:
+        average = self.trainer.average
+        if (average is not None and average.has_own_statistics) or (is_last and self.spec.recalibrate != "off"):
+            self.reporter.phase("recalibrating")
+            self._recalibrate()
         self.reporter.phase("evaluating")
         if self.spec.norm.kind == "batch_norm" or self.group is not None:
             # Running statistics differ between ranks here; those of rank 0 are evaluated and saved, as DistributedDataParallel does.
             self.ranks.adopt_first(self.trainer.model.buffers())
+            if average is not None:
+                self.ranks.adopt_first(average.model.buffers())
         values = evaluate(
-            self.trainer.model, self.splits.test, self.ranks, self.trainer.precision, batch_size=self._samples_per_pass(), stop=self.stop
+            self.trainer.evaluated,
+            self.trainer.task,
+            self.splits.test,
+            self.ranks,
+            self.trainer.precision,
+            batch_size=self._samples_per_pass(),
+            stop=self.stop,
         )
         metrics = self.reporter.metrics(self.step, values)
         state = capture(self.trainer, self.step, self.ranks)
         if state is not None and self.publisher is not None:
-            manifest = draft_manifest(self.assignment, self.plan, self.step, self.trainer.model, metrics)
+            manifest = draft_manifest(self.assignment, self.plan, self.step, self.trainer.evaluated, metrics)
             self.publisher.submit(Snapshot(manifest, state.model, state.training, state.scalars))
 
     def _samples_per_pass(self) -> int:
         """Return how many samples surely fit into memory at once without gradients: as many as trained with them, on one rank."""
         return max(1, self.spec.batch_size // (self.spec.accumulate * self.ranks.world_size))
 
-    def _recalibrate(self, num_samples: int) -> None:
+    def _recalibrate(self) -> None:
         """Re-estimate the running statistics over the first samples of the training set.
 
         Whole batches are dealt out to the ranks, because each is normalized by its own statistics: so the result does not depend on the
         world size. They have the size of the batches that were normalized together in training.
         """
-        count = min(num_samples, self.splits.train.num_samples)
+        asked = RecalibrateSpec() if self.spec.recalibrate == "off" else self.spec.recalibrate
+        count = min(asked.num_samples, self.splits.train.num_samples)
         together = max(1, self.spec.batch_size // self.spec.accumulate)
         with blame(TaskError), self.trainer.precision.forward():
-            syncbn.recalibrate(self.trainer.model, self._images(even_batches(count, together)[self.ranks.rank :: self.ranks.world_size]))
+            syncbn.recalibrate(
+                self.trainer.evaluated, self._images(even_batches(count, together)[self.ranks.rank :: self.ranks.world_size])
+            )
 
     def _images(self, batches: Sequence[slice]) -> Iterator[torch.Tensor]:
         for batch in batches:

@@ -1,7 +1,8 @@
 """The whole state of training as named tensors and plain numbers, and back. Owns the names inside a checkpoint's files.
 
-model.safetensors       parameters and buffers under their own names; loads strictly into the same architecture with plain norms
-training.safetensors    optimizer.{PARAMETER}.{NAME}, generator.{cpu|cuda}.{RANK}
+model.safetensors       parameters and buffers under their own names; loads strictly into the same architecture with plain norms. Where
+                        training averages the model, it is the average, which is what was evaluated
+training.safetensors    optimizer.{PARAMETER}.{NAME}, generator.{cpu|cuda}.{RANK}; beside an average, model.{NAME}: what is trained
 training.json           step, world_size, optimizer: {PARAMETER: {NAME: number}}, scaler: {NAME: number}
 """
 
@@ -36,8 +37,10 @@ def capture(trainer: Trainer, step: int, ranks: Ranks) -> State | None:
     generators = _gather_generators(ranks)
     if ranks.rank != 0:
         return None
-    model = {name: _copy(tensor) for name, tensor in trainer.model.state_dict().items()}
+    model = {name: _copy(tensor) for name, tensor in trainer.evaluated.state_dict().items()}
     tensors, numbers = _optimizer_state(trainer)
+    if trainer.average is not None:
+        tensors |= {f"model.{name}": _copy(tensor) for name, tensor in trainer.model.state_dict().items()}
     scalars = {"step": step, "world_size": ranks.world_size, "optimizer": numbers, "scaler": trainer.scaler.state_dict()}
     return State(model, tensors | generators, scalars)
 
@@ -57,7 +60,14 @@ def restore_model(model: nn.Module, tensors: Mapping[str, Tensor], origin: str) 
 
 
 def restore_training(trainer: Trainer, loaded: Loaded, ranks: Ranks) -> int:
-    """Load optimizer, scaler and generators; return the number of completed steps. The model is loaded by `restore_model` before."""
+    """Load optimizer, scaler and generators; return the number of completed steps. The model is loaded by `restore_model` before.
+
+    Beside an average, what was loaded before is the average, and the model that is trained is loaded here.
+    """
+    if trainer.average is not None:
+        prefix = "model."
+        trained = {name.removeprefix(prefix): tensor for name, tensor in loaded.training.items() if name.startswith(prefix)}
+        restore_model(trainer.model, trained, f"of {loaded.manifest.job_id} with an average")
     names = [name for name, _ in trainer.model.named_parameters()]
     state: dict[int, dict[str, Any]] = {}
     for index, name in enumerate(names):

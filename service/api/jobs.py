@@ -20,7 +20,7 @@ from service.states import State
 from service.store.ids import JOB_ID_PATTERN
 from service.store.jobs import JobFilter
 from service.store.records import IdempotencyClaim
-from worker.contract import Problem, parse_spec
+from worker.contract import Problem, advise, parse_spec
 
 router = APIRouter(tags=["jobs"])
 
@@ -47,7 +47,7 @@ async def submit_job(
     spec = parse_spec(document)
     if dry_run:
         await use_cases.check_references(context.artifacts, spec)
-        return JSONResponse({"spec": spec.model_dump(mode="json")})
+        return JSONResponse({"spec": spec.model_dump(mode="json"), "warnings": [str(problem) for problem in advise(spec)]})
     claim = None if idempotency_key is None else IdempotencyClaim(idempotency_key, fingerprint(document))
     view, is_new = await use_cases.submit(context.store, context.artifacts, spec, claim, context.policy.current().quotas)
     response.headers["Location"] = f"/v1/jobs/{view.job.id}"

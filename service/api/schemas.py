@@ -83,9 +83,10 @@ class JobPage(Shape):
 
 
 class DryRunShape(Shape):
-    """The spec as it would be run: every default filled in."""
+    """The spec as it would be run: every default filled in; and what to think twice about."""
 
     spec: dict[str, Any]
+    warnings: list[str]
 
 
 class JobEdit(BaseModel):

@@ -138,13 +138,16 @@ class Stage:
         for sample in found["samples"][:8]:
             verdict = "right" if sample["predicted"] == sample["label"] else f"wrong, it is {sample['label']}"
             self.out.print(f"   test sample {sample['index']:>4}: predicted {sample['predicted']}, {verdict}")
-        accuracy = found["accuracy"]
-        right = f"{found['num_correct']} of {found['num_samples']}"
+        accuracy = found["metrics"]["accuracy"]
+        num_correct = sum(sample["predicted"] == sample["label"] for sample in found["samples"])
+        right = f"{num_correct} of {found['num_samples']}"
         self.out.print(f"   accuracy {accuracy:.4f}: {right}, one sample at a time through {found['norm_class']}", soft_wrap=True)
         if accuracy < LEAST_ACCURACY:
             raise DemoError(f"the accuracy is {accuracy:.4f}; expected at least {LEAST_ACCURACY}")
         return {
             "job": job["id"],
             "step": manifest["step"],
-            **{key: found[key] for key in ("accuracy", "num_correct", "num_samples", "norm_class")},
+            "accuracy": accuracy,
+            "num_correct": num_correct,
+            **{key: found[key] for key in ("num_samples", "norm_class")},
         }

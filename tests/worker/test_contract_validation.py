@@ -33,6 +33,8 @@ labels: {team: vision}
 initialize_from: job_01J8ZQ4WZ0V5K3T9M2N7R6C1XH/checkpoints/latest
 """
 
+SEGMENTATION = {"task": "segmentation", "model": {"name": "unet"}, "data": {"name": "synthetic", "args": {"task": "segmentation"}}}
+
 
 def _problem(**change: Any):
     with pytest.raises(SpecError) as caught:
@@ -92,6 +94,16 @@ def test_an_optimizer_without_a_name_is_sgd():
         ({"labels": {"a b": "x"}}, "labels.a b", "a b", "a label key", "write it like team/vision"),
         ({"name": ""}, "name", "", "1 to 128 printable characters", "write it like"),
         ({"name": "a\nb"}, "name", "a\nb", "1 to 128 printable characters", "write it like"),
+        ({"task": "segmentaton"}, "task.name", "segmentaton", "one of classification, segmentation", "did you mean segmentation?"),
+        ({"task": "code:tasks"}, "task.name", "code:tasks", "code:MODULE:NAME", "use code:MODULE:NAME"),
+        ({"task": {"args": {"label_smothing": 0.1}}}, "task.args.label_smothing", 0.1, "a known key", "did you mean label_smoothing?"),
+        ({"model": {"name": "torchvison:x"}}, "model.name", "torchvison:x", "one of resnet18, ", "use one of"),
+        ({"model": {"name": "unet"}}, "model.name", "unet", "one for classification: resnet18, ", "choose one of these"),
+        ({"average": {"kind": "emma"}}, "average.kind", "emma", "one of ema, swa", "did you mean ema?"),
+        ({"average": {"kind": "ema", "deca": 1}}, "average.deca", 1, "a known key", "did you mean decay?"),
+        ({"checkpoint": {"keep_best": "val/mae"}}, "checkpoint.keep_best", "val/mae", "a metric with its direction", "name the direction"),
+        ({"checkpoint": {"keep_best": "val/miou"}}, "checkpoint.keep_best", "val/miou", "a metric of classification", "choose one"),
+        ({"compile": "modl"}, "compile", "modl", "'model'", "did you mean model?"),
         ({"initialize_from": "x"}, "initialize_from", "x", "JOB_ID/checkpoints/STEP", "write it like"),
         ({"timeout_s": float("nan")}, "timeout_s", None, "a finite number", "set timeout_s"),
     ],
@@ -116,11 +128,44 @@ def test_a_problem_names_key_value_expectation_and_remedy(change, loc, value, ex
         ({"epochs": 1, "steps": 2}, "epochs and steps are both set"),
         ({"norm": {"group_size": 2}, "resources": {"workers": 3}}, "norm.group_size 2 does not divide 3 workers"),
         ({"optimizer": {"name": "sgd", "momentum": 0, "nesterov": True}}, "nesterov needs a momentum"),
+        ({"compile": "model", "accumulate": 2}, "compile: model with accumulate compiles anew in every step"),
+        ({"model": {"name": "hybrid", "args": {"width": 9, "heads": 5}}}, "5 heads do not divide 36 channels"),
+        ({"task": "segmentation", "model": {"name": "unet"}, "data": {"name": "synthetic"}}, "set data.args.task to segmentation"),
+        (SEGMENTATION | {"task": {"name": "segmentation", "args": {"cross_entropy": 0, "dice": 0}}}, "cross_entropy and dice are both 0"),
     ],
 )
 def test_contradictions_are_found(change, sentence):
     """What each key allows alone may be impossible together."""
     assert sentence in str(_problem(**change))
+
+
+@pytest.mark.parametrize(
+    ("change", "best"),
+    [
+        ({}, ("val/accuracy", "max")),
+        (SEGMENTATION, ("val/miou", "max")),
+        ({"task": "code:mine.tasks:Regression"}, ("val/loss", "min")),
+        (SEGMENTATION | {"checkpoint": {"keep_best": "val/iou/2"}}, ("val/iou/2", "max")),
+        ({"task": "code:mine.tasks:Regression", "checkpoint": {"keep_best": {"metric": "val/mae", "mode": "min"}}}, ("val/mae", "min")),
+    ],
+)
+def test_the_best_checkpoint_is_told_by_a_metric_of_the_task(change, best):
+    """Its main one unless told; of a task of the user's own, any, with its direction."""
+    found = parse_spec({**MINIMAL, **change}).checkpoint.keep_best
+
+    assert (found.metric, found.mode) == best
+
+
+@pytest.mark.parametrize("name", ["torchvision:resnet50", "timm:efficientnet_b0.ra_in1k", "transformers:resnet", "code:mine.models:build"])
+def test_names_that_only_a_worker_can_look_up_are_taken_as_they_are(name):
+    """The controller has neither the user's code nor the libraries; arguments are theirs to check."""
+    assert parse_spec({**MINIMAL, "model": {"name": name, "args": {"x": 1}}}).model.args == {"x": 1}
+
+
+def test_averaging_can_be_switched_off():
+    """Off, as YAML reads it, is none."""
+    assert parse_spec({**MINIMAL, "average": False}).average is None
+    assert parse_spec({**MINIMAL, "average": {"kind": "ema"}}).average.decay == 0.999
 
 
 def test_every_problem_is_reported_at_once():

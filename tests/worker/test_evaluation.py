@@ -14,10 +14,12 @@ from worker.evaluation import StoppedError, evaluate
 from worker.models.norms import training_norm
 from worker.models.registry import build_model
 from worker.ranks import Ranks, host_store, join, leave
+from worker.tasks.registry import build_task
 from worker.training import Precision
 
 SPEC = small_spec(precision="fp64")
 DATA = build_data(SPEC.data, SPEC.seed)
+TASK = build_task(SPEC.task, DATA.train)
 
 
 @pytest.fixture
@@ -28,7 +30,8 @@ def ranks() -> Iterator[Ranks]:
 
 
 def _evaluate(ranks, model, batch_size=64, stop=None, data=DATA.test):
-    return evaluate(model, data, ranks, Precision(SPEC, ranks.device), batch_size=batch_size, stop=stop or threading.Event())
+    precision = Precision(SPEC, ranks.device)
+    return evaluate(model, TASK, data, ranks, precision, batch_size=batch_size, stop=stop or threading.Event())
 
 
 def _model():
@@ -49,6 +52,7 @@ def test_means_over_every_sample_with_running_statistics(ranks, batch_size):
 
     assert found["val/loss"] == pytest.approx(torch.nn.functional.cross_entropy(logits, y).item(), abs=1e-12)
     assert found["val/accuracy"] == (logits.argmax(1) == y).sum().item() / 359
+    assert found["val/top5"] == (logits.topk(5).indices == y[:, None]).sum().item() / 359
     assert model.training
     assert all(torch.equal(before[name], tensor) for name, tensor in model.state_dict().items())
 

@@ -48,6 +48,15 @@ def test_a_warm_up_longer_than_the_job():
     assert rates[-1] == pytest.approx(0.2)
 
 
+def test_the_rate_scales_with_the_batch_where_asked():
+    """Four times the batch that lr was meant for has four times the rate, warm-up and cosine included."""
+    plain = small_spec(batch_size=128, optimizer={"lr": 0.1}, schedule={"name": "cosine", "warmup_epochs": 1})
+    scaled = small_spec(batch_size=128, optimizer={"lr": 0.1, "lr_batch_size": 32}, schedule={"name": "cosine", "warmup_epochs": 1})
+
+    for step in range(PLAN.total_steps):
+        assert learning_rate(scaled, PLAN, step) == pytest.approx(4 * learning_rate(plain, PLAN, step))
+
+
 def test_optimizers_take_their_options():
     """What the spec says is what PyTorch gets."""
     model = torch.nn.Linear(2, 2)

@@ -5,7 +5,7 @@ from worker.reports import EVERY_STEP_UP_TO, Reporter
 from worker.sampler import Plan
 from worker.training import StepResult
 
-RESULT = StepResult(loss=1.5, accuracy=0.25, learning_rate=0.1, is_stop_asked=False)
+RESULT = StepResult(metrics={"loss": 1.5, "accuracy": 0.25}, learning_rate=0.1, is_stop_asked=False)
 
 
 def _reported(num_steps, total_steps, rank=0):

@@ -3,6 +3,7 @@
 import pytest
 
 from tests.support.checkpoints import draft
+from worker.contract.best import BestSpec
 from worker.contract.manifest import best_step
 from worker.contract.spec import CheckpointSpec
 from worker.retention import steps_to_prune
@@ -39,8 +40,8 @@ def test_a_checkpoint_without_the_metric_is_not_the_best():
     """A value that was no number is not in the manifest, and cannot win."""
     manifests = {1: draft(1, metrics={}), 2: draft(2, metrics={"val/loss": 3.0})}
 
-    assert best_step(manifests.values(), "val/loss") == 2
-    assert best_step(manifests.values(), "val/accuracy") is None
+    assert best_step(manifests.values(), BestSpec(metric="val/loss", mode="min")) == 2
+    assert best_step(manifests.values(), BestSpec(metric="val/accuracy", mode="max")) is None
 
 
 @pytest.mark.parametrize(("metric", "best"), [("val/accuracy", 3), ("val/loss", 1), (None, None)])
@@ -49,4 +50,4 @@ def test_best_is_high_accuracy_or_low_loss_the_newest_of_equals(metric, best):
     figures = {1: (0.5, 1.0), 2: (0.9, 2.0), 3: (0.9, 3.0)}
     manifests = [draft(step, metrics={"val/accuracy": accuracy, "val/loss": loss}) for step, (accuracy, loss) in figures.items()]
 
-    assert best_step(manifests, metric) == best
+    assert best_step(manifests, CheckpointSpec(keep_best=metric).keep_best) == best

@@ -207,7 +207,7 @@ def test_what_a_job_says(pool, tmp_path):
     for data in first.of("checkpoint"):
         manifest = verify(tmp_path / checkpoints_directory(JOB) / checkpoint_name(data["step"]))
         assert manifest.model_dump(mode="json") == data
-        assert set(manifest.metrics) == {"val/loss", "val/accuracy"}
+        assert set(manifest.metrics) == {"val/loss", "val/accuracy", "val/top5"}
 
 
 @pytest.mark.parametrize("kind", ["batch_norm", "group_norm", "layer_norm"])

@@ -4,8 +4,9 @@ Owns the words and their validation; does nothing. This face re-exports, against
 `service` and `worker`.
 """
 
+from worker.contract.advice import advise
 from worker.contract.assignment import Assignment
-from worker.contract.catalogue import DATASETS, MODELS, NORMS
+from worker.contract.catalogue import DATASETS, MODELS, NORMS, TASKS
 from worker.contract.events import Drain, EventType, RankEvent
 from worker.contract.failure import FailureCode, JobFailure
 from worker.contract.manifest import (
@@ -18,14 +19,16 @@ from worker.contract.manifest import (
     checkpoint_name,
     checkpoints_directory,
 )
+from worker.contract.problem import Problem
 from worker.contract.spec import JobSpec
 from worker.contract.telemetry import LayerRecord, TelemetryRecord
-from worker.contract.validation import Problem, SpecError, parse_spec
+from worker.contract.validation import SpecError, parse_spec
 
 __all__ = [
     "DATASETS",
     "MODELS",
     "NORMS",
+    "TASKS",
     "Assignment",
     "Drain",
     "EventType",
@@ -42,6 +45,7 @@ __all__ = [
     "RankEvent",
     "SpecError",
     "TelemetryRecord",
+    "advise",
     "best_step",
     "checkpoint_name",
     "checkpoints_directory",

@@ -1,11 +1,33 @@
-"""The names a spec may use for models, data sets and norms, and the arguments each takes. The builders live in the worker."""
+"""The names a spec may use for tasks, models, data sets and norms, and the arguments each takes. The builders live in the worker."""
 
 from dataclasses import dataclass
-from typing import Annotated, Literal
+from typing import Annotated, Literal, Self
 
-from pydantic import Field, StrictInt
+from pydantic import Field, StrictInt, model_validator
 
 from worker.contract.frozen import Frozen
+from worker.contract.rules import refuse
+
+
+class ClassificationArgs(Frozen):
+    """Cross-entropy; one label per sample."""
+
+    label_smoothing: Annotated[float, Field(ge=0, lt=1)] = Field(0.0, description="share of the target spread evenly over all classes")
+
+
+class SegmentationArgs(Frozen):
+    """Cross-entropy plus Dice; one label per pixel or voxel."""
+
+    cross_entropy: Annotated[float, Field(ge=0)] = Field(1.0, description="weight of the cross-entropy in the loss")
+    dice: Annotated[float, Field(ge=0)] = Field(1.0, description="weight of the Dice loss in the loss")
+    include_background: bool = Field(False, description="whether class 0 counts in Dice, loss and metric; IoU has all classes")
+    ignore_label: StrictInt = Field(255, description="positions with this label count nowhere; 255 by the convention of Pascal VOC")
+
+    @model_validator(mode="after")
+    def _has_a_loss(self) -> Self:
+        if self.cross_entropy == self.dice == 0:
+            raise refuse("cross_entropy and dice are both 0", "a weight above 0 for one of them", "remove one of them")
+        return self
 
 
 class ResNetArgs(Frozen):
@@ -13,6 +35,37 @@ class ResNetArgs(Frozen):
 
     stem: Literal["small", "imagenet"] = Field("small", description="small: one 3x3 convolution; imagenet: 7x7 stride 2 and max pooling")
     width: Annotated[StrictInt, Field(ge=1, le=1024)] = Field(64, description="channels of the first stage; each later stage doubles")
+
+
+class UNetArgs(Frozen):
+    """U-Net for images or volumes of any size."""
+
+    width: Annotated[StrictInt, Field(ge=1, le=1024)] = Field(32, description="channels at full resolution; each level doubles")
+    depth: Annotated[StrictInt, Field(ge=1, le=7)] = Field(4, description="levels below full resolution; each halves it")
+
+
+class HybridArgs(Frozen):
+    """Convolutions, then attention, for images of any size."""
+
+    width: Annotated[StrictInt, Field(ge=4, le=1024)] = Field(32, description="channels of the stem; each of the two stages doubles")
+    blocks: Annotated[StrictInt, Field(ge=1, le=64)] = Field(2, description="blocks per stage")
+    heads: Annotated[StrictInt, Field(ge=1, le=64)] = Field(4, description="attention heads; a divisor of 4 times width")
+
+    @model_validator(mode="after")
+    def _heads_divide(self) -> Self:
+        if 4 * self.width % self.heads:
+            known = [heads for heads in range(1, 65) if 4 * self.width % heads == 0]
+            raise refuse(
+                f"{self.heads} heads do not divide {4 * self.width} channels", f"heads among {known}", f"set heads: {known[-1]} or less"
+            )
+        return self
+
+
+class CspDarknetArgs(Frozen):
+    """CSP backbone for images of any size."""
+
+    width: Annotated[StrictInt, Field(ge=2, le=512)] = Field(16, description="channels of the stem; each of the four stages doubles")
+    depth: Annotated[StrictInt, Field(ge=1, le=64)] = Field(1, description="bottlenecks of the first CSP block; others have up to 3 times")
 
 
 class DigitsArgs(Frozen):
@@ -23,13 +76,18 @@ class DigitsArgs(Frozen):
 
 
 class SyntheticArgs(Frozen):
-    """Deterministic images, each a function of (seed, index): a class pattern plus noise. Never held in memory whole."""
+    """Deterministic samples, each a function of (seed, index). Never held in memory whole.
 
+    classification: a pattern of the class plus noise. segmentation: balls of the classes 1, 2, ... on a background of class 0, plus noise.
+    """
+
+    task: Literal["classification", "segmentation"] = Field("classification", description="what the labels are for")
     num_samples: Annotated[StrictInt, Field(ge=1, le=2**40)] = Field(1024, description="training samples")
     num_test_samples: Annotated[StrictInt, Field(ge=1, le=2**40)] = Field(256, description="test samples")
     num_classes: Annotated[StrictInt, Field(ge=2, le=100_000)] = 10
     channels: Annotated[StrictInt, Field(ge=1, le=1024)] = 3
-    image_size: Annotated[StrictInt, Field(ge=1, le=4096)] = Field(32, description="height and width in pixels")
+    image_size: Annotated[StrictInt, Field(ge=1, le=4096)] = Field(32, description="length of each side in pixels")
+    dimensions: Literal[2, 3] = Field(2, description="2: images (C, H, W); 3: volumes (C, D, H, W)")
 
 
 class NormArgs(Frozen):
@@ -43,17 +101,29 @@ class Entry:
     name: str
     summary: str
     args: type[Frozen]
+    tasks: tuple[str, ...] | None = None
+    """The built-in tasks that it serves; None: it depends on the arguments."""
 
 
 def _table(*entries: Entry) -> dict[str, Entry]:
     return {entry.name: entry for entry in entries}
 
 
+TASKS = _table(
+    Entry("classification", "cross-entropy; accuracy and top-5 accuracy", ClassificationArgs),
+    Entry("segmentation", "cross-entropy plus Dice, in 2-D and 3-D; IoU and Dice per class", SegmentationArgs),
+)
+_CLASSIFIES, _SEGMENTS = ("classification",), ("segmentation",)
 MODELS = _table(
-    Entry("resnet18", "ResNet-18: 8 basic blocks, every norm site built by the spec's norm", ResNetArgs),
+    Entry("resnet18", "ResNet-18: 8 basic blocks, every norm site built by the spec's norm", ResNetArgs, _CLASSIFIES),
+    Entry("resnet34", "ResNet-34: 16 basic blocks", ResNetArgs, _CLASSIFIES),
+    Entry("resnet50", "ResNet-50: 16 bottleneck blocks", ResNetArgs, _CLASSIFIES),
+    Entry("hybrid", "convolutions, then attention with a norm after every linear map", HybridArgs, _CLASSIFIES),
+    Entry("cspdarknet", "the backbone of one-stage detectors: CSP blocks and spatial pyramid pooling", CspDarknetArgs, _CLASSIFIES),
+    Entry("unet", "U-Net for images and volumes", UNetArgs, _SEGMENTS),
 )
 DATASETS = _table(
-    Entry("digits", "scikit-learn's hand-written digits, 8x8, ten classes", DigitsArgs),
+    Entry("digits", "scikit-learn's hand-written digits, 8x8, ten classes", DigitsArgs, _CLASSIFIES),
     Entry("synthetic", "deterministic images of any number and size", SyntheticArgs),
 )
 NORMS = _table(

@@ -11,6 +11,7 @@ from typing import Any, Literal
 
 from pydantic import Field
 
+from worker.contract.best import BestSpec
 from worker.contract.frozen import Frozen
 
 MANIFEST_NAME = "manifest.json"
@@ -92,21 +93,21 @@ class Manifest(Frozen):
         return sum(entry.size for entry in self.files.values())
 
 
-def best_step(manifests: Iterable[Manifest], metric: str | None) -> int | None:
+def best_step(manifests: Iterable[Manifest], best: BestSpec | None) -> int | None:
     """Return the step of the best healthy checkpoint, the newest of equals: what the worker keeps and the service calls `best`.
 
     Args:
         manifests: of one job, in any order.
-        metric: `val/accuracy`, the higher the better, or `val/loss`, the lower the better; None: nothing is best.
+        best: by which metric; None: nothing is best.
     Returns:
         None where no healthy one has the metric.
     """
-    if metric is None:
+    if best is None:
         return None
-    sign = -1 if metric == "val/loss" else 1
+    sign = -1 if best.mode == "min" else 1
     rated = [
-        (sign * manifest.metrics[metric], manifest.step)
+        (sign * manifest.metrics[best.metric], manifest.step)
         for manifest in manifests
-        if metric in manifest.metrics and manifest.health.status == "healthy"
+        if best.metric in manifest.metrics and manifest.health.status == "healthy"
     ]
     return max(rated)[1] if rated else None

@@ -7,15 +7,12 @@ import re
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import AfterValidator, BeforeValidator, Field, JsonValue, StrictBool, StrictInt, field_validator, model_validator
-from pydantic_core import PydanticCustomError
 
-from worker.contract.catalogue import DATASETS, MODELS, NORMS, Entry
+from worker.contract.best import Best, BestSpec, default_metric
+from worker.contract.catalogue import DATASETS, MODELS, NORMS, TASKS, Entry
 from worker.contract.frozen import Frozen
-
-
-def refuse(problem: str, expected: str, remedy: str) -> PydanticCustomError:
-    """Build the error of a rule that the field types cannot express, with what was expected and what to do."""
-    return PydanticCustomError("rule", "{problem}", {"problem": problem, "expected": expected, "remedy": remedy})
+from worker.contract.names import CODE_PREFIX, is_code, is_of_library
+from worker.contract.rules import refuse
 
 
 def _matching(pattern: str, expected: str, example: str) -> AfterValidator:
@@ -49,12 +46,30 @@ CheckpointReference = Annotated[
 SgdUnlessNamed = BeforeValidator(lambda value: {"name": "sgd", **value} if isinstance(value, dict) else value)
 # YAML 1.1 reads an unquoted `off` as the boolean false; a user who wrote off means off.
 OffSwitch = BeforeValidator(lambda value: "off" if value is False else value)
+NoneIfOff = BeforeValidator(lambda value: None if value is False or value == "off" else value)
+
+
+ByName = BeforeValidator(lambda value: {"name": value} if isinstance(value, str) else value)
 
 
 def _known(kind: str, table: dict[str, Entry], name: str) -> str:
     if name not in table:
-        raise refuse(f"unknown {kind}", f"one of {', '.join(table)}", f"use one of {', '.join(table)}")
+        spelling = f"code:MODULE:NAME, as in code:mypackage.parts:build_{kind}"
+        expected = spelling if name.startswith(CODE_PREFIX) else f"one of {', '.join(table)}"
+        raise refuse(f"unknown {kind}", expected, f"use {expected}")
     return name
+
+
+class TaskSpec(Frozen):
+    """What is minimized and measured, by name, and its arguments. A name alone may be written without `name`."""
+
+    name: str = "classification"
+    args: dict[str, JsonValue] = Field(default_factory=dict)
+
+    @field_validator("name")
+    @classmethod
+    def _is_known(cls, name: str) -> str:
+        return name if is_code(name) else _known("task", TASKS, name)
 
 
 class ModelSpec(Frozen):
@@ -66,7 +81,7 @@ class ModelSpec(Frozen):
     @field_validator("name")
     @classmethod
     def _is_known(cls, name: str) -> str:
-        return _known("model", MODELS, name)
+        return name if is_code(name) or is_of_library(name) else _known("model", MODELS, name)
 
 
 class DataSpec(Frozen):
@@ -96,11 +111,16 @@ class NormSpec(Frozen):
         return _known("norm kind", NORMS, kind)
 
 
+# The batch size that lr is meant for: the rate is lr times batch_size / lr_batch_size. None: lr as it is.
+LrBatchSize = Annotated[StrictInt, Field(ge=1)] | None
+
+
 class SgdSpec(Frozen):
     """torch.optim.SGD."""
 
     name: Literal["sgd"] = "sgd"
     lr: Annotated[float, Field(gt=0)] = 0.1
+    lr_batch_size: LrBatchSize = None
     momentum: Annotated[float, Field(ge=0, lt=1)] = 0.9
     weight_decay: Annotated[float, Field(ge=0)] = 0.0
     nesterov: StrictBool = False
@@ -117,6 +137,7 @@ class AdamWSpec(Frozen):
 
     name: Literal["adamw"]
     lr: Annotated[float, Field(gt=0)] = 1e-3
+    lr_batch_size: LrBatchSize = None
     betas: tuple[Annotated[float, Field(ge=0, lt=1)], Annotated[float, Field(ge=0, lt=1)]] = (0.9, 0.999)
     eps: Annotated[float, Field(gt=0)] = 1e-8
     weight_decay: Annotated[float, Field(ge=0)] = 0.01
@@ -142,13 +163,27 @@ class CheckpointSpec(Frozen):
 
     every_epochs: Annotated[StrictInt, Field(ge=1)] = 1
     keep_last: Annotated[StrictInt, Field(ge=1, le=10_000)] = 3
-    keep_best: Literal["val/accuracy", "val/loss"] | None = "val/accuracy"
+    keep_best: Best | None = BestSpec(metric="val/accuracy", mode="max")
 
 
 class RecalibrateSpec(Frozen):
     """Re-estimate the running statistics over the training data after training, before the final evaluation."""
 
     num_samples: Annotated[StrictInt, Field(ge=1)] = 10_000
+
+
+class EmaSpec(Frozen):
+    """Exponential moving average of parameters and running statistics, moved after each step; evaluated and saved in place of the model."""
+
+    kind: Literal["ema"]
+    decay: Annotated[float, Field(ge=0, lt=1)] = 0.999
+
+
+class SwaSpec(Frozen):
+    """Mean of the parameters at the ends of epochs, from the share `start` of the training on; its running statistics are re-estimated."""
+
+    kind: Literal["swa"]
+    start: Annotated[float, Field(ge=0, lt=1)] = 0.75
 
 
 class RetrySpec(Frozen):
@@ -163,7 +198,7 @@ class JobSpec(Frozen):
 
     name: JobName
     seed: Annotated[StrictInt, Field(ge=0, lt=2**63)] = 0
-    task: Literal["classification"] = "classification"
+    task: Annotated[TaskSpec, ByName] = TaskSpec()
     model: ModelSpec
     norm: NormSpec = NormSpec()
     data: DataSpec
@@ -172,9 +207,11 @@ class JobSpec(Frozen):
     steps: Annotated[StrictInt, Field(ge=1, le=2**40)] | None = None
     optimizer: Annotated[SgdSpec | AdamWSpec, Field(discriminator="name"), SgdUnlessNamed] = SgdSpec()
     schedule: ScheduleSpec = ScheduleSpec()
+    clip_norm: Annotated[float, Field(gt=0)] | None = None
+    average: Annotated[Annotated[EmaSpec | SwaSpec, Field(discriminator="kind")] | None, NoneIfOff] = None
     precision: Literal["fp32", "bf16", "fp16", "fp64"] = "fp32"
     channels_last: StrictBool = False
-    compile: Annotated[Literal["off"], OffSwitch] = "off"
+    compile: Annotated[Literal["off", "norm", "model"], OffSwitch] = "off"
     accumulate: Annotated[StrictInt, Field(ge=1, le=4096)] = 1
     resources: ResourceSpec = ResourceSpec()
     checkpoint: CheckpointSpec = CheckpointSpec()
@@ -192,6 +229,16 @@ class JobSpec(Frozen):
             return {**raw, "epochs": 10}
         return raw
 
+    @model_validator(mode="before")
+    @classmethod
+    def _best_by_what_the_task_measures(cls, raw: Any) -> Any:
+        checkpoint = raw.get("checkpoint", {}) if isinstance(raw, dict) else None
+        if not isinstance(checkpoint, dict) or "keep_best" in checkpoint:
+            return raw
+        task = raw.get("task", "classification")
+        name = task.get("name", "classification") if isinstance(task, dict) else task
+        return {**raw, "checkpoint": {**checkpoint, "keep_best": default_metric(str(name))}}
+
     @model_validator(mode="after")
     def _holds_together(self) -> Self:
         workers = self.resources.workers
@@ -203,6 +250,8 @@ class JobSpec(Frozen):
                 f"batch_size of at least {workers}",
                 f"use at most {self.batch_size} workers or a batch_size of {workers} or more",
             )
+        if self.compile == "model" and self.accumulate > 1:
+            raise refuse("compile: model with accumulate compiles anew in every step", "accumulate: 1 for it", "set compile: off")
         if self.norm.group_size != "all" and workers % self.norm.group_size:
             raise refuse(
                 f"norm.group_size {self.norm.group_size} does not divide {workers} workers",

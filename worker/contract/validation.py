@@ -2,17 +2,20 @@
 
 import difflib
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, get_args
 
 from pydantic import ValidationError
 from pydantic_core import ErrorDetails
 
-from worker.contract.catalogue import DATASETS, MODELS, Entry
+from worker.contract.best import METRICS, known_mode
+from worker.contract.catalogue import DATASETS, MODELS, TASKS, Entry
 from worker.contract.frozen import Frozen
-from worker.contract.spec import JobSpec
+from worker.contract.problem import Problem, shortened
+from worker.contract.spec import DataSpec, JobSpec, ModelSpec, TaskSpec
 
 # The tags that pydantic puts into the path of a union member; a user never wrote them.
-_UNION_TAGS = {"sgd", "adamw", "RecalibrateSpec", "int", "float", "constrained-int", "constrained-float"}
+_UNION_TAGS = {"sgd", "adamw", "ema", "swa", "RecalibrateSpec", "int", "float", "constrained-int", "constrained-float"}
+_DISCRIMINATORS = ("name", "kind")
 _PLAIN_EXPECTATIONS = {
     "model_type": "a mapping of keys to values",
     "model_attributes_type": "a mapping of keys to values",
@@ -25,20 +28,6 @@ _PLAIN_EXPECTATIONS = {
     "bool_type": "true or false",
     "string_type": "a string",
 }
-
-
-class Problem(Frozen):
-    """One thing wrong with a document: where (dotted), the value found, what was expected, what to do."""
-
-    loc: str
-    value: Any = None
-    expected: str
-    remedy: str
-
-    def __str__(self) -> str:
-        """Return the problem as one sentence."""
-        found = "" if self.value is None else f" is {_short(self.value) or 'empty'}"
-        return f"{self.loc or 'the spec'}{found}; expected {self.expected}; {self.remedy}"
 
 
 class SpecError(ValueError):
@@ -65,18 +54,44 @@ def parse_spec(raw: Any) -> JobSpec:
     worker.contract.validation.SpecError: epoch is 3; expected a known key; did you mean epochs?
     """
     if not isinstance(raw, Mapping):
-        raise SpecError([Problem(loc="", value=_short(raw), expected="a mapping of keys to values", remedy="see docs/job-spec.md")])
+        raise SpecError([Problem(loc="", value=shortened(raw), expected="a mapping of keys to values", remedy="see docs/job-spec.md")])
     try:
         spec = JobSpec.model_validate(raw)
     except ValidationError as error:
         raise SpecError(_problems(error, JobSpec)) from error
-    model, model_problems = _resolve("model.args", MODELS[spec.model.name], spec.model.args)
-    data, data_problems = _resolve("data.args", DATASETS[spec.data.name], spec.data.args)
-    if model_problems or data_problems:
-        raise SpecError([*model_problems, *data_problems])
-    return spec.model_copy(
-        update={"model": spec.model.model_copy(update={"args": model}), "data": spec.data.model_copy(update={"args": data})}
-    )
+    sections = {"task": TASKS.get(spec.task.name), "model": MODELS.get(spec.model.name), "data": DATASETS.get(spec.data.name)}
+    resolved, problems = {}, []
+    for name, entry in sections.items():
+        section: TaskSpec | ModelSpec | DataSpec = getattr(spec, name)
+        # The arguments of user code and of other libraries are theirs to check.
+        args, found = (section.args, []) if entry is None else _resolve(f"{name}.args", entry, section.args)
+        resolved[name] = section.model_copy(update={"args": args})
+        problems += found
+    spec = spec.model_copy(update=resolved)
+    problems = problems or _misfits(spec, sections)
+    if problems:
+        raise SpecError(problems)
+    return spec
+
+
+def _misfits(spec: JobSpec, sections: Mapping[str, Entry | None]) -> list[Problem]:
+    """Return what does not go with the task; a task of the user's own may go with anything."""
+    task, best = spec.task.name, spec.checkpoint.keep_best
+    if task not in TASKS:
+        return []
+    found = []
+    for name, table in (("model", MODELS), ("data", DATASETS)):
+        entry = sections[name]
+        if entry is not None and entry.tasks is not None and task not in entry.tasks:
+            fitting = ", ".join(other.name for other in table.values() if other.tasks is None or task in other.tasks)
+            found.append(Problem(loc=f"{name}.name", value=entry.name, expected=f"one for {task}: {fitting}", remedy="choose one of these"))
+    labels = spec.data.args.get("task", task)
+    if labels != task:
+        found.append(Problem(loc="data.args.task", value=labels, expected=f"the task, {task}", remedy=f"set data.args.task to {task}"))
+    if best is not None and known_mode(best.metric, task) is None:
+        known = ", ".join(f"{name}CLASS" if name.endswith("/") else name for name in METRICS[task])
+        found.append(Problem(loc="checkpoint.keep_best", value=best.metric, expected=f"a metric of {task}: {known}", remedy="choose one"))
+    return found
 
 
 def _resolve(loc: str, entry: Entry, args: Mapping[str, Any]) -> tuple[dict[str, Any], list[Problem]]:
@@ -95,13 +110,13 @@ def _problems(error: ValidationError, owner: type[Frozen], prefix: str = "") -> 
     meant = {
         loc: details for loc, details in by_loc.items() if len(error.errors()) == 1 or not any(o.startswith(f"{loc}.") for o in by_loc)
     }
-    return [_problem(prefix + loc, details, owner) for loc, details in meant.items()]
+    return [_problem((prefix + loc).rstrip("."), details, owner) for loc, details in meant.items()]
 
 
 def _dotted(detail: ErrorDetails) -> str:
     parts = [str(part) for part in detail["loc"]]
     if detail["type"] in {"union_tag_invalid", "union_tag_not_found"}:
-        parts.append("name")
+        parts.append(detail["ctx"]["discriminator"].strip("'"))
     noise = ("literal[", "constrained", "function-")
     return ".".join(part for part in parts if part not in _UNION_TAGS and part != "[key]" and not part.startswith(noise))
 
@@ -166,18 +181,16 @@ def _known_keys(owner: type[Frozen], path: Sequence[int | str]) -> list[str]:
 
 
 def _members(annotation: Any) -> tuple[Any, ...]:
-    return tuple(getattr(annotation, "__args__", ())) or (annotation,)
+    """Return the members of a union, of those inside it too; of anything else, itself."""
+    if isinstance(annotation, type):
+        return (annotation,)
+    return tuple(member for inner in get_args(annotation) for member in _members(inner))
 
 
 def _tag(model: Any) -> Any:
-    field = getattr(model, "model_fields", {}).get("name")
-    return field and getattr(field.annotation, "__args__", (None,))[0]
+    fields = getattr(model, "model_fields", {})
+    return next((get_args(fields[name].annotation)[:1] for name in _DISCRIMINATORS if name in fields), (None,))[0]
 
 
 def _plain(value: Any) -> Any:
     return value if isinstance(value, str | int | float | bool | list | dict | None) else repr(value)
-
-
-def _short(value: Any) -> str:
-    text = value if isinstance(value, str) else repr(value)
-    return text if len(text) <= 80 else text[:77] + "..."

@@ -22,11 +22,11 @@ class Split(Protocol):
         """Classes, numbered from 0."""
 
     @property
-    def image_shape(self) -> tuple[int, int, int]:
-        """Channels, height, width."""
+    def image_shape(self) -> tuple[int, ...]:
+        """Channels, then the size in each dimension."""
 
     def batch(self, indices: Indices, epoch: int) -> tuple[Tensor, Tensor]:
-        """Return images (n, C, H, W) float32 and labels (n,) int64 on the CPU; n may be 0.
+        """Return images (n, C, *spatial) float32, and labels (n,) or masks (n, *spatial) int64, on the CPU; n may be 0.
 
         Augmentation depends on (seed, epoch, index) and never on the rank or on the other samples.
         """

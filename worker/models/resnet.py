@@ -1,18 +1,18 @@
-"""ResNet-18 for images of any size, with a choice of stem, width, norm, and the norm's place.
+"""ResNet-18, -34 and -50 for images of any size, with a choice of stem, width, norm, and the norm's place.
 
-Parameter names are those of torchvision's `resnet18`. Owns the architecture; the norms come from outside.
-Source: He et al. 2016, "Deep Residual Learning for Image Recognition".
+Parameter names are those of torchvision. Owns the architecture; the norms come from outside.
+Source: He et al. 2016, "Deep Residual Learning for Image Recognition"; in the bottleneck, the stride is that of the 3x3 convolution, as in
+torchvision.
 """
 
-from collections.abc import Callable
+from functools import partial
 from typing import Literal, cast
 
 from torch import Tensor, nn
 
-NormFactory = Callable[[int], nn.Module]
-Placement = Literal["before_activation", "after_activation"]
+from worker.models.sites import NormFactory, Placement, initialize
 
-BLOCKS_PER_STAGE = (2, 2, 2, 2)
+BLOCKS_PER_STAGE = {18: (2, 2, 2, 2), 34: (3, 4, 6, 3), 50: (3, 4, 6, 3)}
 
 
 class BasicBlock(nn.Module):
@@ -22,6 +22,8 @@ class BasicBlock(nn.Module):
     after_activation:   norm(relu(conv(norm(relu(conv(x)))))) + shortcut(x); each norm but the shortcut's sees activations
     """
 
+    expansion = 1
+
     def __init__(self, in_channels: int, channels: int, stride: int, norm: NormFactory, placement: Placement) -> None:
         super().__init__()
         self.conv1 = nn.Conv2d(in_channels, channels, 3, stride, 1, bias=False)
@@ -29,9 +31,7 @@ class BasicBlock(nn.Module):
         self.relu = nn.ReLU(inplace=True)
         self.conv2 = nn.Conv2d(channels, channels, 3, 1, 1, bias=False)
         self.bn2 = norm(channels)
-        self.downsample: nn.Module | None = None
-        if stride != 1 or in_channels != channels:
-            self.downsample = nn.Sequential(nn.Conv2d(in_channels, channels, 1, stride, bias=False), norm(channels))
+        self.downsample = _shortcut(in_channels, channels, stride, norm)
         self.placement = placement
 
     def forward(self, x: Tensor) -> Tensor:
@@ -44,10 +44,41 @@ class BasicBlock(nn.Module):
         return cast("Tensor", self.bn2(self.relu(self.conv2(h))) + shortcut)
 
 
-class ResNet18(nn.Module):
-    """ResNet of eight basic blocks in four stages, each stage twice as wide as the one before.
+class Bottleneck(nn.Module):
+    """1x1, 3x3 and 1x1 convolutions, the last four times as wide, and a shortcut; norms placed as in `BasicBlock`."""
+
+    expansion = 4
+
+    def __init__(self, in_channels: int, channels: int, stride: int, norm: NormFactory, placement: Placement) -> None:
+        super().__init__()
+        wide = channels * self.expansion
+        self.conv1 = nn.Conv2d(in_channels, channels, 1, bias=False)
+        self.bn1 = norm(channels)
+        self.conv2 = nn.Conv2d(channels, channels, 3, stride, 1, bias=False)
+        self.bn2 = norm(channels)
+        self.conv3 = nn.Conv2d(channels, wide, 1, bias=False)
+        self.bn3 = norm(wide)
+        self.relu = nn.ReLU(inplace=True)
+        self.downsample = _shortcut(in_channels, wide, stride, norm)
+        self.placement = placement
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map (n, in_channels, H, W) to (n, 4 channels, H / stride, W / stride)."""
+        shortcut = x if self.downsample is None else self.downsample(x)
+        if self.placement == "before_activation":
+            h = self.relu(self.bn1(self.conv1(x)))
+            h = self.relu(self.bn2(self.conv2(h)))
+            return cast("Tensor", self.relu(self.bn3(self.conv3(h)) + shortcut))
+        h = self.bn1(self.relu(self.conv1(x)))
+        h = self.bn2(self.relu(self.conv2(h)))
+        return cast("Tensor", self.bn3(self.relu(self.conv3(h))) + shortcut)
+
+
+class ResNet(nn.Module):
+    """ResNet of four stages, each twice as wide as the one before.
 
     Args:
+        depth: 18 or 34, of basic blocks, or 50, of bottlenecks.
         in_channels: of the images.
         num_classes: length of the output.
         width: channels of the first stage; torchvision has 64.
@@ -58,6 +89,7 @@ class ResNet18(nn.Module):
 
     def __init__(
         self,
+        depth: Literal[18, 34, 50],
         in_channels: int,
         num_classes: int,
         *,
@@ -73,17 +105,18 @@ class ResNet18(nn.Module):
         self.bn1 = norm(width)
         self.relu = nn.ReLU(inplace=True)
         self.maxpool = nn.Identity() if stem == "small" else nn.MaxPool2d(3, 2, 1)
+        block = Bottleneck if depth == 50 else BasicBlock
         channels = width
-        for stage, num_blocks in enumerate(BLOCKS_PER_STAGE):
+        for stage, num_blocks in enumerate(BLOCKS_PER_STAGE[depth]):
             blocks = []
-            for block in range(num_blocks):
-                blocks.append(BasicBlock(channels, width << stage, 2 if stage and not block else 1, norm, placement))
-                channels = width << stage
+            for number in range(num_blocks):
+                blocks.append(block(channels, width << stage, 2 if stage and not number else 1, norm, placement))
+                channels = (width << stage) * block.expansion
             self.add_module(f"layer{stage + 1}", nn.Sequential(*blocks))
         self.avgpool = nn.AdaptiveAvgPool2d(1)
         self.fc = nn.Linear(channels, num_classes)
         self.placement = placement
-        _initialize(self)
+        initialize(self)
 
     def forward(self, x: Tensor) -> Tensor:
         """Map images (n, C, H, W) to logits (n, num_classes); n may be 0."""
@@ -95,8 +128,11 @@ class ResNet18(nn.Module):
         return cast("Tensor", self.fc(self.avgpool(x).flatten(1)))
 
 
-def _initialize(model: nn.Module) -> None:
-    """Draw convolutions as torchvision does; norms and the linear layer keep PyTorch's own initialization."""
-    for module in model.modules():
-        if isinstance(module, nn.Conv2d):
-            nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+def _shortcut(in_channels: int, channels: int, stride: int, norm: NormFactory) -> nn.Module | None:
+    """Return what fits the shortcut to the block's result, None where it fits."""
+    if stride == 1 and in_channels == channels:
+        return None
+    return nn.Sequential(nn.Conv2d(in_channels, channels, 1, stride, bias=False), norm(channels))
+
+
+ResNet18 = partial(ResNet, 18)

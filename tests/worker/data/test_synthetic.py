@@ -59,3 +59,29 @@ def test_bits_differ_by_seed_epoch_and_lane(other):
 
     assert not (bits(0, 0, indices, 0) == bits(seed, epoch, indices, lane)).any()
     assert len(set(bits(0, 0, indices, 0).tolist())) == 100
+
+
+@pytest.mark.parametrize("dimensions", [2, 3])
+def test_masks_are_a_function_of_seed_and_index(dimensions):
+    """One ball of each class on a background, the same in any batch and epoch, another in every sample, split and seed."""
+    args = SyntheticArgs(task="segmentation", num_classes=3, dimensions=dimensions, image_size=16, channels=2)
+    splits, other = build(args, 5), build(args, 6)
+    x, y = splits.train.batch(np.array([3, 99]), 0)
+    again, masks = splits.train.batch(np.array([99, 7, 3]), 4)
+    seen = [y[0], y[1], splits.test.batch(np.array([3]), 0)[1][0], other.train.batch(np.array([3]), 0)[1][0]]
+
+    assert x.shape == (2, 2, *(16,) * dimensions)
+    assert y.shape == (2, *(16,) * dimensions)
+    assert (x.dtype, y.dtype) == (torch.float32, torch.int64)
+    assert torch.equal(x, again[[2, 0]])
+    assert torch.equal(y, masks[[2, 0]])
+    assert not any(torch.equal(a, b) for number, a in enumerate(seen) for b in seen[number + 1 :])
+    assert all(set(mask.unique().tolist()) >= {0, 2} for mask in masks)
+
+
+def test_masks_can_be_learned():
+    """The nearest of the classes' intensities finds most positions."""
+    x, y = build(SyntheticArgs(task="segmentation", num_classes=3), 0).train.batch(np.arange(20), 0)
+    nearest = (x.mean(1, keepdim=True) - 2 * torch.arange(3.0).view(1, 3, 1, 1)).abs().argmin(1)
+
+    assert (nearest == y).double().mean() > 0.9

@@ -9,11 +9,17 @@ import syncbn
 from worker.contract import MODELS, NORMS
 from worker.contract.spec import DataSpec, ModelSpec, NormSpec
 from worker.data.registry import build_data
+from worker.errors import TaskError
+from worker.models.cspdarknet import CspDarknet
 from worker.models.norms import LOCAL, inference_norm, training_norm
 from worker.models.registry import BUILDERS, build_model
-from worker.models.resnet import ResNet18
+from worker.models.resnet import ResNet, ResNet18
 
 DATA = build_data(DataSpec(name="synthetic"), 0).train
+
+
+def _data(**args):
+    return build_data(DataSpec(name="synthetic", args=args), 0).train
 
 
 def _model(norm=None, seed=0, **args):
@@ -45,21 +51,67 @@ def test_names_and_shapes_are_those_of_torchvision():
     assert model(torch.zeros(2, 3, 64, 64)).shape == (2, 1000)
 
 
+def test_resnet_50_is_torchvisions():
+    """A width of 64 gives resnet50: 320 tensors, 25,557,032 parameters."""
+    model = ResNet(50, 3, 1000, norm=nn.BatchNorm2d, stem="imagenet")
+
+    assert len(model.state_dict()) == 320
+    assert sum(parameter.numel() for parameter in model.parameters()) == 25_557_032
+    assert model.state_dict()["layer4.2.conv3.weight"].shape == (2048, 512, 1, 1)
+
+
+# Arguments of a small one, and how many norm sites it has.
+SMALL = {
+    "resnet18": ({"width": 4}, 20),
+    "resnet34": ({"width": 2}, 36),
+    "resnet50": ({"width": 2}, 53),
+    "hybrid": ({"width": 4, "blocks": 1}, 11),
+    "cspdarknet": ({"width": 2}, 33),
+    "unet": ({"width": 2, "depth": 2}, 10),
+    "unet in 3-D": ({"width": 2, "depth": 2}, 10),
+}
+
+
 @pytest.mark.parametrize("kind", sorted(NORMS))
 @pytest.mark.parametrize("placement", ["before_activation", "after_activation"])
-def test_every_norm_in_either_place(kind, placement):
-    """Twenty norm sites of the asked kind; training and inference models have the same state."""
-    spec = NormSpec(kind=kind, placement=placement, eps=1e-3)
-    model = _model(spec, width=4)
-    plain = build_model(ModelSpec(name="resnet18", args={"width": 4}), spec, inference_norm(spec), DATA, 1)
+@pytest.mark.parametrize("name", SMALL)
+def test_every_model_with_every_norm_in_either_place(name, placement, kind):
+    """All sites are of the asked kind, all parameters learn, and the state loads into the same model of plain layers."""
+    args, num_sites = SMALL[name]
+    dimensions = 3 if name.endswith("3-D") else 2
+    # Maps of one position have no variance of their own: instance_norm needs larger images.
+    side = 64 if (name, kind) == ("cspdarknet", "instance_norm") else 32 if name in {"hybrid", "cspdarknet"} else 16
+    data = _data(task="segmentation" if name.startswith("unet") else "classification", dimensions=dimensions, image_size=side)
+    spec, model_spec = NormSpec(kind=kind, placement=placement, eps=1e-3), ModelSpec(name=name.split()[0], args=args)
+    model = build_model(model_spec, spec, training_norm(spec), data, 0)
+    plain = build_model(model_spec, spec, inference_norm(spec), data, 1)
     plain.load_state_dict(model.state_dict(), strict=True)
-    sites = [module for name, module in plain.named_modules() if name.rpartition(".")[2] in {"bn1", "bn2"} or name.endswith("downsample.1")]
 
-    assert len(sites) == 20
-    assert {type(site) for site in sites} == {type(sites[0])}
+    for built, norm in ((model, training_norm(spec)), (plain, inference_norm(spec))):
+        wanted = type(norm.in_dimensions(dimensions)(8))
+        assert sum(type(module) is wanted for module in built.modules()) == num_sites
     if kind in {"sync_bn", "batch_norm"}:
-        assert type(sites[0]) is nn.BatchNorm2d
-    assert model(torch.from_numpy(np.random.default_rng(0).normal(size=(3, 3, 32, 32)).astype(np.float32))).shape == (3, 10)
+        assert any(type(module) is (nn.BatchNorm3d if dimensions == 3 else nn.BatchNorm2d) for module in plain.modules())
+    x, y = data.batch(np.arange(3), 0)
+    outputs = model(x)
+    assert outputs.shape == (3, data.num_classes, *y.shape[1:])
+    torch.autograd.backward(outputs.square().sum())
+    assert [name for name, parameter in model.named_parameters() if parameter.grad is None] == []
+    assert plain.eval()(x[:0]).shape == (0, *outputs.shape[1:])
+
+
+@pytest.mark.parametrize("name", sorted(set(MODELS) - {"unet"}))
+def test_models_of_images_refuse_volumes(name):
+    """The message says what the data is, before a convolution does."""
+    with pytest.raises(TaskError, match=r"takes images \(C, H, W\); the data has samples of shape \(3, 8, 8, 8\)"):
+        build_model(ModelSpec(name=name), NormSpec(), training_norm(NormSpec()), _data(dimensions=3, image_size=8), 0)
+
+
+def test_a_detectors_neck_gets_three_maps():
+    """Of strides 8, 16 and 32, each twice as wide as the one before."""
+    model = CspDarknet(3, 10, norm=nn.BatchNorm2d, width=2)
+
+    assert [tuple(level.shape) for level in model.features(torch.zeros(2, 3, 64, 96))] == [(2, 8, 8, 12), (2, 16, 4, 6), (2, 32, 2, 3)]
 
 
 def test_the_place_of_the_norm_matters():

@@ -1,0 +1,38 @@
+"""What a valid spec had better not ask for. Pure; owns the rules of thumb and their figures, which are those of docs/norms.md."""
+
+from worker.contract.problem import Problem
+from worker.contract.spec import JobSpec
+
+LEAST_SAMPLES_TOGETHER = 16
+"""BatchNorm over fewer samples has noisy statistics: training and inference no longer agree."""
+
+_PER_BATCH_KINDS = {"sync_bn", "batch_norm"}
+
+
+def samples_normalized_together(spec: JobSpec) -> int | None:
+    """Return over how many samples one norm of the model takes its statistics, None where samples are normalized one by one.
+
+    A micro-batch of one accumulation step is normalized by itself.
+    """
+    if spec.norm.kind not in _PER_BATCH_KINDS:
+        return None
+    workers, group = spec.resources.workers, spec.norm.group_size
+    sharing = 1 if spec.norm.kind == "batch_norm" else workers if group == "all" else group
+    return spec.batch_size * sharing // (spec.accumulate * workers)
+
+
+def advise(spec: JobSpec) -> tuple[Problem, ...]:
+    """Return what to think twice about: nothing that keeps a job from running."""
+    together = samples_normalized_together(spec)
+    if together is None or together >= LEAST_SAMPLES_TOGETHER:
+        return ()
+    wider = "norm.kind sync_bn with group_size all, " if together < spec.batch_size // spec.accumulate else ""
+    fewer_parts = "a smaller accumulate, " if spec.accumulate > 1 else ""
+    return (
+        Problem(
+            loc="norm.kind",
+            value=f"{spec.norm.kind} over {together} samples together",
+            expected=f"{LEAST_SAMPLES_TOGETHER} samples or more for BatchNorm",
+            remedy=f"use {wider}{fewer_parts}a larger batch_size, or group_norm, which does not depend on the batch; see docs/norms.md",
+        ),
+    )
