@@ -53,7 +53,9 @@ def lay_out(records: Iterable[TelemetryRecord], names: Collection[str] = ()) -> 
             raise NotFoundError(f"layer {name[:100]!r} was not told of; expected one of {known}; leave ?layer= out", code="layer_not_found")
     rows = [[layers.get(name) for layers in by_step.values()] for name in newest]
     histories = [
-        LayerHistory(layer, tuple(one and one.mean_drift for one in row), tuple(one and one.variance_drift for one in row))
+        LayerHistory(
+            layer, tuple(one.mean_drift if one else None for one in row), tuple(one.variance_drift if one else None for one in row)
+        )
         for layer, row in zip(newest.values(), rows, strict=True)
         if not names or layer.name in names
     ]

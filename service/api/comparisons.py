@@ -19,7 +19,7 @@ from service.states import State
 from service.store.ids import COMPARISON_ID_PATTERN
 from service.store.records import Comparison, IdempotencyClaim
 from worker.contract import Health
-from worker.contract.spec import refuse
+from worker.contract.rules import refuse
 
 router = APIRouter(tags=["comparisons"])
 

@@ -38,7 +38,12 @@ _TITLES: Final = {
     500: "Internal error",
     503: "Unavailable",
 }
-_MISSING_BY_PARAMETER: Final = {"job_id": "job_not_found", "step": "checkpoint_not_found", "name": "file_not_found", "comparison_id": "comparison_not_found"}
+_MISSING_BY_PARAMETER: Final = {
+    "job_id": "job_not_found",
+    "step": "checkpoint_not_found",
+    "name": "file_not_found",
+    "comparison_id": "comparison_not_found",
+}
 _EXPECTATIONS: Final = {
     "int_parsing": "a whole number",
     "int_type": "a whole number",

@@ -45,7 +45,7 @@ async def get_telemetry(
     layer: Layers = [],  # noqa: B006 - FastAPI copies it
     max_points: Annotated[int, Query(ge=1, le=500, description="most steps of the history, evenly spread, the newest among them")] = 100,
 ) -> TelemetryShape:
-    """Show, layer by layer, what synchronizing costs, how batches differ from the running statistics, and how ranks differ from each other."""
+    """Show, layer by layer, what synchronizing costs, the drift of the running statistics, and how ranks differ from each other."""
     await use_cases.find(context.store, job_id)
     events = await context.store.events.spread(job_id, EventType.TELEMETRY, max_points)
     return TelemetryShape.of(lay_out(readable(events), layer))

@@ -18,7 +18,7 @@ _ID = re.compile(r"^cmp_[0-9A-HJKMNP-TV-Z]{26}$")
 _INTERVAL_S = 0.5
 
 
-def compare(
+def compare(  # noqa: PLR0917 - one option of the command line each
     ctx: typer.Context,
     spec: Annotated[
         str, typer.Argument(metavar="SPEC|ID", help="YAML or JSON file, - for stdin; or the id of a comparison.", show_default=False)

@@ -122,7 +122,7 @@ class Comparison:
     id: str
     field: str
     """A dotted path into the spec."""
-    document: dict[str, Any] = field(repr=False)
+    document: dict[str, Any]
     """The spec that they have in common, as it was submitted."""
     created_at: datetime
     variants: tuple[Variant, ...]

@@ -22,7 +22,9 @@ def test_a_value_comes_to_its_place(before, path, after):
     assert before == after
 
 
-@pytest.mark.parametrize(("path", "words"), [("", "is not KEY.KEY"), ("a..b", "is not KEY.KEY"), ("seed.x", "seed is 3; expected a mapping")])
+@pytest.mark.parametrize(
+    ("path", "words"), [("", "is not KEY.KEY"), ("a..b", "is not KEY.KEY"), ("seed.x", "seed is 3; expected a mapping")]
+)
 def test_a_path_that_leads_nowhere(path, words):
     """The message says where it ends."""
     with pytest.raises(PathError, match=words):

@@ -1,4 +1,4 @@
-"""What a rank says of its normalization layers in a telemetry event. The fields are those of `syncbn.LayerTelemetry`, which says what they mean."""
+"""What a rank says of its normalization layers in a telemetry event. What the fields mean is said at `syncbn.LayerTelemetry`."""
 
 from worker.contract.frozen import Frozen
 
