@@ -9,6 +9,7 @@ from typing import Any, Final
 from service.states import TERMINAL, State
 from service.store.records import Comparison, Job
 from worker.contract import Health
+from worker.contract.best import BestSpec
 
 THROUGHPUT: Final = "throughput/samples_per_s"
 SYNC_TIME: Final = "sync/time_s"
@@ -85,6 +86,7 @@ def row_of(value: Any, job: Job, series: Series, health: Health | None) -> Row:
         series: at least those of `names_needed`.
         health: of the newest checkpoint, None before the first.
     """
+    best = job.spec.checkpoint.keep_best
     return Row(
         value=value,
         job_id=job.id,
@@ -93,7 +95,7 @@ def row_of(value: Any, job: Job, series: Series, health: Health | None) -> Row:
         step=job.progress.step,
         total_steps=job.progress.total_steps,
         train_loss=job.metrics.get(TRAIN_LOSS),
-        validation={name: _score(name, points) for name, points in sorted(series.items()) if name.startswith(VALIDATION) and points},
+        validation={name: _score(name, points, best) for name, points in sorted(series.items()) if name.startswith(VALIDATION) and points},
         samples_per_s=_median(series.get(THROUGHPUT, ())),
         sync_time_s=_median(series.get(SYNC_TIME, ())),
         sync_bytes=_median(series.get(SYNC_BYTES, ())),
@@ -111,9 +113,14 @@ def stage(comparison: Comparison) -> Stage:
     return stage_of([variant.state for variant in comparison.variants])
 
 
-def _score(name: str, points: Sequence[tuple[int, float]]) -> Score:
+def is_lower_better(name: str, best: BestSpec | None) -> bool:
+    """Whether less of a metric is better: as the spec's `checkpoint.keep_best` says of its metric; of others, losses are."""
+    return best.mode == "min" if best is not None and best.metric == name else name.endswith("loss")
+
+
+def _score(name: str, points: Sequence[tuple[int, float]], best: BestSpec | None) -> Score:
     values = [value for _, value in points]
-    return Score(last=values[-1], best=min(values) if name.endswith("loss") else max(values))
+    return Score(last=values[-1], best=min(values) if is_lower_better(name, best) else max(values))
 
 
 def _median(points: Sequence[tuple[int, float]]) -> float | None:

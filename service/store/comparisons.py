@@ -74,6 +74,13 @@ class Comparisons:
             found = await _with_variants(session, list((await session.execute(query)).mappings()))
         return found[0] if found else None
 
+    async def of_claim(self, claim: IdempotencyClaim) -> Comparison | None:
+        """Return the comparison that a request made, or None."""
+        async with self._database.read() as session:
+            query = select(comparisons).where(comparisons.c.idempotency_key == claim.key)
+            found = await _with_variants(session, list((await session.execute(query)).mappings()))
+        return found[0] if found else None
+
     async def page(self, before: str | None, limit: int) -> list[Comparison]:
         """Return up to `limit` comparisons, newest first, older than the comparison `before`."""
         query = select(comparisons).order_by(comparisons.c.id.desc()).limit(limit)

@@ -14,6 +14,7 @@ from service.store.jobs import Jobs
 from service.store.leases import Leases
 from service.store.metrics import Metrics
 from service.store.migration import migrate
+from service.store.norm_choices import NormChoices
 from service.store.queue import Queue
 from service.store.records import Lease
 from service.store.tokens import Tokens
@@ -33,6 +34,7 @@ class Store:
         self.metrics = Metrics(database)
         self.checkpoints = Checkpoints(database)
         self.comparisons = Comparisons(database)
+        self.norm_choices = NormChoices(database)
         self.tokens = Tokens(database)
         self.leases = Leases(database)
 

@@ -176,6 +176,8 @@ variants = Table(
     Column("job_id", Text, nullable=False),
 )
 
+norm_choices = Table("norm_choices", metadata, _job_id())
+
 leases = Table(
     "leases",
     metadata,

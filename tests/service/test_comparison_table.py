@@ -7,14 +7,14 @@ import pytest
 from service.comparison_table import Score, Stage, names_needed, row_of, row_of_deleted, stage_of
 from service.states import State
 from service.store.records import Job, Progress
-from tests.service.store.ranks import AT
+from tests.service.store.ranks import AT, spec
 from worker.contract import Health
 
 JOB = Job(
     id="job_A", name="t", state=State.RUNNING, reason="training", message="training on 2 workers", labels={}, priority=0, created_at=AT,
     started_at=AT, finished_at=None, progress=Progress(30, 100), world_size=2,
     metrics={"train/loss": 0.5, "val/loss": 0.7, "val/accuracy": 0.8, "lr": 0.1},
-    fence=1, attempt=1, document={}, last_seq=9, edition=1,
+    fence=1, attempt=1, document=spec().model_dump(mode="json"), last_seq=9, edition=1,
 )  # fmt: skip
 SERIES = {
     "val/accuracy": [(10, 0.7), (20, 0.9), (30, 0.8)],

@@ -1,4 +1,4 @@
-"""Comparisons, and which jobs belong to them."""
+"""Comparisons, which jobs belong to them, and jobs that wait for one to choose their norm."""
 
 import sqlalchemy as sa
 from alembic import op
@@ -26,3 +26,4 @@ def upgrade() -> None:
         sa.Column("value", sa.Text, nullable=False),
         sa.Column("job_id", sa.Text, nullable=False),
     )
+    op.create_table("norm_choices", sa.Column("job_id", sa.Text, sa.ForeignKey("jobs.id", ondelete="CASCADE"), primary_key=True))
