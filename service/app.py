@@ -1,5 +1,6 @@
 """Builds the application: the only place where the parts of the controller are wired together."""
 
+import asyncio
 import logging
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -8,18 +9,21 @@ from importlib.metadata import version
 
 from fastapi import APIRouter, Depends, FastAPI
 
-from service.api import checkpoints, cluster, comparisons, dashboard, downloads, health, jobs, problems, streams, telemetry
-from service.api.context import Context, Controller, authenticated
+from service.api import checkpoints, cluster, code, comparisons, dashboard, downloads, health, jobs, problems, streams, telemetry, tokens
+from service.api.context import Context, Controller, identity_of
 from service.api.description import describe
 from service.api.guards import Guards
 from service.api.metering import Meter, Metered
 from service.artifacts import Artifacts
 from service.auth import ensure_first_token
+from service.catalogue import rebuild
+from service.limits import RequestRates
 from service.policy import PolicyFile
 from service.settings import Settings
 from service.store.store import Store
 from service.streams import StreamPlaces
 from service.tails import Tails
+from worker.storage.opening import open_storage
 
 _log = logging.getLogger(__name__)
 
@@ -38,14 +42,21 @@ def create_app(settings: Settings, controller: Controller | None = None) -> Fast
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
-        settings.storage_path.mkdir(parents=True, exist_ok=True)
+        storage = open_storage(settings.storage_url)
         async with await Store.open(settings.store_url, max_log_bytes=settings.max_log_bytes) as store:
             app.state.first_token = await ensure_first_token(store, settings.files.token)
-            artifacts, places = Artifacts(store, settings.storage_path), StreamPlaces(settings.max_streams)
-            policy = PolicyFile(settings.policy_path)
-            app.state.context = Context(settings, store, artifacts, places, Tails(store), meter, policy, controller)
-            async with _running(controller, store):
-                yield
+            artifacts = Artifacts(store, storage)
+            places = StreamPlaces(settings.max_streams, settings.max_streams_per_token)
+            rates, policy = RequestRates(settings.max_requests_per_s), PolicyFile(settings.policy_path)
+            app.state.context = Context(settings, store, storage, artifacts, places, rates, Tails(store), meter, policy, controller)
+            # Beside the work: in an object store with many jobs it takes a while.
+            rebuilding = asyncio.create_task(rebuild(store, storage))
+            try:
+                async with _running(controller, store):
+                    yield
+            finally:
+                rebuilding.cancel()
+                await asyncio.gather(rebuilding, return_exceptions=True)
 
     app = FastAPI(
         title="syncbn",
@@ -55,8 +66,9 @@ def create_app(settings: Settings, controller: Controller | None = None) -> Fast
         redirect_slashes=False,
         redoc_url=None,
     )
-    v1 = APIRouter(prefix="/v1", dependencies=[Depends(authenticated)])
-    for router in (jobs.router, streams.router, telemetry.router, checkpoints.router, downloads.router, comparisons.router, cluster.router):
+    v1 = APIRouter(prefix="/v1", dependencies=[Depends(identity_of)])
+    routed = (jobs, streams, telemetry, checkpoints, downloads, comparisons, cluster, code, tokens)
+    for router in (module.router for module in routed):
         v1.include_router(router)
     app.include_router(v1)
     app.include_router(health.router)

@@ -1,23 +1,23 @@
-"""The checkpoints of a job as files: which is meant, which is best, and opening what a manifest lists, and nothing else."""
+"""The checkpoints of a job as files: which is meant, best or pinned, and opening what a manifest lists, and nothing else."""
 
 import asyncio
 import hashlib
-import io
-import os
 import re
-import shutil
-import stat
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Final
 
-from service.errors import DamagedError, NotFoundError
+from service.errors import ConflictError, DamagedError, NotFoundError
+from service.states import TERMINAL
 from service.store.records import Checkpoint
 from service.store.store import Store
-from worker.contract import best_step, checkpoint_name, checkpoints_directory
+from worker.contract import best_step
+from worker.contract.manifest import MANIFEST_NAME, Manifest
+from worker.storage.storage import OpenFile, Storage, StorageUnreachableError
+from worker.storage.tensors import Bytes, TensorFile, TensorFileError, statistics_of
 
-MANIFEST_NAME: Final = "manifest.json"
+MODEL_NAME: Final = "model.safetensors"
+STATISTICS_NAME: Final = "statistics.safetensors"
 CHUNK_BYTES: Final = 2**20
 # A manifest comes from a rank; a name in it that could lead elsewhere is no name.
 _PLAIN_NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
@@ -30,32 +30,31 @@ class Listed:
     checkpoint: Checkpoint
     is_best: bool
     is_latest: bool
+    is_pinned: bool
 
 
 @dataclass(frozen=True)
 class OpenedFile:
-    """A file of a checkpoint, open, of exactly the size that the manifest says. Stays whole if the checkpoint is pruned meanwhile."""
+    """A file of a checkpoint, open, of exactly the size that the manifest says. In a directory it stays whole if pruned meanwhile."""
 
     name: str
     size: int
     sha256: str
-    file: io.FileIO
+    file: OpenFile
 
 
 class Artifacts:
-    """The catalogue of the store and the files under the storage root, together."""
+    """The catalogue of the store and the files in the storage, together."""
 
-    def __init__(self, store: Store, root: Path) -> None:
+    def __init__(self, store: Store, storage: Storage) -> None:
         self._store = store
-        self._root = root
+        self._storage = storage
 
     async def of(self, job_id: str) -> list[Listed]:
         """Return a job's checkpoints, newest first."""
-        job = await self._store.jobs.get(job_id)
         found = await self._store.checkpoints.of(job_id)
-        metric = None if job is None else job.spec.checkpoint.keep_best
-        best = best_step((checkpoint.manifest for checkpoint in found), metric)
-        return [Listed(checkpoint, checkpoint.step == best, index == 0) for index, checkpoint in enumerate(found)]
+        pins = await asyncio.to_thread(self._storage.pins, job_id) if found else set()
+        return await self._listed(job_id, found, pins)
 
     async def find(self, job_id: str, step: str) -> Checkpoint:
         """Return one checkpoint.
@@ -68,8 +67,7 @@ class Artifacts:
         """
         found = await (self._chosen(job_id, step) if step in {"latest", "best"} else self._store.checkpoints.get(job_id, int(step)))
         if found is None:
-            expected = f"expected a step that is listed; GET /v1/jobs/{job_id}/checkpoints lists them"
-            raise NotFoundError(f"checkpoint {step} of {job_id} is not here; {expected}", code="checkpoint_not_found")
+            raise _missing(job_id, step)
         return found
 
     async def open(self, checkpoint: Checkpoint, name: str) -> OpenedFile:
@@ -79,7 +77,7 @@ class Artifacts:
             NotFoundError: the manifest has no such name, or the checkpoint has been pruned.
             DamagedError: the file is missing, is no plain file, or has another size than the manifest says.
         """
-        return await asyncio.to_thread(_open, self._directory(checkpoint), checkpoint, name)
+        return await asyncio.to_thread(_open, self._storage, checkpoint, name)
 
     async def open_all(self, checkpoint: Checkpoint) -> list[OpenedFile]:
         """Open the manifest and every file that it lists, in order. Raises as `open` does."""
@@ -92,22 +90,100 @@ class Artifacts:
             raise
         return opened
 
+    async def open_statistics(self, checkpoint: Checkpoint) -> OpenedFile:
+        """Return the running statistics alone as a safetensors file; of the model only the ranges that hold them are read.
+
+        Raises:
+            NotFoundError: the checkpoint has been pruned.
+            DamagedError: the model is not what its manifest says, as far as it was read.
+        """
+        return await asyncio.to_thread(_open_statistics, self._storage, checkpoint)
+
+    async def pin(self, job_id: str, step: str) -> Listed:
+        """Keep a checkpoint from being pruned; doing it again changes nothing. Raises NotFoundError where it is gone."""
+        checkpoint = await self.find(job_id, step)
+        await asyncio.to_thread(self._storage.pin, job_id, checkpoint.step)
+        # Looked for after the pin: whoever prunes hides the checkpoint first and looks for a pin afterwards, so one of us sees the other.
+        if checkpoint.step not in await asyncio.to_thread(self._storage.steps, job_id):
+            await asyncio.to_thread(self._storage.unpin, job_id, checkpoint.step)
+            raise _missing(job_id, step)
+        return await self._one(checkpoint)
+
+    async def unpin(self, job_id: str, step: str) -> Listed:
+        """Leave a checkpoint to the retention rule again; doing it again changes nothing."""
+        checkpoint = await self.find(job_id, step)
+        await asyncio.to_thread(self._storage.unpin, job_id, checkpoint.step)
+        return await self._one(checkpoint)
+
+    async def remove(self, job_id: str, step: str) -> None:
+        """Delete one checkpoint.
+
+        Raises:
+            NotFoundError: there is none such.
+            ConflictError: it is pinned, or it is what a job that has not ended would be resumed from.
+        """
+        checkpoint = await self.find(job_id, step)
+        listed, job = await self._one(checkpoint), await self._store.jobs.get(job_id)
+        if listed.is_pinned:
+            raise ConflictError(
+                f"checkpoint {checkpoint.step} of {job_id} is pinned; expected one that is not; remove the pin first",
+                code="checkpoint_pinned",
+            )
+        if listed.is_latest and job is not None and job.state not in TERMINAL:
+            raise ConflictError(
+                f"checkpoint {checkpoint.step} is the newest of {job_id}, which is {job.state} and would be resumed from it; expected an"
+                " older one; cancel the job first, or wait for the next checkpoint",
+                code="checkpoint_in_use",
+            )
+        await asyncio.to_thread(self._storage.remove, job_id, checkpoint.step, unless_pinned=False)
+        await self._store.checkpoints.drop(job_id, checkpoint.step)
+
     async def delete(self, job_id: str) -> None:
         """Delete every file of a job. A job without files is none to worry about."""
-        directory = self._root / checkpoints_directory(job_id).parent
-        await asyncio.to_thread(_remove_tree, directory)
+        await asyncio.to_thread(self._storage.delete, job_id)
 
     async def _chosen(self, job_id: str, which: str) -> Checkpoint | None:
-        for listed in await self.of(job_id):
+        for listed in await self._listed(job_id, await self._store.checkpoints.of(job_id), set()):
             if listed.is_latest if which == "latest" else listed.is_best:
                 return listed.checkpoint
         return None
 
-    def _directory(self, checkpoint: Checkpoint) -> Path:
-        return self._root / checkpoints_directory(checkpoint.job_id) / checkpoint_name(checkpoint.step)
+    async def _one(self, checkpoint: Checkpoint) -> Listed:
+        for listed in await self.of(checkpoint.job_id):
+            if listed.checkpoint.step == checkpoint.step:
+                return listed
+        raise _missing(checkpoint.job_id, str(checkpoint.step))
+
+    async def _listed(self, job_id: str, found: Sequence[Checkpoint], pins: set[int]) -> list[Listed]:
+        job = await self._store.jobs.get(job_id)
+        metric = None if job is None else job.spec.checkpoint.keep_best
+        best = best_step((checkpoint.manifest for checkpoint in found), metric)
+        return [Listed(checkpoint, checkpoint.step == best, index == 0, checkpoint.step in pins) for index, checkpoint in enumerate(found)]
 
 
-async def read_chunks(opened: OpenedFile, start: int, end: int) -> AsyncIterator[bytes]:
+async def read_verified(opened: OpenedFile) -> AsyncGenerator[bytes]:
+    """Yield a whole file, its digest taken on the way. Does not close it.
+
+    Nothing tells a client of HTTP after the headers that what it got is wrong, but an answer that ends early. So the last chunk is held
+    back until the digest of everything is known to be right.
+
+    Raises:
+        DamagedError: the file is not what the manifest says; the connection breaks off, and nobody takes it for whole.
+    """
+    digest = hashlib.sha256()
+    held = b""
+    async for chunk in read_chunks(opened, 0, opened.size):
+        if held:
+            yield held
+        await asyncio.to_thread(digest.update, chunk)
+        held = chunk
+    if digest.hexdigest() != opened.sha256:
+        raise DamagedError(f"file {opened.name} has sha256 {digest.hexdigest()}; its manifest says {opened.sha256}; use another checkpoint")
+    if held:
+        yield held
+
+
+async def read_chunks(opened: OpenedFile, start: int, end: int) -> AsyncGenerator[bytes]:
     """Yield the bytes from `start` up to, not including, `end`. Does not close the file.
 
     Raises:
@@ -115,7 +191,7 @@ async def read_chunks(opened: OpenedFile, start: int, end: int) -> AsyncIterator
     """
     position = start
     while position < end:
-        chunk = await asyncio.to_thread(os.pread, opened.file.fileno(), min(CHUNK_BYTES, end - position), position)
+        chunk = await asyncio.to_thread(opened.file.read, position, min(CHUNK_BYTES, end - position))
         if not chunk:
             raise DamagedError(f"file {opened.name} became shorter while it was read")
         position += len(chunk)
@@ -128,32 +204,60 @@ def close_all(opened: Sequence[OpenedFile]) -> None:
         one.file.close()
 
 
-def _open(directory: Path, checkpoint: Checkpoint, name: str) -> OpenedFile:
+def _open(storage: Storage, checkpoint: Checkpoint, name: str) -> OpenedFile:
     entry = checkpoint.manifest.files.get(name)
     if (entry is None and name != MANIFEST_NAME) or not _PLAIN_NAME.fullmatch(name):
         expected = ", ".join((MANIFEST_NAME, *sorted(checkpoint.manifest.files)))
         raise NotFoundError(f"file {name!r} is not in the checkpoint; expected one of {expected}", code="file_not_found")
-    if not directory.is_dir():
-        raise NotFoundError(f"checkpoint {checkpoint.step} of {checkpoint.job_id} has been removed", code="checkpoint_not_found")
     try:
-        file = io.FileIO(os.open(directory / name, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC))
+        file = storage.open(checkpoint.manifest, name)
+    except StorageUnreachableError:
+        raise
     except OSError as error:
-        raise DamagedError(f"file {name} of checkpoint {checkpoint.step} cannot be opened: {error.strerror}") from error
-    status = os.fstat(file.fileno())
-    size = status.st_size
-    if not stat.S_ISREG(status.st_mode):
-        file.close()
-        raise DamagedError(f"file {name} of checkpoint {checkpoint.step} is no plain file; use another checkpoint")
+        if isinstance(error, FileNotFoundError) and checkpoint.step not in storage.steps(checkpoint.job_id):
+            raise NotFoundError(
+                f"checkpoint {checkpoint.step} of {checkpoint.job_id} has been removed; expected one that is listed; list them again",
+                code="checkpoint_not_found",
+            ) from error
+        raise DamagedError(f"file {name} of checkpoint {checkpoint.step} cannot be opened: {error.strerror or error}") from error
     if entry is None:
-        return OpenedFile(name, size, hashlib.sha256(os.pread(file.fileno(), size, 0)).hexdigest(), file)
-    if size != entry.size:
+        return _manifest_file(checkpoint, file)
+    if file.size != entry.size:
+        size = file.size
         file.close()
         raise DamagedError(f"file {name} of checkpoint {checkpoint.step} has {size} bytes; its manifest says {entry.size}; use another one")
-    return OpenedFile(name, size, entry.sha256, file)
+    return OpenedFile(name, entry.size, entry.sha256, file)
 
 
-def _remove_tree(directory: Path) -> None:
+def _manifest_file(checkpoint: Checkpoint, file: OpenFile) -> OpenedFile:
+    """Return the manifest as it lies in the storage, compared with the catalogue, because it lists no digest of its own."""
+    content = file.read(0, file.size)
+    file.close()
     try:
-        shutil.rmtree(directory)
-    except FileNotFoundError:
-        return
+        is_right = Manifest.model_validate_json(content) == checkpoint.manifest
+    except ValueError:
+        is_right = False
+    if not is_right:
+        raise DamagedError(f"file {MANIFEST_NAME} of checkpoint {checkpoint.step} is not the one of the catalogue; use another checkpoint")
+    return OpenedFile(MANIFEST_NAME, len(content), hashlib.sha256(content).hexdigest(), Bytes(content))
+
+
+def _open_statistics(storage: Storage, checkpoint: Checkpoint) -> OpenedFile:
+    opened = _open(storage, checkpoint, MODEL_NAME)
+    try:
+        content = statistics_of(TensorFile.read(opened.file), [layer.name for layer in checkpoint.manifest.layers])
+    except TensorFileError as error:
+        raise DamagedError(f"file {MODEL_NAME} of checkpoint {checkpoint.step} is damaged: {error}; use another one") from error
+    finally:
+        opened.file.close()
+    found, promised = hashlib.sha256(content).hexdigest(), checkpoint.manifest.statistics
+    if promised is not None and found != promised.sha256:
+        raise DamagedError(
+            f"statistics of checkpoint {checkpoint.step} have sha256 {found}; its manifest says {promised.sha256}; use another one"
+        )
+    return OpenedFile(STATISTICS_NAME, len(content), found, Bytes(content))
+
+
+def _missing(job_id: str, step: str) -> NotFoundError:
+    expected = f"expected a step that is listed; GET /v1/jobs/{job_id}/checkpoints lists them"
+    return NotFoundError(f"checkpoint {step} of {job_id} is not here; {expected}", code="checkpoint_not_found")

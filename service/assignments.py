@@ -1,11 +1,11 @@
 """What the ranks of an attempt are told, and the marker file that proves to them that the storage is shared.
 
-Owns the marker files under the storage root. Decides from which checkpoint an attempt starts: its own latest, else the one that the
+Owns the markers in the storage. Decides from which checkpoint an attempt starts: its own latest, else the one that the
 spec names.
 """
 
+import asyncio
 from collections.abc import Callable
-from pathlib import Path
 
 from service.artifacts import Artifacts
 from service.catalogue import align
@@ -13,6 +13,7 @@ from service.errors import NotFoundError
 from service.store.records import Job
 from service.store.store import Store
 from worker.contract import Assignment
+from worker.storage.storage import Storage
 
 MARKERS = ".gangs"
 
@@ -20,7 +21,7 @@ MARKERS = ".gangs"
 class Assignments:
     """Makes assignments for attempts of jobs."""
 
-    def __init__(self, store: Store, storage: Path) -> None:
+    def __init__(self, store: Store, storage: Storage) -> None:
         self._store = store
         self._storage = storage
         self._artifacts = Artifacts(store, storage)
@@ -29,13 +30,13 @@ class Assignments:
         """Write the attempt's marker and return the function from (rank, store host, store port) to assignment.
 
         Raises:
-            FileNotFoundError: the checkpoint that the spec names is gone.
+            FileNotFoundError: the checkpoint or the code that the spec names is gone.
             OSError: the storage cannot be written.
         """
         resume = await self._resume(job)
-        marker = self._marker(job)
-        marker.parent.mkdir(parents=True, exist_ok=True)
-        marker.write_text(job.id)
+        code = await self._code(job)
+        marker = _marker(job)
+        await asyncio.to_thread(self._storage.mark, marker)
 
         def assignment(rank: int, store_host: str, store_port: int) -> Assignment:
             return Assignment(
@@ -45,9 +46,10 @@ class Assignments:
                 rank=rank,
                 world_size=job.world_size,
                 spec=job.spec,
-                storage=self._storage,
-                marker=str(marker.relative_to(self._storage)),
+                storage=self._storage.address,
+                marker=marker,
                 resume=resume,
+                code_sha256=code,
                 store_host=store_host,
                 store_port=store_port,
             )
@@ -55,12 +57,18 @@ class Assignments:
         return assignment
 
     async def discard(self, job: Job) -> None:
-        """Clear up after an attempt whose ranks are gone: its marker, and what it published without having been heard."""
-        self._marker(job).unlink(missing_ok=True)
+        """Clear up after an attempt whose ranks are gone: its marker, what is half-written, what was published unheard."""
+        await asyncio.to_thread(self._storage.unmark, _marker(job))
+        await asyncio.to_thread(self._storage.sweep, job.id)
         await align(self._store, self._storage, job.id)
 
-    def _marker(self, job: Job) -> Path:
-        return self._storage / MARKERS / f"{job.id}-{job.attempt}"
+    async def _code(self, job: Job) -> str | None:
+        if job.spec.code is None:
+            return None
+        bundle = await self._store.bundles.get(job.spec.code)
+        if bundle is None:
+            raise FileNotFoundError(f"code {job.spec.code} is gone; upload it again")
+        return bundle.sha256
 
     async def _resume(self, job: Job) -> str | None:
         await align(self._store, self._storage, job.id)
@@ -75,3 +83,7 @@ class Assignments:
         except NotFoundError as error:
             raise FileNotFoundError(f"initialize_from {job.spec.initialize_from} is gone: {error.detail}") from error
         return f"{source}/{found.step}"
+
+
+def _marker(job: Job) -> str:
+    return f"{MARKERS}/{job.id}-{job.attempt}"

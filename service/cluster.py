@@ -155,6 +155,8 @@ class RayCluster:
 
     home: Path
     address: str
+    allow_open: bool = False
+    """Whether a Ray at the address may be one that asks for no token."""
     gangs: WeakValueDictionary[str, RayGang] = field(default_factory=WeakValueDictionary)
     """By job id, those that somebody here still supervises."""
 
@@ -171,6 +173,8 @@ class RayCluster:
             export_ray_token(found.token_path)
             address = found.address
         _require_listener(address)
+        if self.address and not self.allow_open:
+            _require_guarded(address)
         export_ray_patience()
         # Not before the token is known: Ray reads it when it is imported, and then never again.
         import ray
@@ -247,6 +251,23 @@ def _require_listener(address: str) -> None:
             f"no Ray at {address!r} ({error}); expected the host:port that `ray start --head` printed; start Ray there, "
             "or leave SYNCBN_RAY_ADDRESS empty for an embedded one"
         ) from error
+
+
+def _require_guarded(address: str) -> None:
+    """Raise ClusterError where Ray answers a question that was asked without a token: whoever reaches it runs what they like on it."""
+    import grpc
+
+    # The empty request; no stub is needed, and no module of Ray, which would read the token when it is imported.
+    with grpc.insecure_channel(address, options=[("grpc.enable_http_proxy", 0)]) as channel:
+        try:
+            channel.unary_unary("/ray.rpc.NodeInfoGcsService/GetAllNodeInfo")(b"", timeout=LISTENER_TIMEOUT_S)
+        except grpc.RpcError:
+            # It asks for the token, or speaks TLS, or is no Ray: whichever it is, connecting to it comes next and says so.
+            return
+    raise ClusterError(
+        f"the Ray at {address} answers without a token; expected one with RAY_AUTH_MODE=token, because whoever reaches it otherwise runs "
+        "what they like on its nodes; start it so, or set SYNCBN_ALLOW_OPEN_RAY=true where its network is closed"
+    )
 
 
 def _node(node_id: str, has: dict[str, float], free: dict[str, float]) -> Node:

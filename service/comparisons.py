@@ -5,15 +5,16 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from service import jobs
+from service.admission import admit
 from service.artifacts import Artifacts
 from service.comparison_table import Row, Stage, names_needed, row_of, row_of_deleted, stage
 from service.errors import ConflictError, NotFoundError
 from service.quotas import Quota
 from service.store.comparisons import NewComparison, NewVariant
 from service.store.idempotency import KeyReusedError
-from service.store.ids import new_comparison_id, new_job_id
+from service.store.ids import new_id, new_job_id
 from service.store.queue import QueueFullError
-from service.store.records import Comparison, IdempotencyClaim, Variant
+from service.store.records import Comparison, IdempotencyClaim, Token, Variant
 from service.store.store import Store
 from service.variants import variants
 
@@ -31,24 +32,41 @@ class Wish:
 
 
 async def start(
-    store: Store, artifacts: Artifacts, wish: Wish, claim: IdempotencyClaim | None = None, quotas: Sequence[Quota] = ()
+    store: Store,
+    artifacts: Artifacts,
+    wish: Wish,
+    owner: Token,
+    *,
+    roots: Sequence[str],
+    quotas: Sequence[Quota],
+    claim: IdempotencyClaim | None = None,
 ) -> tuple[Comparison, bool]:
     """Store one job for each value, alike but for that field; all of them or none, durably when this returns.
 
+    Args:
+        store: where the jobs go.
+        artifacts: where checkpoints are that the spec may name.
+        wish: what is to be compared.
+        owner: who asks; every variant is held to what this token may have run.
+        roots: where data may lie, as for `service.admission.admit`.
+        quotas: limits on queued jobs.
+        claim: the idempotency key, where there is one.
     Returns:
         The comparison, and whether it is new; it is not where the same request came before.
     Raises:
         InvalidError: a variant cannot be run, or the idempotency key belongs to another request.
+        ForbiddenError: a variant runs code of the user's, and the token lacks the scope `code`.
         QuotaError: the queue has no place for all of the jobs.
     """
-    comparison_id = new_comparison_id()
+    comparison_id = new_id("cmp")
     specs = variants(wish.spec, wish.field, wish.values, comparison_id)
     for spec in specs:
+        await admit(store, spec, owner, roots)
         await jobs.check_references(artifacts, spec)
     pairs = zip(wish.values, specs, strict=True)
     parts = [NewVariant(value, new_job_id(), spec, jobs.caps_of(spec, quotas)) for value, spec in pairs]
     try:
-        found, is_new = await store.comparisons.create(NewComparison(comparison_id, wish.field, wish.spec, parts), claim)
+        found, is_new = await store.comparisons.create(NewComparison(comparison_id, owner.project, wish.field, wish.spec, parts), claim)
     except (QueueFullError, KeyReusedError) as error:
         raise jobs.refusal(error) from error
     return await find(store, found), is_new
@@ -58,9 +76,14 @@ async def find(store: Store, comparison_id: str) -> Comparison:
     """Return a comparison, or raise NotFoundError."""
     found = await store.comparisons.get(comparison_id)
     if found is None:
-        expected = "expected the id of a comparison; GET /v1/comparisons lists them"
-        raise NotFoundError(f"comparison {comparison_id} is not here; {expected}", code="comparison_not_found")
+        raise not_here(comparison_id)
     return found
+
+
+def not_here(comparison_id: str) -> NotFoundError:
+    """Return the error for a comparison that there is not, or not for whoever asks."""
+    expected = "expected the id of a comparison; GET /v1/comparisons lists them"
+    return NotFoundError(f"comparison {comparison_id} is not here; {expected}", code="comparison_not_found")
 
 
 async def table(store: Store, comparison: Comparison) -> list[Row]:

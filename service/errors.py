@@ -4,9 +4,11 @@ ServiceError
     RequestError                the client's to mend
         MalformedError          400  the body cannot be read at all
         UnauthorizedError       401
+        ForbiddenError          403  the token lacks a scope
         ForeignHostError        403  a web page elsewhere speaks through the user's browser
         QuotaError              403  the quota of a label is used up
         NotFoundError           404
+        TooSlowError            408  the body did not arrive in time
         ConflictError           409  the job is not in a state for it
         ChangedError            412  somebody else was faster
         TooLargeError           413
@@ -14,7 +16,9 @@ ServiceError
         RangeError              416
         InvalidError            422  readable, and wrong: `problems` say where
         TooManyStreamsError     429  trying again later helps
+        TooManyRequestsError    429  trying again later helps
     DamagedError                500  a file is not what its manifest says; trying again does not help
+    UnreachableError            503  the object store does not answer; trying again may help
 """
 
 from collections.abc import Mapping, Sequence
@@ -70,6 +74,13 @@ class UnauthorizedError(RequestError):
         super().__init__(detail, headers={"WWW-Authenticate": 'Bearer realm="syncbn"'})
 
 
+class ForbiddenError(RequestError):
+    """The token is admitted, but not for this."""
+
+    status = 403
+    code = "scope_missing"
+
+
 class ForeignHostError(RequestError):
     """The request names a host that is not ours: DNS rebinding, or a page of another site."""
 
@@ -89,6 +100,13 @@ class NotFoundError(RequestError):
 
     status = 404
     code = "not_found"
+
+
+class TooSlowError(RequestError):
+    """The body did not arrive in time."""
+
+    status = 408
+    code = "body_too_slow"
 
 
 class ConflictError(RequestError):
@@ -149,7 +167,21 @@ class TooManyStreamsError(RequestError):
     code = "too_many_streams"
 
 
+class TooManyRequestsError(RequestError):
+    """The token has used up its share for now."""
+
+    status = 429
+    code = "too_many_requests"
+
+
 class DamagedError(ServiceError):
     """A stored file is not what its manifest says."""
 
     code = "checkpoint_damaged"
+
+
+class UnreachableError(ServiceError):
+    """The object store does not answer."""
+
+    status = 503
+    code = "storage_unreachable"

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from service.artifacts import Artifacts
 from service.errors import ChangedError, ConflictError, InvalidError, NotFoundError, QuotaError
 from service.quotas import Quota
+from service.scopes import DEFAULT_PROJECT
 from service.states import TERMINAL, State
 from service.store.idempotency import KeyReusedError
 from service.store.ids import new_job_id
@@ -28,9 +29,15 @@ class JobView:
 
 
 async def submit(
-    store: Store, artifacts: Artifacts, spec: JobSpec, claim: IdempotencyClaim | None = None, quotas: Sequence[Quota] = ()
+    store: Store,
+    artifacts: Artifacts,
+    spec: JobSpec,
+    claim: IdempotencyClaim | None = None,
+    quotas: Sequence[Quota] = (),
+    *,
+    project: str = DEFAULT_PROJECT,
 ) -> tuple[JobView, bool]:
-    """Store a job, durably when this returns.
+    """Store a job, durably when this returns. Whether its owner may ask for it is looked at in `service.admission`, before.
 
     Returns:
         The job, and whether it is new; it is not where the same request came before.
@@ -40,7 +47,7 @@ async def submit(
     """
     await check_references(artifacts, spec)
     try:
-        job_id, is_new = await store.jobs.create(new_job_id(), spec, claim, caps_of(spec, quotas))
+        job_id, is_new = await store.jobs.create(new_job_id(), spec, claim, caps_of(spec, quotas), project=project)
     except (QueueFullError, KeyReusedError) as error:
         raise refusal(error) from error
     return await describe(store, await find(store, job_id)), is_new
@@ -83,8 +90,13 @@ async def find(store: Store, job_id: str) -> Job:
     """Return a job, or raise NotFoundError."""
     job = await store.jobs.get(job_id)
     if job is None:
-        raise NotFoundError(f"job {job_id} is not here; expected the id of a job; GET /v1/jobs lists them", code="job_not_found")
+        raise job_not_here(job_id)
     return job
+
+
+def job_not_here(job_id: str) -> NotFoundError:
+    """Return the error for a job that there is not, or not for whoever asks."""
+    return NotFoundError(f"job {job_id} is not here; expected the id of a job; GET /v1/jobs lists them", code="job_not_found")
 
 
 async def describe(store: Store, job: Job) -> JobView:

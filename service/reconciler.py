@@ -9,7 +9,6 @@ import asyncio
 import contextlib
 import time
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 import structlog
@@ -30,6 +29,7 @@ from service.store.store import Store
 from service.supervisor import Supervisor
 from service.tenure import Tenure
 from service.waiting import Wait
+from worker.storage.storage import Storage
 
 ROUND_S = 1.0
 """Longest time between two rounds; a submission or a cancel starts one at once."""
@@ -46,7 +46,7 @@ log = structlog.get_logger()
 class Reconciler:
     """Runs the jobs of one store on one cluster."""
 
-    def __init__(self, cluster: Cluster, storage: Path, policy: PolicyFile) -> None:
+    def __init__(self, cluster: Cluster, storage: Storage, policy: PolicyFile) -> None:
         self._cluster = cluster
         self._planner = Planner(cluster, policy)
         self._storage = storage

@@ -3,13 +3,16 @@
 import os
 from pathlib import Path
 from typing import Annotated, Final, Literal
-from urllib.parse import unquote, urlsplit
 
 import platformdirs
 from pydantic import Field, SecretStr, field_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
+from worker.contract.bundle import MAX_UNPACKED_BYTES
+from worker.storage.opening import check_address, local_path
+
 DEFAULT_PORT: Final = 8470
+_SECRET: Final = frozenset({"SYNCBN_TOKEN", "SYNCBN_DATABASE_URL", "PGPASSWORD"})
 
 
 def default_home() -> Path:
@@ -40,13 +43,23 @@ class Settings(BaseSettings):
     host: str = Field("127.0.0.1", min_length=1, description="address to listen on")
     port: Annotated[int, Field(ge=0, le=65_535)] = DEFAULT_PORT
     database_url: str = Field("", repr=False, description="sqlite:///path or postgresql://user@host/db; empty: a file in the home")
-    storage: str = Field("", description="file:///path or a path, the same on every node; empty: a directory in the home")
+    storage: str = Field("", description="file:///path or a path, the same on every node; s3:// or gs://; empty: a directory in the home")
     ray_address: str = Field("", description="host:port of a running cluster; empty: an embedded one")
     policy: str = Field("", description="TOML file of quotas and preemption; empty: policy.toml in the home")
     allowed_hosts: tuple[str, ...] = Field((), description='host names that requests may name, as JSON: ["train.example.org"]')
     heartbeat_s: Annotated[float, Field(gt=0, le=300)] = Field(15.0, description="longest silence of a stream")
     max_streams: Annotated[int, Field(ge=1, le=100_000)] = Field(256, description="streams open at once")
-    max_body_bytes: Annotated[int, Field(ge=1024, le=2**30)] = Field(2**20, description="largest request body")
+    max_streams_per_token: Annotated[int, Field(ge=1, le=100_000)] = Field(64, description="streams open at once with one token")
+    max_requests_per_s: Annotated[float, Field(gt=0, le=1e6)] = Field(
+        200.0, description="requests with one token; more at once after a pause"
+    )
+    max_body_bytes: Annotated[int, Field(ge=1024, le=2**30)] = Field(2**20, description="largest request body, but for code")
+    max_code_bytes: Annotated[int, Field(ge=1024, le=MAX_UNPACKED_BYTES)] = Field(16 * 2**20, description="largest upload of code")
+    body_timeout_s: Annotated[float, Field(gt=0, le=3600)] = Field(60.0, description="longest time for a request body to arrive")
+    data_roots: tuple[str, ...] = Field((), description='where data may lie, as JSON: ["/data", "s3://bucket/prefix"]')
+    allow_open_ray: bool = Field(
+        default=False, description="use a Ray that asks for no token: whoever reaches it runs what they like on it"
+    )
     max_log_bytes: Annotated[int, Field(ge=2**20)] = Field(
         256 * 2**20, description="how much of a job's log is kept; the oldest lines go first"
     )
@@ -59,11 +72,16 @@ class Settings(BaseSettings):
 
     @field_validator("storage")
     @classmethod
-    def _is_a_local_path(cls, storage: str) -> str:
-        parts = urlsplit(storage)
-        if parts.scheme not in {"", "file"} or parts.netloc not in {"", "localhost"}:
-            raise ValueError(f"storage {storage} is not supported: use file:///path of a directory that every node shares")
-        return storage
+    def _is_an_address(cls, storage: str) -> str:
+        return check_address(storage)
+
+    @field_validator("data_roots")
+    @classmethod
+    def _are_absolute(cls, roots: tuple[str, ...]) -> tuple[str, ...]:
+        for root in roots:
+            if not root.startswith("/") and "://" not in root:
+                raise ValueError(f"data root {root!r} is neither an absolute path nor a URI: write it like /data or s3://bucket/prefix")
+        return tuple(root.removeprefix("file://") for root in roots)
 
     @property
     def files(self) -> Home:
@@ -71,12 +89,15 @@ class Settings(BaseSettings):
         return Home(self.home)
 
     @property
-    def storage_path(self) -> Path:
-        """The storage root as an absolute directory name."""
-        if not self.storage:
-            return self.files.storage.absolute()
-        parts = urlsplit(self.storage)
-        return Path(unquote(parts.path) if parts.scheme else self.storage).absolute()
+    def storage_url(self) -> str:
+        """The address of the storage, the default filled in."""
+        path = self.storage_path
+        return self.storage if path is None else str(path)
+
+    @property
+    def storage_path(self) -> Path | None:
+        """The storage as an absolute directory name; None where it is an object store."""
+        return local_path(self.storage) if self.storage else self.files.storage.absolute()
 
     @property
     def policy_path(self) -> Path:
@@ -105,8 +126,8 @@ class ClientSettings(BaseSettings):
 
 
 def inherited_environment() -> dict[str, str]:
-    """Return the environment that a child process is to start from."""
-    return dict(os.environ)
+    """Return the environment that a child process is to start from: without the secrets of this one, which a job's code could read."""
+    return {name: value for name, value in os.environ.items() if name not in _SECRET}
 
 
 def export_ray_token(path: str) -> None:

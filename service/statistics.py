@@ -6,13 +6,12 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
-from service.artifacts import Artifacts
+from service.artifacts import MODEL_NAME, Artifacts
 from service.errors import DamagedError, NotFoundError
 from service.store.records import Checkpoint
-from service.tensors import TensorFile, TensorFileError
 from worker.contract import LayerEntry
+from worker.storage.tensors import TensorFile, TensorFileError, tensor_name
 
-MODEL_NAME: Final = "model.safetensors"
 _BUFFERS: Final = ("running_mean", "running_var")
 
 
@@ -90,21 +89,18 @@ def _common(layers: Iterable[LayerEntry], other: Checkpoint) -> list[LayerEntry]
 async def _load(artifacts: Artifacts, checkpoint: Checkpoint, layers: Sequence[LayerEntry]) -> dict[str, Vectors]:
     if not layers:
         return {}
-    opened = await artifacts.open(checkpoint, MODEL_NAME)
-    with opened.file:
-        try:
-            return await asyncio.to_thread(_vectors, opened.file.fileno(), layers)
-        except TensorFileError as error:
-            raise DamagedError(f"file {MODEL_NAME} of checkpoint {checkpoint.step} is damaged: {error}; use another one") from error
+    opened = await artifacts.open_statistics(checkpoint)
+    try:
+        return await asyncio.to_thread(_vectors, TensorFile.read(opened.file), layers)
+    except TensorFileError as error:
+        raise DamagedError(f"file {MODEL_NAME} of checkpoint {checkpoint.step} is damaged: {error}; use another one") from error
 
 
-def _vectors(descriptor: int, layers: Sequence[LayerEntry]) -> dict[str, Vectors]:
-    file = TensorFile.read(descriptor)
+def _vectors(file: TensorFile, layers: Sequence[LayerEntry]) -> dict[str, Vectors]:
     found = {}
     for entry in layers:
-        prefix = f"{entry.name}." if entry.name else ""
-        mean, var = (file.vector(prefix + name) for name in _BUFFERS)
-        tracked = f"{prefix}num_batches_tracked"
+        mean, var = (file.vector(tensor_name(entry.name, name)) for name in _BUFFERS)
+        tracked = tensor_name(entry.name, "num_batches_tracked")
         found[entry.name] = Vectors(mean, var, int(file.vector(tracked)[0]) if tracked in file else None)
     return found
 

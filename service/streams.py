@@ -1,6 +1,7 @@
 """Live streams of a job's events: what is stored, then what comes, something at least every heartbeat, and an end with the job's."""
 
 import asyncio
+from collections import Counter
 from collections.abc import AsyncIterator, Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -26,27 +27,33 @@ class StreamFilter:
 
 
 class StreamPlaces:
-    """How many streams may be open at once. A stream holds a connection for as long as a job lives."""
+    """How many streams may be open at once, in all and of one token. A stream holds a connection for as long as a job lives."""
 
-    def __init__(self, most: int) -> None:
+    def __init__(self, most: int, most_of_one: int) -> None:
         self._most = most
-        self.num_taken = 0
+        self._most_of_one = most_of_one
+        self._taken: Counter[str] = Counter()
 
-    def check(self) -> None:
-        """Raise TooManyStreamsError where every place is taken."""
-        if self.num_taken >= self._most:
-            raise TooManyStreamsError(
-                f"{self.num_taken} streams are open; expected at most {self._most}; close one or try again", headers={"Retry-After": "5"}
-            )
+    @property
+    def num_taken(self) -> int:
+        """How many are open."""
+        return self._taken.total()
+
+    def check(self, token_id: str) -> None:
+        """Raise TooManyStreamsError where every place is taken, or every place that one token may have."""
+        for taken, most, of in ((self.num_taken, self._most, ""), (self._taken[token_id], self._most_of_one, " of this token")):
+            if taken >= most:
+                detail = f"{taken} streams{of} are open; expected at most {most}; close one or try again"
+                raise TooManyStreamsError(detail, headers={"Retry-After": "5"})
 
     @contextmanager
-    def taken(self) -> Iterator[None]:
+    def taken(self, token_id: str) -> Iterator[None]:
         """Hold a place."""
-        self.num_taken += 1
+        self._taken[token_id] += 1
         try:
             yield
         finally:
-            self.num_taken -= 1
+            self._taken[token_id] -= 1
 
 
 async def follow(tails: Tails, job: Job, after_seq: int, wanted: StreamFilter, heartbeat_s: float) -> AsyncIterator[Told | None]:

@@ -144,7 +144,7 @@ def _broken_contracts(tmp_path: Path, planted: dict[str, str]) -> str:
     ("planted", "contract"),
     [
         ({}, ""),
-        ({"service/planted.py": "import worker.training"}, "service sees of worker only the contract and the gang BROKEN"),
+        ({"service/planted.py": "import worker.training"}, "service sees of worker only the contract, the gang and the storage BROKEN"),
         ({"syncbn/planted.py": "import service.states"}, "service -> worker -> syncbn, never back BROKEN"),
         ({"worker/one.py": "import worker.two", "worker/two.py": "import worker.one"}, "no cycles BROKEN"),
     ],

@@ -1,15 +1,11 @@
-"""A checkpoint on disk: how it is published whole or not at all, verified, and read. The format is `worker.contract.manifest`.
+"""A checkpoint: how it is written, verified and read back. The format is `worker.contract.manifest`, the place `worker.storage`.
 
-Owns the files. Knows nothing of ranks, models or when to write. No pickle: tensors are safetensors, the rest is JSON.
-
-Publication: temporary directory -> files, each fsynced -> manifest, fsynced -> directory fsynced -> rename to a name that did not exist ->
-parent fsynced. A crash at any moment leaves either the whole checkpoint or a hidden directory that nobody reads.
+Owns the files and their digests. Knows nothing of ranks, models or when to write. No pickle: tensors are safetensors, the rest is JSON.
 """
 
 import hashlib
 import json
-import os
-import shutil
+import mmap
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,14 +15,15 @@ import safetensors.torch
 from safetensors import SafetensorError
 from torch import Tensor
 
-from worker.contract.manifest import MANIFEST_NAME, FileEntry, Manifest, checkpoint_name
-from worker.errors import CheckpointCorruptError, CheckpointWriteError, StaleFenceError
+from worker.contract.manifest import MANIFEST_NAME, FileEntry, Manifest
+from worker.errors import CheckpointCorruptError, CheckpointError, CheckpointWriteError, StaleFenceError
+from worker.storage.local import LocalFile, open_plain
+from worker.storage.storage import OpenFile, Storage
+from worker.storage.tensors import TensorFile, TensorFileError, statistics_of
 
 MODEL_FILE = "model.safetensors"
 TRAINING_FILE = "training.safetensors"
 SCALARS_FILE = "training.json"
-TEMPORARY_PREFIX = ".tmp-"
-DELETED_PREFIX = ".deleted-"
 
 _CHUNK_BYTES = 1 << 22
 
@@ -36,7 +33,7 @@ class Snapshot:
     """What a checkpoint will hold. Tensors are contiguous copies on the CPU that nobody else changes."""
 
     manifest: Manifest
-    """Complete but for `files`."""
+    """Complete but for `files` and `statistics`."""
     model: Mapping[str, Tensor]
     training: Mapping[str, Tensor]
     scalars: Mapping[str, Any]
@@ -52,7 +49,7 @@ class Loaded:
     scalars: dict[str, Any]
 
 
-def publish(parent: Path, snapshot: Snapshot) -> Manifest:
+def publish(storage: Storage, snapshot: Snapshot) -> Manifest:
     """Write a checkpoint and make it visible in one step.
 
     A whole checkpoint of the same step that is there already is kept and returned: a resumed run comes by the same steps again.
@@ -61,45 +58,58 @@ def publish(parent: Path, snapshot: Snapshot) -> Manifest:
         The manifest as published.
     Raises:
         StaleFenceError: a published checkpoint carries a higher fence.
-        CheckpointWriteError: nothing was published, and nothing is left behind but hidden names.
+        CheckpointWriteError: nothing was published, and nothing is left behind but what readers do not see.
     """
     draft = snapshot.manifest
     try:
-        parent.mkdir(parents=True, exist_ok=True)
-        _refuse_stale(parent, draft)
-        final = parent / checkpoint_name(draft.step)
-        if final.exists():
-            kept = _whole_or_none(final)
-            if kept is not None:
-                return kept
-            remove(final)
-        return _publish_new(parent, final, snapshot)
-    except OSError as error:
+        present = _published_before(storage, draft).get(draft.step)
+        if present is not None:
+            if _is_whole(storage, present):
+                return present
+            storage.remove(draft.job_id, draft.step, unless_pinned=False)
+        with storage.staging(draft) as directory:
+            manifest = _write(directory, snapshot)
+            _published_before(storage, draft)
+            seen = storage.publish(directory, manifest)
+    except (OSError, SafetensorError, TensorFileError) as error:
         raise CheckpointWriteError(
-            f"the checkpoint of step {draft.step} was not written to {parent}: {error}; free space or mend the disk"
+            f"the checkpoint of step {draft.step} was not written to the storage: {error}; free space, or mend the disk or the connection"
         ) from error
+    if seen.fence > draft.fence:
+        raise _stale(draft, seen.fence)
+    return seen
 
 
 def verify(directory: Path) -> Manifest:
-    """Check every file of a checkpoint against its manifest.
+    """Check every file of a checkpoint in a directory against its manifest.
 
     Raises:
         CheckpointCorruptError: naming the file, and what was found and expected.
     """
     manifest = read_manifest(directory)
     for name, entry in manifest.files.items():
-        _check(directory / name, entry, _digest_of(directory / name))
+        file = _opened(directory / name)
+        try:
+            _check(f"{directory / name}", entry, _digest_of(file))
+        finally:
+            file.close()
     return manifest
 
 
-def load(directory: Path) -> Loaded:
+def load(storage: Storage, job_id: str, step: int) -> Loaded:
     """Read a checkpoint. What is verified is what is returned: every file is read once.
 
     Raises:
         CheckpointCorruptError: naming the file, and what was found and expected.
+        CheckpointError: the storage does not answer.
     """
-    manifest = read_manifest(directory)
-    contents = {name: _read_checked(directory / name, entry) for name, entry in manifest.files.items()}
+    try:
+        manifest = storage.published(job_id).get(step)
+    except OSError as error:
+        raise CheckpointError(f"checkpoint {step} of {job_id} cannot be read: {error}; see the storage, and start the job again") from error
+    if manifest is None:
+        raise CheckpointCorruptError(f"checkpoint {step} of {job_id} is not in the storage; expected one that is listed; use another one")
+    contents = {name: _read_checked(storage, manifest, name) for name in manifest.files}
     try:
         return Loaded(
             manifest,
@@ -108,20 +118,11 @@ def load(directory: Path) -> Loaded:
             json.loads(contents[SCALARS_FILE]),
         )
     except (KeyError, SafetensorError, ValueError) as error:
-        raise CheckpointCorruptError(f"{directory} cannot be read: {error!r}; use another checkpoint") from error
-
-
-def load_model(directory: Path) -> tuple[Manifest, dict[str, Tensor]]:
-    """Read the model's part of a checkpoint, verified like `load`."""
-    manifest = read_manifest(directory)
-    if MODEL_FILE not in manifest.files:
-        raise CheckpointCorruptError(f"{directory} names no {MODEL_FILE}; expected one; use another checkpoint")
-    content = _read_checked(directory / MODEL_FILE, manifest.files[MODEL_FILE])
-    return manifest, safetensors.torch.load(content)
+        raise CheckpointCorruptError(f"checkpoint {step} of {job_id} cannot be read: {error!r}; use another checkpoint") from error
 
 
 def read_manifest(directory: Path) -> Manifest:
-    """Read the manifest of a checkpoint, without looking at the other files.
+    """Read the manifest of a checkpoint in a directory, without looking at the other files.
 
     Raises:
         CheckpointCorruptError: there is none, or it is none.
@@ -133,122 +134,90 @@ def read_manifest(directory: Path) -> Manifest:
         raise CheckpointCorruptError(f"{path} is no manifest of a checkpoint: {error}; use another checkpoint") from error
 
 
-def published(parent: Path) -> dict[int, Manifest]:
-    """Return the manifests of all published checkpoints under a directory, by step; what has no readable manifest is none."""
-    found = {}
-    for directory in parent.glob("step-*") if parent.is_dir() else ():
-        try:
-            manifest = read_manifest(directory)
-        except CheckpointCorruptError:
-            continue
-        found[manifest.step] = manifest
-    return dict(sorted(found.items()))
+def _write(directory: Path, snapshot: Snapshot) -> Manifest:
+    """Write the files of a checkpoint and return its manifest.
 
-
-def remove(directory: Path) -> None:
-    """Delete a checkpoint: hidden by a rename first, so that no reader meets a half-deleted one."""
-    hidden = directory.with_name(f"{DELETED_PREFIX}{directory.name}")
-    shutil.rmtree(hidden, ignore_errors=True)
-    directory.rename(hidden)
-    _fsync_directory(directory.parent)
-    shutil.rmtree(hidden)
-
-
-def remove_leftovers(parent: Path) -> None:
-    """Delete what earlier attempts left behind half-written or half-deleted. Only for the one who writes here now."""
-    for prefix in (TEMPORARY_PREFIX, DELETED_PREFIX):
-        for directory in parent.glob(f"{prefix}*"):
-            shutil.rmtree(directory, ignore_errors=True)
-
-
-def _publish_new(parent: Path, final: Path, snapshot: Snapshot) -> Manifest:
-    draft = snapshot.manifest
-    temporary = parent / f"{TEMPORARY_PREFIX}{final.name}-{draft.fence}"
-    shutil.rmtree(temporary, ignore_errors=True)
-    temporary.mkdir()
+    Training goes on in another thread meanwhile: neither serializing to a file nor taking a digest holds Python's global lock, while
+    `safetensors.torch.save`, to memory, holds it for seconds (measured: docs/benchmarks.md).
+    """
+    safetensors.torch.save_file(dict(snapshot.model), directory / MODEL_FILE)
+    safetensors.torch.save_file(dict(snapshot.training), directory / TRAINING_FILE)
+    (directory / SCALARS_FILE).write_text(json.dumps(dict(snapshot.scalars), indent=1, sort_keys=True))
+    files = {name: _entry(directory / name) for name in (MODEL_FILE, TRAINING_FILE, SCALARS_FILE)}
+    model = _opened(directory / MODEL_FILE)
     try:
-        files = {
-            MODEL_FILE: _write(temporary / MODEL_FILE, safetensors.torch.save(dict(snapshot.model))),
-            TRAINING_FILE: _write(temporary / TRAINING_FILE, safetensors.torch.save(dict(snapshot.training))),
-            SCALARS_FILE: _write(temporary / SCALARS_FILE, json.dumps(dict(snapshot.scalars), indent=1, sort_keys=True).encode()),
-        }
-        manifest = draft.model_copy(update={"files": files})
-        _write(temporary / MANIFEST_NAME, manifest.model_dump_json(indent=1).encode())
-        _fsync_directory(temporary)
-        _refuse_stale(parent, draft)
-        temporary.rename(final)
-        _publish_name(parent, final)
-    except BaseException:
-        # After a failed fsync the pages may be marked clean and lost: the directory is worth nothing, a second fsync proves nothing.
-        shutil.rmtree(temporary, ignore_errors=True)
-        raise
-    return manifest
+        statistics = statistics_of(TensorFile.read(model), [layer.name for layer in snapshot.manifest.layers])
+    finally:
+        model.close()
+    summary = FileEntry(size=len(statistics), sha256=hashlib.sha256(statistics).hexdigest())
+    return snapshot.manifest.model_copy(update={"files": files, "statistics": summary})
 
 
-def _publish_name(parent: Path, final: Path) -> None:
-    """Make the rename itself last. A name that might be gone after a power loss is taken back, because it must not be announced."""
-    try:
-        _fsync_directory(parent)
-    except OSError:
-        shutil.rmtree(final, ignore_errors=True)
-        raise
-
-
-def _refuse_stale(parent: Path, draft: Manifest) -> None:
-    newest = max((manifest.fence for manifest in published(parent).values()), default=0)
+def _published_before(storage: Storage, draft: Manifest) -> dict[int, Manifest]:
+    """Return what is published, or raise StaleFenceError where a later attempt has published."""
+    found = storage.published(draft.job_id)
+    newest = max((manifest.fence for manifest in found.values()), default=0)
     if newest > draft.fence:
-        raise StaleFenceError(f"fence {draft.fence} is older than fence {newest}, which has published in {parent}; this attempt must end")
+        raise _stale(draft, newest)
+    return found
 
 
-def _whole_or_none(directory: Path) -> Manifest | None:
+def _stale(draft: Manifest, newest: int) -> StaleFenceError:
+    return StaleFenceError(
+        f"fence {draft.fence} is older than fence {newest}, which has published for {draft.job_id}; this attempt must end"
+    )
+
+
+def _is_whole(storage: Storage, manifest: Manifest) -> bool:
     try:
-        return verify(directory)
-    except CheckpointCorruptError:
-        return None
+        for name, entry in manifest.files.items():
+            file = storage.open(manifest, name)
+            try:
+                _check(name, entry, _digest_of(file))
+            finally:
+                file.close()
+    except (FileNotFoundError, CheckpointCorruptError):
+        return False
+    return True
 
 
-def _write(path: Path, content: bytes) -> FileEntry:
-    """Write and fsync one file, taking its digest on the way."""
-    digest = hashlib.sha256()
-    view = memoryview(content)
-    with path.open("xb") as file:
-        for start in range(0, len(view), _CHUNK_BYTES):
-            chunk = view[start : start + _CHUNK_BYTES]
-            digest.update(chunk)
-            file.write(chunk)
-        file.flush()
-        os.fsync(file.fileno())
-    return FileEntry(size=len(view), sha256=digest.hexdigest())
-
-
-def _read_checked(path: Path, entry: FileEntry) -> bytes:
+def _read_checked(storage: Storage, manifest: Manifest, name: str) -> bytes:
+    entry = manifest.files[name]
     try:
-        content = path.read_bytes()
+        file = storage.open(manifest, name)
+        try:
+            content = file.read(0, file.size)
+        finally:
+            file.close()
     except OSError as error:
-        raise CheckpointCorruptError(f"{path} cannot be read: {error}; use another checkpoint") from error
-    _check(path, entry, (len(content), hashlib.sha256(content).hexdigest()))
+        raise CheckpointCorruptError(f"{name} of checkpoint {manifest.step} cannot be read: {error}; use another checkpoint") from error
+    _check(f"{name} of checkpoint {manifest.step}", entry, (len(content), hashlib.sha256(content).hexdigest()))
     return content
 
 
-def _digest_of(path: Path) -> tuple[int, str]:
+def _entry(path: Path) -> FileEntry:
+    """Return size and digest of a file that is not empty, in one call without Python's lock: a loop would take it for every chunk."""
+    with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
+        return FileEntry(size=len(content), sha256=hashlib.sha256(content).hexdigest())
+
+
+def _opened(path: Path) -> LocalFile:
     try:
-        with path.open("rb") as file:
-            return path.stat().st_size, hashlib.file_digest(file, "sha256").hexdigest()
+        return open_plain(path)
     except OSError as error:
         raise CheckpointCorruptError(f"{path} cannot be read: {error}; use another checkpoint") from error
 
 
-def _check(path: Path, entry: FileEntry, found: tuple[int, str]) -> None:
+def _digest_of(file: OpenFile) -> tuple[int, str]:
+    digest = hashlib.sha256()
+    for start in range(0, file.size, _CHUNK_BYTES):
+        digest.update(file.read(start, _CHUNK_BYTES))
+    return file.size, digest.hexdigest()
+
+
+def _check(what: str, entry: FileEntry, found: tuple[int, str]) -> None:
     if found != (entry.size, entry.sha256):
         raise CheckpointCorruptError(
-            f"{path} has {found[0]} bytes and sha256 {found[1][:12]}...; the manifest says {entry.size} bytes and {entry.sha256[:12]}...;"
+            f"{what} has {found[0]} bytes and sha256 {found[1][:12]}...; the manifest says {entry.size} bytes and {entry.sha256[:12]}...;"
             " it was damaged after writing; use another checkpoint"
         )
-
-
-def _fsync_directory(directory: Path) -> None:
-    descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -3,6 +3,8 @@
     WorkerError
     |-- TaskError               user: model or task code raised, or does not fit the data
     |-- DataError               user: the data cannot be trained on
+    |   `-- BadDataError            user: more samples cannot be read than data.max_bad allows
+    |-- LoaderError             system, retryable: the processes that load the data died, or a batch did not come in time
     |-- DivergedError           user: the loss is NaN or infinite
     |-- MemoryExhaustedError    user: the job does not fit into memory
     |-- CheckpointError         system: a checkpoint could not be read or written
@@ -44,6 +46,19 @@ class DataError(WorkerError):
     """The data cannot be trained on."""
 
     code = FailureCode.DATA_ERROR
+
+
+class BadDataError(DataError):
+    """More samples cannot be read than data.max_bad allows."""
+
+    code = FailureCode.BAD_DATA
+
+
+class LoaderError(WorkerError):
+    """The processes that load the data died again and again, or a batch did not come in time."""
+
+    code = FailureCode.LOADER_FAILED
+    is_retryable = True
 
 
 class DivergedError(WorkerError):

@@ -98,8 +98,8 @@ def _predict(model: nn.Module, task: Task, data: Split, count: int) -> tuple[tup
     dtype = next(model.parameters()).dtype
     loss, sums, found = 0.0, None, []
     for index in range(count):
-        x, y = data.batch(np.array([index]), 0)
-        outputs = model(x.to(dtype))
+        images, y = (torch.as_tensor(part) for part in data.batch(np.array([index]), 0))
+        outputs = model(images.to(dtype))
         loss += float(task.losses(outputs, y).sum())
         sums = task.sums(outputs, y).double() + (0 if sums is None else sums)
         if y.numel() == 1 and isinstance(outputs, torch.Tensor) and outputs.dim() == 2:

@@ -1,42 +1,49 @@
 """The background thread that writes a job's checkpoints, on rank 0. At most one is in flight; the next waits.
 
-Owns the thread, the announcements (`checkpoint`, `pruned`, `warning`) and the retention. Takes snapshots that are copies already.
+Owns the thread, the announcements (`checkpoint`, `pruned`, `warning`), the retention, and the patience with the last checkpoint. Takes
+snapshots that are copies already.
 """
 
 import threading
-from pathlib import Path
+import time
 
-from worker.checkpoint import Snapshot, publish, published, remove, remove_leftovers
+from worker.checkpoint import Snapshot, publish
 from worker.contract.events import EventType
-from worker.contract.manifest import checkpoint_name
 from worker.contract.spec import CheckpointSpec
 from worker.errors import CheckpointWriteError, WorkerError
 from worker.progress import EventBuffer
 from worker.retention import steps_to_prune
+from worker.storage.storage import Storage
+
+LAST_PATIENCE_S = 120.0
+"""How long a job that has done all its steps tries to write its last checkpoint before it fails."""
+FIRST_PAUSE_S = 1.0
+LONGEST_PAUSE_S = 15.0
 
 
 class Publisher:
     """Publishes snapshots one at a time, in the order given.
 
-    A write that fails costs one checkpoint: it becomes a `warning`, the job goes on, and the one before stays. A stale fence ends the
-    attempt: it is raised at the next `submit` or `finish`.
+    A write that fails costs one checkpoint: it becomes a `warning`, the job goes on, and the one before stays. Only the last one is tried
+    again. A stale fence ends the attempt: it is raised at the next `submit` or `finish`.
     """
 
-    def __init__(self, parent: Path, spec: CheckpointSpec, events: EventBuffer) -> None:
-        self._parent, self._spec, self._events = parent, spec, events
+    def __init__(self, storage: Storage, job_id: str, spec: CheckpointSpec, events: EventBuffer) -> None:
+        self._storage, self._job_id, self._spec, self._events = storage, job_id, spec, events
         self._thread: threading.Thread | None = None
+        self._snapshot: Snapshot | None = None
         self._failure: Exception | None = None
-        remove_leftovers(parent)
+        try:
+            storage.sweep(job_id)
+        except OSError as error:
+            self._warn("leftovers_not_deleted", str(error))
 
     def submit(self, snapshot: Snapshot) -> None:
         """Begin to publish a snapshot, after waiting for the one before. Raises what makes going on pointless."""
         self.wait()
         if self._failure is not None and not isinstance(self._failure, CheckpointWriteError):
             raise self._failure
-        self._failure = None
-        # Not a daemon: a process that ends normally finishes its write.
-        self._thread = threading.Thread(target=self._run, args=(snapshot,), name="checkpoint")
-        self._thread.start()
+        self._start(snapshot)
 
     def wait(self, timeout_s: float | None = None) -> None:
         """Wait until nothing is in flight, or for `timeout_s`."""
@@ -44,31 +51,58 @@ class Publisher:
             self._thread.join(timeout_s)
             self._thread = self._thread if self._thread.is_alive() else None
 
-    def finish(self) -> None:
-        """Wait for the last checkpoint. Raises what went wrong with it: a job that has no final checkpoint has not succeeded."""
+    @property
+    def is_writing(self) -> bool:
+        """Whether a checkpoint is in flight."""
+        return self._thread is not None and self._thread.is_alive()
+
+    def finish(self, stop: threading.Event | None = None) -> None:
+        """Wait for the last checkpoint; write it again for `LAST_PATIENCE_S` where it cannot be written, and until `stop` is set.
+
+        Raises:
+            CheckpointWriteError: it could not: a job that has no final checkpoint has not succeeded.
+            StaleFenceError: a later attempt has published.
+        """
+        stop = stop or threading.Event()
+        deadline, pause_s = time.monotonic() + LAST_PATIENCE_S, FIRST_PAUSE_S
         self.wait()
+        while isinstance(self._failure, CheckpointWriteError) and self._snapshot is not None:
+            if time.monotonic() + pause_s > deadline or stop.wait(pause_s):
+                break
+            self._start(self._snapshot)
+            self.wait()
+            pause_s = min(2 * pause_s, LONGEST_PAUSE_S)
         if self._failure is not None:
             raise self._failure
 
+    def _start(self, snapshot: Snapshot) -> None:
+        self._failure, self._snapshot = None, snapshot
+        # Not a daemon: a process that ends normally finishes its write.
+        self._thread = threading.Thread(target=self._run, args=(snapshot,), name="checkpoint")
+        self._thread.start()
+
     def _run(self, snapshot: Snapshot) -> None:
         try:
-            manifest = publish(self._parent, snapshot)
+            manifest = publish(self._storage, snapshot)
             self._events.emit(EventType.CHECKPOINT, manifest.model_dump(mode="json"))
             self._prune()
         except CheckpointWriteError as error:
             self._failure = error
-            self._events.emit(EventType.WARNING, {"code": "checkpoint_not_written", "message": str(error), "step": snapshot.manifest.step})
+            self._warn("checkpoint_not_written", str(error), step=snapshot.manifest.step)
         except Exception as error:  # noqa: BLE001 - the outermost loop of a thread: recorded, and raised by the training thread
             self._failure = error if isinstance(error, WorkerError) else CheckpointWriteError(f"the checkpoint was not written: {error!r}")
 
     def _prune(self) -> None:
         """Delete what the rule does not keep. A checkpoint that cannot be deleted is a warning, no failure."""
+        pruned = []
         try:
-            steps = steps_to_prune(published(self._parent), self._spec)
-            for step in steps:
-                remove(self._parent / checkpoint_name(step))
+            for step in steps_to_prune(self._storage.published(self._job_id), self._spec, self._storage.pins(self._job_id)):
+                # Looks for a pin once more: one may have come since.
+                pruned += [step] if self._storage.remove(self._job_id, step, unless_pinned=True) else []
         except OSError as error:
-            self._events.emit(EventType.WARNING, {"code": "checkpoint_not_deleted", "message": str(error)})
-            return
-        if steps:
-            self._events.emit(EventType.PRUNED, {"steps": steps})
+            self._warn("checkpoint_not_deleted", str(error))
+        if pruned:
+            self._events.emit(EventType.PRUNED, {"steps": pruned})
+
+    def _warn(self, code: str, message: str, **more: int) -> None:
+        self._events.emit(EventType.WARNING, {"code": code, "message": message, **more})

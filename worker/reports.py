@@ -44,7 +44,11 @@ class Reporter:
             self._reported_at = now
             values = {f"train/{name}": value for name, value in result.metrics.items()}
             values |= {} if result.layers is None else cost(result.layers)
-            self.metrics(step, values | {"lr": result.learning_rate} | self._throughput())
+            self.metrics(step, values | {"lr": result.learning_rate, "data/wait_s": result.wait_s} | self._throughput())
+
+    def warn(self, code: str, message: str) -> None:
+        """Say what went wrong and was mended, on any rank; may be called in any thread."""
+        self._events.emit(EventType.WARNING, {"code": code, "message": message})
 
     def metrics(self, step: int, values: Mapping[str, float]) -> dict[str, float]:
         """Report values after `step` steps; return the finite ones. A value that is no number becomes a warning instead."""

@@ -88,6 +88,10 @@ class Plan:
         """Return whether a checkpoint belongs after `step` steps: at the end of every n-th epoch, and at the end of the job."""
         return step == self.total_steps or (step > 0 and step % (every_epochs * self.steps_per_epoch) == 0)
 
+    def is_step_due(self, step: int, every_steps: int | None) -> bool:
+        """Return whether a checkpoint without validation belongs after `step` steps, in mid-epoch too; None: there are none such."""
+        return every_steps is not None and step > 0 and step % every_steps == 0
+
 
 @dataclass
 class Sampler:
@@ -114,7 +118,10 @@ class Sampler:
         The global batch is cut into micro-batches first, and those into shares, so that the samples that are normalized together do not
         depend on the world size. There are fewer than `accumulate` micro-batches where some would have one sample only.
         """
-        batch = self.batch(step)
+        return self.cut(self.batch(step))
+
+    def cut(self, batch: Indices) -> list[Indices]:
+        """Return this rank's share of each micro-batch of anything that is as long as a global batch, and in its order."""
         num_parts = max(1, min(self.accumulate, len(batch) // 2))
         micro_batches = [batch[part] for part in shares(len(batch), num_parts)]
         return [part[shares(len(part), self.world_size)[self.rank]] for part in micro_batches]

@@ -6,20 +6,20 @@ Owns the order of things: meet, build, adopt state, train, evaluate, save, leave
 import threading
 import traceback
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 import torch
 
 import syncbn
+from worker.bundle import importable
 from worker.checkpoint import Loaded, Snapshot, load
 from worker.compilation import patience
-from worker.contract.advice import advise
 from worker.contract.assignment import Assignment
 from worker.contract.events import EventType
-from worker.contract.manifest import checkpoint_name, checkpoints_directory
 from worker.contract.spec import RecalibrateSpec
+from worker.data.assembly import taken_bad
+from worker.data.bad import BadSamples
 from worker.data.registry import build_data
 from worker.data.split import Splits
 from worker.errors import PeerLostError, StorageNotSharedError, TaskError, blame, classify
@@ -33,7 +33,10 @@ from worker.reports import Reporter
 from worker.sampler import Plan, even_batches
 from worker.settings import read_settings
 from worker.snapshot import draft_manifest
-from worker.state import capture, restore_model, restore_training, seed_generators
+from worker.state import Buffers, capture, restore_model, restore_training, seed_generators
+from worker.storage.opening import open_storage
+from worker.storage.profiles import StorageConfigError
+from worker.storage.storage import Storage
 from worker.training import Precision, Trainer
 
 Outcome = Literal["succeeded", "stopped"]
@@ -83,20 +86,25 @@ def _train_and_leave(
     store = store or connect_store(assignment.store_host, assignment.store_port)
     ranks = join(store, assignment.rank, assignment.world_size, device, patience(read_settings(), spec))
     # Whatever can fail on one rank alone comes after the ranks have met, so that the others need not wait for it in vain.
-    _require_shared_storage(assignment)
+    storage = _shared_storage(assignment)
+    with importable(storage, assignment.code_sha256):
+        outcome = _run_session(assignment, ranks, storage, events, stop, publishers)
+    leave()
+    return outcome
+
+
+def _run_session(  # noqa: PLR0917 - what one rank trains with
+    assignment: Assignment, ranks: Ranks, storage: Storage, events: EventBuffer, stop: threading.Event, publishers: list[Publisher]
+) -> Outcome:
+    spec = assignment.spec
     seed_generators(spec.seed, assignment.rank, assignment.attempt)
     splits = build_data(spec.data, spec.seed)
     publisher = None
     if assignment.rank == 0:
-        publisher = Publisher(_checkpoints_of(assignment, assignment.job_id), spec.checkpoint, events)
+        publisher = Publisher(storage, assignment.job_id, spec.checkpoint, events)
         publishers.append(publisher)
-        for problem in advise(spec):
-            events.emit(EventType.WARNING, {"code": "spec_advice", "message": str(problem)})
-    session = _Session(assignment, ranks, splits, publisher=publisher, events=events, stop=stop)
-    outcome = session.run()
-    del session
-    leave()
-    return outcome
+    session = _Session(assignment, ranks, splits, storage=storage, publisher=publisher, events=events, stop=stop)
+    return session.run()
 
 
 class _Session:
@@ -108,20 +116,26 @@ class _Session:
         ranks: Ranks,
         splits: Splits,
         *,
+        storage: Storage,
         publisher: Publisher | None,
         events: EventBuffer,
         stop: threading.Event,
     ) -> None:
         spec = assignment.spec
         self.assignment, self.spec, self.ranks, self.splits, self.publisher, self.stop = assignment, spec, ranks, splits, publisher, stop
+        self.storage, self.buffers = storage, Buffers()
         self.plan = Plan(splits.train.num_samples, spec.batch_size, spec.epochs, spec.steps)
         self.reporter = Reporter(events, self.plan, ranks.rank)
         self.group = None if spec.norm.group_size == "all" else syncbn.norm_groups(spec.norm.group_size, prefer_node_local=False)
-        model = build_model(spec.model, spec.norm, training_norm(spec.norm, self.group), splits.train, spec.seed, task=spec.task.name)
+        # Placed before anything is loaded: a checkpoint of double precision must not pass through the single precision of a fresh model.
+        model = Precision(spec, ranks.device).place_model(
+            build_model(spec.model, spec.norm, training_norm(spec.norm, self.group), splits.train, spec.seed, task=spec.task.name)
+        )
         loaded = self._resumed_from()
         if loaded is not None:
             restore_model(model, loaded.model, str(assignment.resume))
-        self.trainer = Trainer(spec, self.plan, splits.train, Precision(spec, ranks.device).place_model(model), ranks)
+        self.bad, self.bad_held_out = (BadSamples(spec.data.max_bad, self.reporter.warn) for _ in range(2))
+        self.trainer = Trainer(spec, self.plan, splits.train, model, ranks, warn=self.reporter.warn)
         self.step = 0
         if loaded is not None and loaded.manifest.job_id == assignment.job_id:
             self.step = restore_training(self.trainer, loaded, ranks)
@@ -133,6 +147,8 @@ class _Session:
             self._finish()
         except StoppedError:
             return "stopped"
+        finally:
+            self.trainer.close()
         return "succeeded"
 
     def _train(self) -> None:
@@ -142,17 +158,21 @@ class _Session:
             result = self.trainer.step(self.step, self.stop)
             self.step += 1
             self.reporter.step(self.step, result)
+            self.bad.settle((self.step - 1) // self.plan.steps_per_epoch, result.bad, result.num_bad)
             if result.is_stop_asked:
                 raise StoppedError
             if self.step < self.plan.total_steps and self.plan.is_checkpoint_due(self.step, self.spec.checkpoint.every_epochs):
                 self._evaluate_and_save()
                 self.reporter.phase("training")
+            elif self.step < self.plan.total_steps and self.plan.is_step_due(self.step, self.spec.checkpoint.every_steps):
+                self._share_statistics()
+                self._save({})
 
     def _finish(self) -> None:
         self._evaluate_and_save(is_last=True)
         self.reporter.phase("finishing")
         if self.publisher is not None:
-            self.publisher.finish()
+            self.publisher.finish(self.stop)
 
     def _evaluate_and_save(self, *, is_last: bool = False) -> None:
         average = self.trainer.average
@@ -160,11 +180,7 @@ class _Session:
             self.reporter.phase("recalibrating")
             self._recalibrate()
         self.reporter.phase("evaluating")
-        if self.spec.norm.kind == "batch_norm" or self.group is not None:
-            # Running statistics differ between ranks here; those of rank 0 are evaluated and saved, as DistributedDataParallel does.
-            self.ranks.adopt_first(self.trainer.model.buffers())
-            if average is not None:
-                self.ranks.adopt_first(average.model.buffers())
+        self._share_statistics()
         values = evaluate(
             self.trainer.evaluated,
             self.trainer.task,
@@ -174,11 +190,32 @@ class _Session:
             batch_size=self._samples_per_pass(),
             stop=self.stop,
         )
-        metrics = self.reporter.metrics(self.step, values)
-        state = capture(self.trainer, self.step, self.ranks)
+        self._settle_held_out()
+        self._save(self.reporter.metrics(self.step, values))
+
+    def _share_statistics(self) -> None:
+        """Where running statistics differ between ranks, take those of rank 0, as DistributedDataParallel does."""
+        if self.spec.norm.kind == "batch_norm" or self.group is not None:
+            self.ranks.adopt_first(self.trainer.model.buffers())
+            if self.trainer.average is not None:
+                self.ranks.adopt_first(self.trainer.average.model.buffers())
+
+    def _save(self, metrics: dict[str, float]) -> None:
+        """Copy the state and have it published in the background. Every rank must call."""
+        if self.publisher is not None:
+            # What is being written lies in the buffers that are filled next.
+            self.publisher.wait()
+        state = capture(self.trainer, self.step, self.ranks, self.buffers)
         if state is not None and self.publisher is not None:
             manifest = draft_manifest(self.assignment, self.plan, self.step, self.trainer.evaluated, metrics)
             self.publisher.submit(Snapshot(manifest, state.model, state.training, state.scalars))
+
+    def _settle_held_out(self) -> None:
+        """Count the samples of the evaluation that could not be read, where samples are read from files."""
+        if self.spec.data.path is not None:
+            bad = taken_bad(self.splits.test)
+            total = self.ranks.sum(torch.tensor(len(bad), dtype=torch.float64, device=self.ranks.device))
+            self.bad_held_out.settle(self.step, bad, int(total))
 
     def _samples_per_pass(self) -> int:
         """Return how many samples surely fit into memory at once without gradients: as many as trained with them, on one rank."""
@@ -208,20 +245,24 @@ class _Session:
         if self.assignment.resume is None:
             return None
         job_id, _, step = self.assignment.resume.partition("/")
-        return load(_checkpoints_of(self.assignment, job_id) / checkpoint_name(int(step)))
+        return load(self.storage, job_id, int(step))
 
 
-def _checkpoints_of(assignment: Assignment, job_id: str) -> Path:
-    return assignment.storage / checkpoints_directory(job_id)
-
-
-def _require_shared_storage(assignment: Assignment) -> None:
-    path = assignment.storage / assignment.marker
-    if not path.is_file():
+def _shared_storage(assignment: Assignment) -> Storage:
+    """Open the storage, and see by the marker that it is the controller's."""
+    try:
+        storage = open_storage(assignment.storage)
+        is_shared = storage.is_marked(assignment.marker)
+    except (OSError, StorageConfigError) as error:
         raise StorageNotSharedError(
-            f"rank {assignment.rank} does not see {path}, which the controller wrote: the storage path must be the same shared directory on"
-            " every node and for the controller; mount it on this node, or use one node"
+            f"rank {assignment.rank} cannot use the storage {assignment.storage}: {error}; set this node up like the controller's"
+        ) from error
+    if not is_shared:
+        raise StorageNotSharedError(
+            f"rank {assignment.rank} does not see {assignment.marker} in {assignment.storage}, which the controller wrote: the storage path"
+            " must be the same shared directory on every node and for the controller; mount it on this node, or use one node"
         )
+    return storage
 
 
 def _forget_frames(error: BaseException) -> None:

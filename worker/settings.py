@@ -3,18 +3,25 @@
 Owns names, units and ranges; decides nothing.
 """
 
+import json
 import os
 from dataclasses import dataclass
 
 
 @dataclass(frozen=True)
 class WorkerSettings:
-    """Bounds on waiting, in seconds."""
+    """Bounds on waiting, in seconds, and where data and storage profiles lie."""
 
     meet_timeout_s: float = 120.0
     """SYNCBN_MEET_TIMEOUT_S: longest wait for all ranks to meet at the start; above 0."""
     collective_timeout_s: float = 300.0
     """SYNCBN_COLLECTIVE_TIMEOUT_S: longest wait for the peers in one collective; above the longest pause of any rank."""
+    batch_timeout_s: float = 300.0
+    """SYNCBN_BATCH_TIMEOUT_S: longest wait of a step for its batch; above the time that one process takes to load one."""
+    data_roots: tuple[str, ...] = ()
+    """SYNCBN_DATA_ROOTS: JSON list of directories that data.path may lie under; none: wherever this process may read."""
+    storage_profiles: str = ""
+    """SYNCBN_STORAGE_PROFILES: TOML file of the named ways into object stores; empty where there is none."""
 
 
 def read_settings() -> WorkerSettings:
@@ -27,13 +34,32 @@ def read_settings() -> WorkerSettings:
     return WorkerSettings(
         meet_timeout_s=_seconds("SYNCBN_MEET_TIMEOUT_S", defaults.meet_timeout_s),
         collective_timeout_s=_seconds("SYNCBN_COLLECTIVE_TIMEOUT_S", defaults.collective_timeout_s),
+        batch_timeout_s=_seconds("SYNCBN_BATCH_TIMEOUT_S", defaults.batch_timeout_s),
+        data_roots=_directories("SYNCBN_DATA_ROOTS"),
+        storage_profiles=os.environ.get("SYNCBN_STORAGE_PROFILES", ""),
     )
+
+
+def read_secret(variable: str) -> str:
+    """Return what an environment variable holds that a storage profile names, empty where it is not set. Never shown or stored."""
+    return os.environ.get(variable, "")
 
 
 def export_interface(name: str) -> None:
     """Tell gloo and NCCL which network interface to use. They read it when a process group is made."""
     os.environ["GLOO_SOCKET_IFNAME"] = name
     os.environ["NCCL_SOCKET_IFNAME"] = name
+
+
+def _directories(name: str) -> tuple[str, ...]:
+    raw = os.environ.get(name, "")
+    try:
+        found = json.loads(raw) if raw else []
+    except ValueError:
+        found = None
+    if not isinstance(found, list) or not all(isinstance(path, str) and path.startswith("/") for path in found):
+        raise ValueError(f'{name} is {raw!r}; expected a JSON list of absolute paths; write it like ["/data"]')
+    return tuple(found)
 
 
 def _seconds(name: str, default: float) -> float:

@@ -18,11 +18,16 @@ import syncbn
 from worker.averaging import Average
 from worker.compilation import blame_compiler, compiled
 from worker.contract.spec import JobSpec
-from worker.data.split import Split
+from worker.data.assembly import Recipe
+from worker.data.bad import BadSample
+from worker.data.loader import Loader
+from worker.data.loader_pool import Warn
+from worker.data.mixing import Mixing
+from worker.data.split import Array, Split
 from worker.errors import DataError, DivergedError, TaskError, blame
 from worker.optimization import build_optimizer, learning_rate
 from worker.ranks import Pending, Ranks
-from worker.sampler import Indices, Plan, Sampler
+from worker.sampler import Plan, Sampler
 from worker.tasks.registry import build_task
 from worker.tasks.task import checked_losses, checked_sums
 from worker.telemetry import Layers, is_watched
@@ -41,6 +46,12 @@ class StepResult:
     learning_rate: float
     is_stop_asked: bool
     """Some rank was asked to stop; all ranks learn it in the same step."""
+    wait_s: float
+    """How long the ranks waited for their batches, on average."""
+    num_bad: int
+    """Samples that could not be read, over all ranks."""
+    bad: tuple[BadSample, ...] = ()
+    """Those of them that this rank met."""
     layers: Layers | None = None
     """What the normalization layers did, on steps that are watched."""
 
@@ -59,8 +70,9 @@ class Precision:
         dimensions = max((parameter.dim() for parameter in model.parameters()), default=0)
         return model.to(self.device, self.dtype, memory_format=self._layout(dimensions))  # type: ignore[call-overload, no-any-return]
 
-    def place(self, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+    def place(self, x: Tensor | Array, y: Tensor | Array) -> tuple[Tensor, Tensor]:
         """Move a batch to the device, type and layout of the job."""
+        x, y = torch.as_tensor(x), torch.as_tensor(y)
         x = x.to(self.device, self.dtype, non_blocking=True, memory_format=self._layout(x.dim()))
         return x, y.to(self.device, non_blocking=True)
 
@@ -77,16 +89,28 @@ class Precision:
 class Trainer:
     """The state that steps change: model, optimizer, gradient scaler, average. Every rank has one, and all stay equal."""
 
-    def __init__(self, spec: JobSpec, plan: Plan, data: Split, model: nn.Module, ranks: Ranks) -> None:
+    def __init__(self, spec: JobSpec, plan: Plan, data: Split, model: nn.Module, ranks: Ranks, *, warn: Warn) -> None:
         self.model = model
         self.optimizer = build_optimizer(spec.optimizer, model)
         self.scaler = torch.amp.GradScaler(ranks.device.type, enabled=spec.precision == "fp16")
         self.precision = Precision(spec, ranks.device)
         self.task = build_task(spec.task, data)
         self.average = Average(spec.average, plan, model) if spec.average else None
-        self._spec, self._plan, self._data, self._ranks = spec, plan, data, ranks
+        self._spec, self._plan, self._ranks = spec, plan, ranks
         self._sampler = Sampler(plan, spec.seed, ranks.rank, ranks.world_size, spec.accumulate)
+        self._data = Loader(
+            Recipe(data, Mixing(spec.data.mixup, spec.seed, data.num_classes) if spec.data.mixup else None),
+            Sampler(plan, spec.seed, ranks.rank, ranks.world_size, spec.accumulate),
+            num_processes=spec.data.loader_workers,
+            prefetch=spec.data.prefetch,
+            is_pinned=ranks.device.type == "cuda",
+            warn=warn,
+        )
         self._replica = ranks.replicate(compiled(model, spec))
+
+    def close(self) -> None:
+        """End what loads the data."""
+        self._data.close()
 
     def step(self, step: int, stop: threading.Event) -> StepResult:
         """Train on the global batch of one step, counted from 0.
@@ -96,7 +120,7 @@ class Trainer:
             DataError, TaskError: the data or the model raised.
             PeerLostError: another rank went away.
 
-        Collectives: those of the model's forward and backward, the gradients' all_reduces, and one all_reduce of 2 + K float64 for a task
+        Collectives: those of the model's forward and backward, the gradients' all_reduces, and one all_reduce of 4 + K float64 for a task
             with K sums; on a watched step one more of 2 float64 per layer. A rank with an empty share takes part in all of them.
         """
         rate = learning_rate(self._spec, self._plan, step)
@@ -111,7 +135,7 @@ class Trainer:
             self.scaler.step(self.optimizer)
             self.scaler.update()
             self.optimizer.zero_grad(set_to_none=True)
-        num_asked, loss_sum, *sums = totals.tolist()
+        num_asked, wait_s, num_bad, loss_sum, *sums = totals.tolist()
         if not math.isfinite(loss_sum):
             raise DivergedError(
                 f"the loss is {loss_sum} at step {step + 1}; expected a finite number; lower optimizer.lr or lengthen the warm-up"
@@ -120,7 +144,10 @@ class Trainer:
             self.average.follow(self.model, step + 1)
         with blame(TaskError):
             metrics = {name: value for name, value in self.task.metrics(sums, count).items() if "/" not in name}
-        return StepResult({"loss": loss_sum / count, **metrics}, rate, num_asked > 0, layers)
+        wait_s /= self._ranks.world_size
+        loss = loss_sum / count
+        bad = self._data.take_bad()
+        return StepResult({"loss": loss, **metrics}, rate, num_asked > 0, wait_s, int(num_bad), bad, layers)
 
     @property
     def evaluated(self) -> nn.Module:
@@ -142,30 +169,30 @@ class Trainer:
         DDP averages:  (1 / R) sum_r grad(loss_r)        so with loss_r = (R / B) sum_i loss_ri it is the gradient of the mean over B
 
         Returns:
-            Over all ranks: how many were asked to stop, the sum of the losses, and the task's sums.
+            Over all ranks: how many were asked to stop, how long they waited for data, how many samples could not be read, the sum of
+            the losses, and the task's sums.
         """
         weight = self._ranks.world_size / count
-        micro_batches = self._sampler.micro_batches(step)
-        epoch = step // self._plan.steps_per_epoch
+        last = len(self._sampler.micro_batches(step)) - 1
         measured = []
-        for indices in micro_batches[:-1]:
+        for part in range(last):
             with self._replica.without_averaging():
-                loss, sums = self._forward(indices, epoch)
+                loss, sums = self._forward(step, part)
                 self._backward(loss, weight)
                 measured.append(sums)
-        loss, sums = self._forward(micro_batches[-1], epoch)
-        is_asked = sums.new_full((1,), float(stop.is_set()))
-        totals = torch.cat([is_asked, torch.stack([*measured, sums]).sum(0)])
+        loss, sums = self._forward(step, last)
+        own = sums.new_tensor([float(stop.is_set()), self._data.take_wait_s(), self._data.num_bad])
+        totals = torch.cat([own, torch.stack([*measured, sums]).sum(0)])
         # Begun before backward, so that it is done by its end.
         pending: Pending = self._ranks.start_sum(totals)
         self._backward(loss, weight)
         pending.wait()
         return totals
 
-    def _forward(self, indices: Indices, epoch: int) -> tuple[Tensor, Tensor]:
+    def _forward(self, step: int, part: int) -> tuple[Tensor, Tensor]:
         """Return the sum of the losses of a micro-batch on this rank, with its gradient, and that beside the task's sums, (1 + K,)."""
         with blame(DataError):
-            x, y = self.precision.place(*self._data.batch(indices, epoch))
+            x, y = self.precision.place(*self._data.batch(step, part))
         with self.precision.forward():
             outputs: Any = self._replica(x)
             loss = checked_losses(self.task.losses(outputs, y), y).sum()

@@ -1,5 +1,6 @@
 """Reads request bodies: bounded while they arrive, JSON or YAML, to plain values. What they mean is the caller's."""
 
+import asyncio
 from typing import Any, Final
 
 import yaml
@@ -8,7 +9,7 @@ from pydantic_core import from_json
 from yaml.events import AliasEvent, CollectionEndEvent, CollectionStartEvent
 
 from service.api.context import InContext
-from service.errors import MalformedError, MediaTypeError, TooLargeError
+from service.errors import MalformedError, MediaTypeError, TooLargeError, TooSlowError
 
 JSON: Final = frozenset({"application/json"})
 YAML: Final = frozenset({"application/yaml", "application/x-yaml", "text/yaml"})
@@ -17,15 +18,15 @@ MAX_DEPTH: Final = 64
 
 async def read_json_or_yaml(request: Request, context: InContext) -> Any:
     """Return the body as plain values, decoded by its Content-Type."""
-    media_type = _media_type(request, JSON | YAML)
-    body = await _read(request, context.settings.max_body_bytes)
+    media_type = media_type_of(request, JSON | YAML)
+    body = await read_bounded(request, context.settings.max_body_bytes, context.settings.body_timeout_s)
     return decode_json(body) if media_type in JSON else decode_yaml(body)
 
 
 async def read_json(request: Request, context: InContext) -> Any:
     """Return the body, which must be JSON, as plain values."""
-    _media_type(request, JSON)
-    return decode_json(await _read(request, context.settings.max_body_bytes))
+    media_type_of(request, JSON)
+    return decode_json(await read_bounded(request, context.settings.max_body_bytes, context.settings.body_timeout_s))
 
 
 def decode_json(body: bytes) -> Any:
@@ -69,7 +70,8 @@ def _check_shape(body: bytes) -> None:
             raise yaml.YAMLError(f"nested more than {MAX_DEPTH} deep")
 
 
-def _media_type(request: Request, known: frozenset[str]) -> str:
+def media_type_of(request: Request, known: frozenset[str]) -> str:
+    """Return the media type of the body, or raise MediaTypeError where it is none of those that are known."""
     given = request.headers.get("content-type", "")
     media_type = given.partition(";")[0].strip().lower()
     if media_type not in known:
@@ -79,6 +81,21 @@ def _media_type(request: Request, known: frozenset[str]) -> str:
             headers={"Accept": ", ".join(sorted(known))},
         )
     return media_type
+
+
+async def read_bounded(request: Request, most: int, timeout_s: float) -> bytes:
+    """Return the body.
+
+    Raises:
+        TooLargeError: it has more than `most` bytes; what is beyond is not read.
+        TooSlowError: it has not arrived whole within timeout_s; the connection is closed.
+    """
+    try:
+        async with asyncio.timeout(timeout_s):
+            return await _read(request, most)
+    except TimeoutError as error:
+        detail = f"the body has not arrived within {timeout_s:g} s; expected it sooner; send less, or over a faster line"
+        raise TooSlowError(detail, headers={"Connection": "close"}) from error
 
 
 async def _read(request: Request, most: int) -> bytes:

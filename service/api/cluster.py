@@ -5,34 +5,43 @@ from typing import Annotated, Any
 
 from fastapi import APIRouter, Query
 
-from service.api.context import InContext
+from service.api.context import READ, InContext, InIdentity
 from service.api.schemas import CataloguePage, EntryShape, QueuedShape, QueuePage
 from service.store.records import Job
 from service.waiting import Wait, in_line
 from worker.contract import DATASETS, MODELS, NORMS
 from worker.contract.catalogue import Entry
 
-router = APIRouter(tags=["cluster"])
+router = APIRouter(tags=["cluster"], dependencies=[READ])
 
 
 @router.get("/cluster")
-async def get_cluster(context: InContext) -> dict[str, Any]:
-    """Show the nodes and what is free on them."""
+async def get_cluster(context: InContext, identity: InIdentity) -> dict[str, Any]:
+    """Show the nodes and what is free on them, and which of the project's jobs have a gang."""
     if context.controller is None:
         return {"is_connected": False, "message": "this controller runs no jobs", "nodes": [], "room": None, "gangs": []}
-    return await context.controller.view()
+    view = await context.controller.view()
+    if identity.is_admin:
+        return view
+    own = await context.store.jobs.of_project(view.get("gangs", ()), identity.project)
+    return view | {"gangs": sorted(own)}
 
 
 @router.get("/queue")
 async def get_queue(
     context: InContext,
+    identity: InIdentity,
     after: Annotated[int, Query(ge=0, le=2**31, description="only what is behind this place")] = 0,
     limit: Annotated[int, Query(ge=1, le=1000)] = 100,
 ) -> QueuePage:
-    """Show the jobs that wait, in the order in which they may start, and why they wait."""
+    """Show the jobs that wait, in the order in which they may start, and why they wait.
+
+    Places are counted over all projects, and those of other projects are left out: a page may hold less than its limit.
+    """
     found = await context.store.jobs.queue(after, limit + 1)
     known = {} if context.controller is None else context.controller.waiting
-    data = [_queued(job, position, known.get(job.id)) for position, job in enumerate(found[:limit], after + 1)]
+    places = enumerate(found[:limit], after + 1)
+    data = [_queued(job, position, known.get(job.id)) for position, job in places if identity.sees(job.project)]
     has_more = len(found) > limit
     return QueuePage(data=data, has_more=has_more, next_cursor=str(after + limit) if has_more else None)
 

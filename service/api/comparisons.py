@@ -8,7 +8,7 @@ from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError, m
 
 from service import comparisons as use_cases
 from service.api.bodies import read_json_or_yaml
-from service.api.context import Context, InContext
+from service.api.context import READ, SUBMIT, Context, InContext, InIdentity
 from service.api.jobs import IdempotencyKey, fingerprint
 from service.api.problems import problems_of
 from service.api.schemas import Shape
@@ -23,7 +23,20 @@ from worker.contract.rules import refuse
 
 router = APIRouter(tags=["comparisons"])
 
-ComparisonId = Annotated[str, Path(pattern=COMPARISON_ID_PATTERN, description="id of a comparison")]
+
+async def _visible_comparison(
+    comparison_id: Annotated[str, Path(pattern=COMPARISON_ID_PATTERN, description="id of a comparison")],
+    context: InContext,
+    identity: InIdentity,
+) -> str:
+    """Return the id of a comparison that the token's project owns; of any, for an admin."""
+    comparison = await use_cases.find(context.store, comparison_id)
+    if not identity.sees(comparison.project):
+        raise use_cases.not_here(comparison_id)
+    return comparison_id
+
+
+ComparisonId = Annotated[str, Depends(_visible_comparison)]
 AfterComparison = Annotated[str | None, Query(pattern=COMPARISON_ID_PATTERN, description="the next_cursor of the page before")]
 
 
@@ -112,10 +125,11 @@ class ComparisonPage(Shape):
     next_cursor: str | None
 
 
-@router.post("/comparisons", status_code=201)
+@router.post("/comparisons", status_code=201, dependencies=[SUBMIT])
 async def start_comparison(
     response: Response,
     context: InContext,
+    identity: InIdentity,
     document: Annotated[Any, Depends(read_json_or_yaml)],
     idempotency_key: IdempotencyKey = None,
 ) -> ComparisonShape:
@@ -126,31 +140,32 @@ async def start_comparison(
         raise InvalidError.of(problems_of(error.errors())) from error
     claim = None if idempotency_key is None else IdempotencyClaim(idempotency_key, fingerprint(document))
     wish = Wish(ask.spec, ask.field, ask.values)
-    comparison, is_new = await use_cases.start(context.store, context.artifacts, wish, claim, context.policy.current().quotas)
+    roots, quotas = context.settings.data_roots, context.policy.current().quotas
+    comparison, is_new = await use_cases.start(context.store, context.artifacts, wish, identity, roots=roots, quotas=quotas, claim=claim)
     response.headers["Location"] = f"/v1/comparisons/{comparison.id}"
     if not is_new:
         response.headers["Idempotent-Replayed"] = "true"
     return await _shown(context, comparison)
 
 
-@router.get("/comparisons")
+@router.get("/comparisons", dependencies=[READ])
 async def list_comparisons(
-    context: InContext, after: AfterComparison = None, limit: Annotated[int, Query(ge=1, le=100)] = 20
+    context: InContext, identity: InIdentity, after: AfterComparison = None, limit: Annotated[int, Query(ge=1, le=100)] = 20
 ) -> ComparisonPage:
     """List comparisons, newest first."""
-    found = await context.store.comparisons.page(after, limit + 1)
+    found = await context.store.comparisons.page(after, limit + 1, None if identity.is_admin else identity.project)
     data = [ComparisonEntry.model_validate(vars(one) | {"state": stage(one), "variants": list(one.variants)}) for one in found[:limit]]
     has_more = len(found) > limit
     return ComparisonPage(data=data, has_more=has_more, next_cursor=data[-1].id if has_more else None)
 
 
-@router.get("/comparisons/{comparison_id}")
+@router.get("/comparisons/{comparison_id}", dependencies=[READ])
 async def get_comparison(comparison_id: ComparisonId, context: InContext) -> ComparisonShape:
     """Show a comparison as a table: accuracy, loss, throughput, cost of synchronizing, health of the statistics."""
     return await _shown(context, await use_cases.find(context.store, comparison_id))
 
 
-@router.delete("/comparisons/{comparison_id}", status_code=204)
+@router.delete("/comparisons/{comparison_id}", status_code=204, dependencies=[SUBMIT])
 async def delete_comparison(comparison_id: ComparisonId, context: InContext) -> Response:
     """Delete a comparison whose jobs have ended. The jobs stay."""
     await use_cases.delete(context.store, comparison_id)

@@ -1,21 +1,28 @@
-"""What the routes need of the running controller, made once by `service.app`, and how a route gets hold of it."""
+"""What the routes need of the running controller, made once by `service.app`, and how a route gets hold of it and of who asks.
+
+A route declares its scope with READ, SUBMIT, CODE or ADMIN among its dependencies; the OpenAPI document shows it, and a test tries each.
+"""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Annotated, Any, Protocol
 
-from fastapi import Depends, Request
-from fastapi.security import HTTPBearer
+from fastapi import Depends, Request, Security
+from fastapi.security import HTTPBearer, SecurityScopes
 
 from service.api.metering import Meter
 from service.artifacts import Artifacts
-from service.auth import authenticate
+from service.auth import authenticate, require
+from service.limits import RequestRates
 from service.policy import PolicyFile
+from service.scopes import Scope
 from service.settings import Settings
+from service.store.records import Token
 from service.store.store import Store
 from service.streams import StreamPlaces
 from service.tails import Tails
 from service.waiting import Wait
+from worker.storage.storage import Storage
 
 
 class Controller(Protocol):
@@ -41,8 +48,10 @@ class Context:
 
     settings: Settings
     store: Store
+    storage: Storage
     artifacts: Artifacts
     places: StreamPlaces
+    rates: RequestRates
     tails: Tails
     meter: Meter
     policy: PolicyFile
@@ -57,9 +66,26 @@ def context_of(request: Request) -> Context:
 
 InContext = Annotated[Context, Depends(context_of)]
 
-_documented = HTTPBearer(auto_error=False, description="the token that `syncbn serve` printed at its first start")
+_documented = HTTPBearer(auto_error=False, description="the token that `syncbn serve` printed at its first start, or one made with it")
 
 
-async def authenticated(request: Request, context: InContext, _scheme: Annotated[object, Depends(_documented)]) -> None:
-    """Let a request pass only with an admitted token."""
-    await authenticate(context.store, request.headers.get("authorization"))
+async def identity_of(request: Request, context: InContext) -> Token:
+    """Return who asks, and count the request. FastAPI asks once for each request, however many depend on it."""
+    token = await authenticate(context.store, request.headers.get("authorization"))
+    context.rates.take(token.id)
+    return token
+
+
+InIdentity = Annotated[Token, Depends(identity_of)]
+
+
+async def permitted(needed: SecurityScopes, identity: InIdentity, _scheme: Annotated[object, Depends(_documented)]) -> None:
+    """Let a request pass only with a token that has every scope that the route declares."""
+    for scope in needed.scopes:
+        require(identity, Scope(scope))
+
+
+READ = Security(permitted, scopes=[Scope.READ.value])
+SUBMIT = Security(permitted, scopes=[Scope.SUBMIT.value])
+CODE = Security(permitted, scopes=[Scope.CODE.value])
+ADMIN = Security(permitted, scopes=[Scope.ADMIN.value])

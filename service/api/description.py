@@ -7,15 +7,26 @@ from fastapi.openapi.utils import get_openapi
 
 from service.api.comparisons import ComparisonAsk
 from service.api.schemas import JobEdit, ProblemShape
+from service.api.tokens import TokenRequest
 from worker.contract import JobSpec
 
-_EVERY_ROUTE: Final = {"400": "malformed", "401": "no admitted token", "403": "foreign host", "422": "readable, and wrong"}
+_EVERY_ROUTE: Final = {
+    "400": "malformed",
+    "401": "no admitted token",
+    "403": "the token lacks a scope, or a foreign host",
+    "422": "readable, and wrong",
+    "429": "too many requests or streams with this token",
+}
+_BODY: Final = {"408": "the body did not arrive in time", "413": "body too large"}
 _BY_ROUTE: Final = {
-    ("POST", "/v1/jobs"): {"413": "body too large", "415": "neither JSON nor YAML"},
-    ("PATCH", "/v1/jobs/{job_id}"): {"412": "another edition", "413": "body too large", "415": "not JSON"},
+    ("POST", "/v1/jobs"): _BODY | {"415": "neither JSON nor YAML"},
+    ("PATCH", "/v1/jobs/{job_id}"): _BODY | {"412": "another edition", "415": "not JSON"},
+    ("POST", "/v1/tokens"): _BODY | {"415": "not JSON"},
+    ("POST", "/v1/code"): _BODY | {"415": "neither zip nor tar.gz"},
     ("POST", "/v1/jobs/{job_id}/cancel"): {"409": "ended otherwise"},
     ("DELETE", "/v1/jobs/{job_id}"): {"409": "not ended"},
-    ("POST", "/v1/comparisons"): {"413": "body too large", "415": "neither JSON nor YAML"},
+    ("DELETE", "/v1/jobs/{job_id}/checkpoints/{step}"): {"409": "pinned, or the newest of a job that has not ended"},
+    ("POST", "/v1/comparisons"): _BODY | {"415": "neither JSON nor YAML"},
     ("DELETE", "/v1/comparisons/{comparison_id}"): {"409": "not ended"},
 }
 _DOWNLOAD: Final = {"412": "another file", "416": "outside of the file", "500": "the file is not what its manifest says"}
@@ -23,6 +34,7 @@ _BODIES: Final = {
     ("POST", "/v1/jobs"): (JobSpec, ("application/json", "application/yaml")),
     ("PATCH", "/v1/jobs/{job_id}"): (JobEdit, ("application/json",)),
     ("POST", "/v1/comparisons"): (ComparisonAsk, ("application/json", "application/yaml")),
+    ("POST", "/v1/tokens"): (TokenRequest, ("application/json",)),
 }
 
 
@@ -37,7 +49,7 @@ def describe(app: FastAPI) -> dict[str, Any]:
 
 def _complete(document: dict[str, Any]) -> None:
     schemas = document.setdefault("components", {}).setdefault("schemas", {})
-    for model in (ProblemShape, JobSpec, JobEdit, ComparisonAsk):
+    for model in (ProblemShape, JobSpec, JobEdit, TokenRequest, ComparisonAsk):
         schema = model.model_json_schema(ref_template="#/components/schemas/{model}")
         schemas |= schema.pop("$defs", {}) | {model.__name__: schema}
     for unused in ("HTTPValidationError", "ValidationError"):
@@ -64,8 +76,8 @@ def _errors(method: str, path: str) -> dict[str, str]:
         errors |= {"404": "not here"}
     if path.endswith(("/files/{name}", "/archive", "{step}/statistics")):
         errors |= _DOWNLOAD
-    if path.endswith(("/events", "/logs")):
-        errors |= {"429": "too many streams"}
+    if "/checkpoints" in path:
+        errors |= {"503": "the object store does not answer"}
     return errors
 
 

@@ -1,113 +1,119 @@
-"""Routes that send files: one file of a checkpoint with ranges and digests, and all of them as a tar archive."""
+"""Routes that send files: one file of a checkpoint with ranges and digests, its statistics alone, and all files as a tar archive."""
 
 import base64
 import hashlib
 import tarfile
 from collections.abc import AsyncIterator, Sequence
-from typing import Final
+from contextlib import aclosing
+from typing import Annotated, Final, Literal
 
-from fastapi import APIRouter, Request
+from fastapi import APIRouter, Query, Request
 from starlette.responses import Response, StreamingResponse
 
 from service import jobs as use_cases
-from service.api.context import InContext
+from service.api.context import READ, InContext
 from service.api.parameters import FileName, JobId, Step
 from service.api.ranges import Slice, slice_of
-from service.artifacts import OpenedFile, close_all, read_chunks
+from service.artifacts import MODEL_NAME, OpenedFile, close_all, read_chunks, read_verified
+from service.errors import NotFoundError
 from service.store.records import Checkpoint
 from worker.contract import checkpoint_name
+from worker.storage.tensors import Bytes
 
-router = APIRouter(tags=["downloads"])
+router = APIRouter(tags=["downloads"], dependencies=[READ])
 
 _BINARY: Final = {"content": {"application/octet-stream": {"schema": {"type": "string", "format": "binary"}}}}
+_TAR: Final = {"content": {"application/x-tar": {"schema": {"type": "string", "format": "binary"}}}}
 _TAR_END: Final = bytes(2 * tarfile.BLOCKSIZE)
+
+Include = Annotated[
+    Literal["statistics"] | None, Query(description="of model.safetensors only the running statistics, as a safetensors file of their own")
+]
 
 
 @router.get("/jobs/{job_id}/checkpoints/{step}/files/{name}", response_class=Response, responses={200: _BINARY, 206: _BINARY})
 @router.head("/jobs/{job_id}/checkpoints/{step}/files/{name}", response_class=Response)
-async def get_file(job_id: JobId, step: Step, name: FileName, request: Request, context: InContext) -> Response:
+async def get_file(  # noqa: PLR0917 - FastAPI fills them by name
+    job_id: JobId, step: Step, name: FileName, request: Request, context: InContext, include: Include = None
+) -> Response:
     """Download one file, or a range of it. The ETag is its SHA-256."""
     await use_cases.find(context.store, job_id)
-    opened = await context.artifacts.open(await context.artifacts.find(job_id, step), name)
-    try:
-        asked = {name: value for name, value in request.headers.items() if name != "range" or request.method == "GET"}
-        chosen = slice_of(asked, f'"{opened.sha256}"', opened.size)
-        headers = _file_headers(opened, chosen)
-    except BaseException:
-        opened.file.close()
-        raise
-    if request.method == "HEAD" or chosen.status == 304:
-        opened.file.close()
-        return Response(status_code=chosen.status, headers=headers)
-    return StreamingResponse(_one_file(opened, chosen), chosen.status, headers)
+    checkpoint = await context.artifacts.find(job_id, step)
+    if include is not None and name != MODEL_NAME:
+        raise NotFoundError(
+            f"file {name!r} has no statistics; expected {MODEL_NAME}; ask for that, or leave out include", code="file_not_found"
+        )
+    opened = await (context.artifacts.open(checkpoint, name) if include is None else context.artifacts.open_statistics(checkpoint))
+    kind = "application/json" if opened.name.endswith(".json") else "application/octet-stream"
+    headers = {
+        "Repr-Digest": f"sha-256=:{base64.b64encode(bytes.fromhex(opened.sha256)).decode()}:",
+        "Content-Type": kind,
+        "Content-Disposition": f'attachment; filename="{opened.name}"',
+    }
+    return _sent(request, [opened], opened.sha256, headers)
 
 
-@router.get("/jobs/{job_id}/checkpoints/{step}/archive", response_class=Response, responses={200: {"content": {"application/x-tar": {}}}})
+@router.get("/jobs/{job_id}/checkpoints/{step}/archive", response_class=Response, responses={200: _TAR, 206: _TAR})
 @router.head("/jobs/{job_id}/checkpoints/{step}/archive", response_class=Response)
 async def get_archive(job_id: JobId, step: Step, request: Request, context: InContext) -> Response:
-    """Download a whole checkpoint as a tar archive: manifest and files, not compressed."""
+    """Download a whole checkpoint as a tar archive, or a range of it: manifest and files, not compressed."""
     await use_cases.find(context.store, job_id)
     checkpoint = await context.artifacts.find(job_id, step)
     opened = await context.artifacts.open_all(checkpoint)
     folder = checkpoint_name(checkpoint.step)
-    entries = [(_tar_header(checkpoint, f"{folder}/{one.name}", one.size), one) for one in opened]
-    headers = {
-        "Content-Type": "application/x-tar",
-        "Content-Length": str(sum(len(header) + _padded(one.size) for header, one in entries) + len(_TAR_END)),
-        "Content-Disposition": f'attachment; filename="{job_id}-{folder}.tar"',
-        "ETag": f'"{hashlib.sha256("".join(one.sha256 for one in opened).encode()).hexdigest()}"',
-        "Cache-Control": "private, no-cache",
-    }
-    if request.method == "HEAD":
-        close_all(opened)
-        return Response(headers=headers)
-    return StreamingResponse(_tar(entries), headers=headers)
+    parts: list[OpenedFile] = []
+    for one in opened:
+        padding = bytes(-one.size % tarfile.BLOCKSIZE)
+        parts += [_in_memory(_tar_header(checkpoint, f"{folder}/{one.name}", one.size)), one, _in_memory(padding)]
+    headers = {"Content-Type": "application/x-tar", "Content-Disposition": f'attachment; filename="{job_id}-{folder}.tar"'}
+    # Made of nothing but the files, so their digests tell it apart from every other.
+    digest = hashlib.sha256("".join(one.sha256 for one in opened).encode()).hexdigest()
+    return _sent(request, [*parts, _in_memory(_TAR_END)], digest, headers)
 
 
-def _file_headers(opened: OpenedFile, chosen: Slice) -> dict[str, str]:
-    headers = {
-        "ETag": f'"{opened.sha256}"',
-        "Accept-Ranges": "bytes",
-        "Cache-Control": "private, no-cache",
-        "Repr-Digest": f"sha-256=:{base64.b64encode(bytes.fromhex(opened.sha256)).decode()}:",
-    }
+def _sent(request: Request, parts: Sequence[OpenedFile], digest: str, headers: dict[str, str]) -> Response:
+    """Answer with the parts one after the other, or with the range of the whole that was asked for."""
+    size = sum(part.size for part in parts)
+    try:
+        asked = {name: value for name, value in request.headers.items() if name != "range" or request.method == "GET"}
+        chosen = slice_of(asked, f'"{digest}"', size)
+    except BaseException:
+        close_all(parts)
+        raise
+    common = {"ETag": f'"{digest}"', "Accept-Ranges": "bytes", "Cache-Control": "private, no-cache"}
     if chosen.status == 304:
-        return headers
+        close_all(parts)
+        return Response(status_code=304, headers=common)
+    headers = headers | common | {"Content-Length": str(chosen.end - chosen.start)}
     if chosen.status == 206:
-        headers["Content-Range"] = f"bytes {chosen.start}-{chosen.end - 1}/{opened.size}"
-    is_json = opened.name.endswith(".json")
-    return headers | {
-        "Content-Type": "application/json" if is_json else "application/octet-stream",
-        "Content-Length": str(chosen.end - chosen.start),
-        "Content-Disposition": f'attachment; filename="{opened.name}"',
-    }
+        headers["Content-Range"] = f"bytes {chosen.start}-{chosen.end - 1}/{size}"
+    if request.method == "HEAD":
+        close_all(parts)
+        return Response(status_code=chosen.status, headers=headers)
+    return StreamingResponse(_stream(parts, chosen), chosen.status, headers)
 
 
-async def _one_file(opened: OpenedFile, chosen: Slice) -> AsyncIterator[bytes]:
+async def _stream(parts: Sequence[OpenedFile], chosen: Slice) -> AsyncIterator[bytes]:
+    """Yield a slice of the parts laid end to end. A part that is sent whole is verified before its last chunk goes out."""
     try:
-        async for chunk in read_chunks(opened, chosen.start, chosen.end):
-            yield chunk
+        position = 0
+        for part in parts:
+            start, end = max(chosen.start - position, 0), min(chosen.end - position, part.size)
+            position += part.size
+            if start < end:
+                is_whole = (start, end) == (0, part.size)
+                async with aclosing(read_verified(part) if is_whole else read_chunks(part, start, end)) as chunks:
+                    async for chunk in chunks:
+                        yield chunk
     finally:
-        opened.file.close()
+        close_all(parts)
 
 
-async def _tar(entries: Sequence[tuple[bytes, OpenedFile]]) -> AsyncIterator[bytes]:
-    try:
-        for header, opened in entries:
-            yield header
-            async for chunk in read_chunks(opened, 0, opened.size):
-                yield chunk
-            yield bytes(_padded(opened.size) - opened.size)
-        yield _TAR_END
-    finally:
-        close_all([opened for _, opened in entries])
+def _in_memory(content: bytes) -> OpenedFile:
+    return OpenedFile("", len(content), hashlib.sha256(content).hexdigest(), Bytes(content))
 
 
 def _tar_header(checkpoint: Checkpoint, name: str, size: int) -> bytes:
     entry = tarfile.TarInfo(name)
     entry.size, entry.mode, entry.mtime = size, 0o644, int(checkpoint.manifest.created_at.timestamp())
     return entry.tobuf(tarfile.PAX_FORMAT)
-
-
-def _padded(size: int) -> int:
-    return -(-size // tarfile.BLOCKSIZE) * tarfile.BLOCKSIZE

@@ -16,6 +16,8 @@ from service.api.problems import answer
 from service.errors import ForeignHostError, ServiceError, TooLargeError
 from service.settings import Settings
 
+UPLOADS: Final = "/v1/code"
+"""The path whose bodies may be larger than others."""
 _STRICT: Final = "default-src 'none'; frame-ancestors 'none'; base-uri 'none'; form-action 'none'"
 # Plotly sets styles on elements; nothing else is inline, and nothing comes from elsewhere.
 _PAGE: Final = _STRICT + (
@@ -33,6 +35,7 @@ class Guards:
 
     def __init__(self, app: ASGIApp, settings: Settings) -> None:
         self._app = app
+        self._most_of = {UPLOADS: settings.max_code_bytes}
         self._most = settings.max_body_bytes
         self._names = frozenset(name.lower() for name in settings.allowed_hosts)
         self._takes_any_host = not is_loopback(settings.host) and not self._names
@@ -50,13 +53,13 @@ class Guards:
             await send(message)
 
         try:
-            self._check(Headers(scope=scope))
+            self._check(Headers(scope=scope), self._most_of.get(path, self._most))
         except ServiceError as error:
             await answer(error)(scope, receive, send_guarded)
             return
         await self._app(scope, receive, send_guarded)
 
-    def _check(self, headers: Headers) -> None:
+    def _check(self, headers: Headers, most: int) -> None:
         host = host_name(headers.get("host", ""))
         if not self._takes_any_host and not is_ours(host, self._names):
             raise ForeignHostError(f"host {host[:100]!r} is not served; expected localhost; to serve it, name it in SYNCBN_ALLOWED_HOSTS")
@@ -67,8 +70,8 @@ class Guards:
             )
             raise ForeignHostError(detail, code="origin_not_allowed")
         length = headers.get("content-length", "0")
-        if length.isdecimal() and (len(length) > 18 or int(length) > self._most):
-            raise TooLargeError(f"the body has {length[:30]} bytes; expected at most {self._most}; send less")
+        if length.isdecimal() and (len(length) > 18 or int(length) > most):
+            raise TooLargeError(f"the body has {length[:30]} bytes; expected at most {most}; send less")
 
 
 def host_name(netloc: str) -> str:

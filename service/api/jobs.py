@@ -9,8 +9,9 @@ from fastapi.responses import JSONResponse
 from pydantic import ValidationError
 
 from service import jobs as use_cases
+from service.admission import admit
 from service.api.bodies import read_json, read_json_or_yaml
-from service.api.context import InContext
+from service.api.context import READ, SUBMIT, InContext, InIdentity
 from service.api.parameters import JobId
 from service.api.problems import problems_of
 from service.api.schemas import DryRunShape, JobEdit, JobPage, JobShape
@@ -35,50 +36,56 @@ AfterJob = Annotated[str | None, Query(pattern=JOB_ID_PATTERN, description="the 
 _STATES: Final = ", ".join(State)
 
 
-@router.post("/jobs", status_code=201, response_model=JobShape, responses={200: {"model": DryRunShape | JobShape}})
+@router.post("/jobs", status_code=201, response_model=JobShape, responses={200: {"model": DryRunShape | JobShape}}, dependencies=[SUBMIT])
 async def submit_job(
     response: Response,
     context: InContext,
+    identity: InIdentity,
+    *,
     document: Annotated[Any, Depends(read_json_or_yaml)],
     dry_run: Annotated[bool, Query(description="only validate, and answer with the resolved spec")] = False,
     idempotency_key: IdempotencyKey = None,
 ) -> Any:
     """Submit a job. When the answer is there, the job is stored."""
     spec = parse_spec(document)
+    await admit(context.store, spec, identity, context.settings.data_roots)
     if dry_run:
         await use_cases.check_references(context.artifacts, spec)
         return JSONResponse({"spec": spec.model_dump(mode="json"), "warnings": [str(problem) for problem in advise(spec)]})
     claim = None if idempotency_key is None else IdempotencyClaim(idempotency_key, fingerprint(document))
-    view, is_new = await use_cases.submit(context.store, context.artifacts, spec, claim, context.policy.current().quotas)
+    quotas = context.policy.current().quotas
+    view, is_new = await use_cases.submit(context.store, context.artifacts, spec, claim, quotas, project=identity.project)
     response.headers["Location"] = f"/v1/jobs/{view.job.id}"
     if not is_new:
         response.headers["Idempotent-Replayed"] = "true"
     return _shown(view, response)
 
 
-@router.get("/jobs")
+@router.get("/jobs", dependencies=[READ])
 async def list_jobs(
     context: InContext,
+    identity: InIdentity,
+    *,
     state: StateFilter = [],  # noqa: B006 - FastAPI copies it
     label: LabelFilter = [],  # noqa: B006 - FastAPI copies it
     after: AfterJob = None,
     limit: Annotated[int, Query(ge=1, le=100)] = 20,
 ) -> JobPage:
     """List jobs, newest first."""
-    wanted = JobFilter(_states(state), _labels(label))
+    wanted = JobFilter(_states(state), _labels(label), None if identity.is_admin else identity.project)
     found = await context.store.jobs.page(wanted, after, limit + 1)
     views = await use_cases.describe_all(context.store, found[:limit])
     has_more = len(found) > limit
     return JobPage(data=[JobShape.of(view) for view in views], has_more=has_more, next_cursor=found[limit - 1].id if has_more else None)
 
 
-@router.get("/jobs/{job_id}")
+@router.get("/jobs/{job_id}", dependencies=[READ])
 async def get_job(job_id: JobId, response: Response, context: InContext) -> JobShape:
     """Show a job."""
     return _shown(await use_cases.describe(context.store, await use_cases.find(context.store, job_id)), response)
 
 
-@router.patch("/jobs/{job_id}")
+@router.patch("/jobs/{job_id}", dependencies=[SUBMIT])
 async def edit_job(
     job_id: JobId, response: Response, context: InContext, document: Annotated[Any, Depends(read_json)], if_match: IfMatch = None
 ) -> JobShape:
@@ -97,7 +104,11 @@ async def edit_job(
     return _shown(view, response)
 
 
-@router.post("/jobs/{job_id}/cancel", responses={202: {"model": JobShape, "description": "its processes are being ended"}})
+@router.post(
+    "/jobs/{job_id}/cancel",
+    responses={202: {"model": JobShape, "description": "its processes are being ended"}},
+    dependencies=[SUBMIT],
+)
 async def cancel_job(job_id: JobId, response: Response, context: InContext) -> JobShape:
     """Have a job end as `cancelled`: at once where it has no processes yet (200), else when the last is gone (202)."""
     view = await use_cases.cancel(context.store, job_id)
@@ -105,7 +116,7 @@ async def cancel_job(job_id: JobId, response: Response, context: InContext) -> J
     return _shown(view, response)
 
 
-@router.delete("/jobs/{job_id}", status_code=204)
+@router.delete("/jobs/{job_id}", status_code=204, dependencies=[SUBMIT])
 async def delete_job(job_id: JobId, context: InContext) -> Response:
     """Delete a job that has ended, its history and its files."""
     await use_cases.delete(context.store, context.artifacts, job_id)

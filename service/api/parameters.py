@@ -1,14 +1,30 @@
-"""The parameters that several routes share: ids in paths, cursors, limits. A malformed id is a thing that is not here: 404."""
+"""The parameters that several routes share: ids in paths, cursors, limits. A malformed id is a thing that is not here: 404.
+
+So is a job of another project: every route that takes a `JobId` is refused before it begins, and no route can forget to look.
+"""
 
 from typing import Annotated, Final
 
-from fastapi import Path, Query
+from fastapi import Depends, Path, Query
 
+from service import jobs as use_cases
+from service.api.context import InContext, InIdentity
 from service.store.ids import JOB_ID_PATTERN
 
 MAX_SEQ: Final = 2**63 - 1
 
-JobId = Annotated[str, Path(pattern=JOB_ID_PATTERN, description="id of a job")]
+
+async def _visible_job(
+    job_id: Annotated[str, Path(pattern=JOB_ID_PATTERN, description="id of a job")], context: InContext, identity: InIdentity
+) -> str:
+    """Return the id of a job that the token's project owns; of any, for an admin."""
+    job = await use_cases.find(context.store, job_id)
+    if not identity.sees(job.project):
+        raise use_cases.job_not_here(job_id)
+    return job_id
+
+
+JobId = Annotated[str, Depends(_visible_job)]
 Step = Annotated[str, Path(pattern=r"^(latest|best|[0-9]{1,15})$", description="a step, `latest` or `best`")]
 FileName = Annotated[str, Path(min_length=1, max_length=128, description="a name that the manifest lists, or manifest.json")]
 AfterSeq = Annotated[int, Query(ge=0, le=MAX_SEQ, description="only what is newer than this `seq`")]

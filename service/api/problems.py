@@ -15,9 +15,10 @@ from starlette.requests import ClientDisconnect
 from starlette.responses import Response
 from starlette.routing import compile_path
 
-from service.errors import InvalidError, NotFoundError, RequestError, ServiceError
+from service.errors import InvalidError, NotFoundError, RequestError, ServiceError, UnreachableError
 from service.store.errors import DatabaseAwayError
 from worker.contract import Problem, SpecError
+from worker.storage.storage import StorageUnreachableError
 
 RETRY_AFTER_S: Final = 2
 """When to ask again while the database is away."""
@@ -28,6 +29,7 @@ _TITLES: Final = {
     403: "Forbidden",
     404: "Not found",
     405: "Method not allowed",
+    408: "Too slow",
     409: "Conflict",
     412: "Precondition failed",
     413: "Body too large",
@@ -40,6 +42,7 @@ _TITLES: Final = {
 }
 _MISSING_BY_PARAMETER: Final = {
     "job_id": "job_not_found",
+    "token_id": "token_not_found",
     "step": "checkpoint_not_found",
     "name": "file_not_found",
     "comparison_id": "comparison_not_found",
@@ -86,6 +89,7 @@ def install(app: FastAPI) -> None:
         RequestValidationError: _parameters,
         HTTPException: _http,
         ClientDisconnect: _gone,
+        StorageUnreachableError: _unreachable,
         DatabaseAwayError: _database_away,
         Exception: _unforeseen,
     }
@@ -168,6 +172,10 @@ async def _database_away(_request: Request, error: DatabaseAwayError) -> Respons
 
 async def _gone(_request: Request, _error: ClientDisconnect) -> Response:
     return Response(status_code=400)
+
+
+async def _unreachable(_request: Request, error: StorageUnreachableError) -> Response:
+    return answer(UnreachableError(f"{error}; expected a storage that answers; see its state and the credentials, and try again"))
 
 
 async def _unforeseen(request: Request, error: Exception) -> Response:

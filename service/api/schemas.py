@@ -51,6 +51,7 @@ class JobShape(Shape):
     """A job."""
 
     id: str
+    project: str
     name: str
     state: State
     reason: str
@@ -194,7 +195,7 @@ class CheckpointShape(Shape):
             files=[FileShape(name=name, size=entry.size, sha256=entry.sha256) for name, entry in sorted(manifest.files.items())],
             is_best=listed.is_best,
             is_latest=listed.is_latest,
-            pinned=False,
+            pinned=listed.is_pinned,
         )
 
 

@@ -1,5 +1,6 @@
 """Routes of what a job says while it lives: events and logs, as pages and as streams, and metric series."""
 
+import time
 from collections.abc import AsyncIterator, Callable
 from typing import Annotated, Any, Final
 
@@ -8,17 +9,18 @@ from fastapi.sse import KEEPALIVE_COMMENT, EventSourceResponse, format_sse_event
 from pydantic import BaseModel
 
 from service import jobs as use_cases
-from service.api.context import Context, InContext
+from service.api.context import READ, Context, InContext, InIdentity
 from service.api.downsampling import downsample
 from service.api.parameters import MAX_SEQ, AfterSeq, EventLimit, JobId, RankFilter
 from service.api.schemas import EventPage, EventShape, LogPage, LogShape, MetricsShape, SeriesShape
+from service.auth import is_still_admitted
 from service.logs import log_line
 from service.states import TERMINAL
-from service.store.records import Event, Job
+from service.store.records import Event, Job, Token
 from service.streams import StreamFilter, follow
 from worker.contract import EventType
 
-router = APIRouter(tags=["streams"])
+router = APIRouter(tags=["streams"], dependencies=[READ])
 
 LastEventId = Annotated[int | None, Header(ge=0, le=MAX_SEQ, description="resumes a stream after this `id`")]
 MetricName = Annotated[list[str], Query(description="only these series; repeated")]
@@ -30,11 +32,18 @@ _STREAM: Final[dict[int | str, dict[str, Any]]] = {
 
 @router.get("/jobs/{job_id}/events", response_model=EventPage, responses=_STREAM)
 async def list_events(
-    job_id: JobId, request: Request, context: InContext, *, after: AfterSeq = 0, limit: EventLimit = 100, last_event_id: LastEventId = None
+    job_id: JobId,
+    request: Request,
+    context: InContext,
+    identity: InIdentity,
+    *,
+    after: AfterSeq = 0,
+    limit: EventLimit = 100,
+    last_event_id: LastEventId = None,
 ) -> Any:
     """List a job's events, oldest first; with `Accept: text/event-stream`, follow them live to the `end`."""
     if _wants_stream(request):
-        return await _stream(context, job_id, _start(after, last_event_id), StreamFilter(), _event_line)
+        return await _stream(context, identity, job_id, _start(after, last_event_id), StreamFilter(), _event_line)
     await use_cases.find(context.store, job_id)
     return EventPage.of(await context.store.events.page(job_id, after, limit + 1), limit)
 
@@ -44,6 +53,7 @@ async def list_logs(
     job_id: JobId,
     request: Request,
     context: InContext,
+    identity: InIdentity,
     *,
     rank: RankFilter = None,
     after: AfterSeq = 0,
@@ -53,7 +63,7 @@ async def list_logs(
     """List what the ranks wrote, oldest first; with `Accept: text/event-stream`, follow it live to the `end`."""
     if _wants_stream(request):
         wanted = StreamFilter((EventType.LOG, EventType.END), rank)
-        return await _stream(context, job_id, _start(after, last_event_id), wanted, _log_line)
+        return await _stream(context, identity, job_id, _start(after, last_event_id), wanted, _log_line)
     await use_cases.find(context.store, job_id)
     found = await context.store.events.page(job_id, after, limit + 1, types=(EventType.LOG,), rank=rank)
     data, has_more = [LogShape.model_validate(log_line(event)) for event in found[:limit]], len(found) > limit
@@ -96,18 +106,28 @@ def _line(event: Event, shape: BaseModel) -> bytes:
     return format_sse_event(data_str=shape.model_dump_json(), event=event.type.value, id=str(event.seq))
 
 
-async def _stream(context: Context, job_id: str, after_seq: int, wanted: StreamFilter, form: Callable[[Event], bytes]) -> Response:
+async def _stream(  # noqa: PLR0917 - called from two places above
+    context: Context, identity: Token, job_id: str, after_seq: int, wanted: StreamFilter, form: Callable[[Event], bytes]
+) -> Response:
     job = await use_cases.find(context.store, job_id)
     if job.state in TERMINAL and after_seq >= job.last_seq:
         # The answer at which an EventSource stops to reconnect.
         return Response(status_code=204)
-    context.places.check()
-    return EventSourceResponse(_lines(context, job, after_seq, wanted, form), headers={"X-Accel-Buffering": "no"})
+    context.places.check(identity.id)
+    return EventSourceResponse(_lines(context, identity, job, after_seq, wanted, form), headers={"X-Accel-Buffering": "no"})
 
 
-async def _lines(context: Context, job: Job, after_seq: int, wanted: StreamFilter, form: Callable[[Event], bytes]) -> AsyncIterator[bytes]:
-    with context.places.taken():
+async def _lines(  # noqa: PLR0917 - called from one place above
+    context: Context, identity: Token, job: Job, after_seq: int, wanted: StreamFilter, form: Callable[[Event], bytes]
+) -> AsyncIterator[bytes]:
+    with context.places.taken(identity.id):
         # Something at once, so that the client knows that it is connected.
         yield KEEPALIVE_COMMENT
+        looked_at = time.monotonic()
         async for told in follow(context.tails, job, after_seq, wanted, context.settings.heartbeat_s):
+            if time.monotonic() - looked_at >= context.settings.heartbeat_s:
+                # A stream outlives many requests; it does not outlive its token.
+                if not await is_still_admitted(context.store, identity):
+                    return
+                looked_at = time.monotonic()
             yield KEEPALIVE_COMMENT if told is None else told.as_(form)

@@ -4,14 +4,13 @@ from typing import Annotated, Self
 
 from fastapi import APIRouter, Query
 
-from service import jobs as use_cases
-from service.api.context import InContext
+from service.api.context import READ, InContext
 from service.api.parameters import JobId
 from service.api.schemas import Shape
 from service.telemetry import History, lay_out, readable
 from worker.contract import EventType, LayerRecord
 
-router = APIRouter(tags=["streams"])
+router = APIRouter(tags=["streams"], dependencies=[READ])
 
 Layers = Annotated[list[str], Query(description="only these layers; repeated", max_length=256)]
 
@@ -46,6 +45,5 @@ async def get_telemetry(
     max_points: Annotated[int, Query(ge=1, le=500, description="most steps of the history, evenly spread, the newest among them")] = 100,
 ) -> TelemetryShape:
     """Show, layer by layer, what synchronizing costs, the drift of the running statistics, and how ranks differ from each other."""
-    await use_cases.find(context.store, job_id)
     events = await context.store.events.spread(job_id, EventType.TELEMETRY, max_points)
     return TelemetryShape.of(lay_out(readable(events), layer))

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from service.cli import checkpoints, comparisons, demo, doctor, down, jobs, serve
+from service.cli import checkpoints, comparisons, demo, doctor, down, jobs, serve, tokens
 from service.cli.exits import Shell
 from service.cli.options import Target
 
@@ -57,3 +57,4 @@ _COMMANDS: tuple[Callable[..., None], ...] = (
 for _command in _COMMANDS:
     app.command()(_command)
 app.add_typer(checkpoints.app, name="checkpoints")
+app.add_typer(tokens.app, name="tokens")

@@ -1,4 +1,4 @@
-"""The commands about checkpoints: ls, download, stats."""
+"""The commands about checkpoints: ls, download, stats, diff, pin, unpin, rm."""
 
 from pathlib import Path
 from typing import Annotated, Any
@@ -10,7 +10,7 @@ from rich.text import Text
 
 from service.cli.options import JobArgument, JsonFlag, StepArgument, connect, full_id
 from service.cli.output import answer, console, say
-from service.cli.tables import checkpoints_table, size, statistics_table
+from service.cli.tables import checkpoints_table, difference_table, size, statistics_table
 from service.client import Client
 
 app = typer.Typer(help="List, download and inspect checkpoints.", no_args_is_help=True)
@@ -78,3 +78,43 @@ def stats(
     with connect(ctx) as client:
         found = client.statistics(full_id(client, job), step, layer=layer)
     answer(found, as_json=as_json, show=lambda: console().print(statistics_table(found["layers"])))
+
+
+@app.command()
+def diff(
+    ctx: typer.Context,
+    job: JobArgument,
+    step: StepArgument = "best",
+    against: Annotated[str, typer.Option(help="STEP of the same job, or JOB_ID/checkpoints/STEP.")] = "latest",
+    as_json: JsonFlag = False,
+) -> None:
+    """Show how the running statistics of a checkpoint differ from another's: this minus that."""
+    with connect(ctx) as client:
+        found = client.statistics(full_id(client, job), step, against=against)
+    answer(found, as_json=as_json, show=lambda: console().print(difference_table(found["layers"])))
+
+
+@app.command()
+def pin(ctx: typer.Context, job: JobArgument, step: StepArgument = "best", as_json: JsonFlag = False) -> None:
+    """Keep a checkpoint from being pruned or deleted."""
+    with connect(ctx) as client:
+        found = client.pin(full_id(client, job), step)
+    answer(found, as_json=as_json, show=lambda: say(f"checkpoint {found['step']} is pinned"))
+
+
+@app.command()
+def unpin(ctx: typer.Context, job: JobArgument, step: StepArgument = "best", as_json: JsonFlag = False) -> None:
+    """Leave a checkpoint to the retention rule again."""
+    with connect(ctx) as client:
+        found = client.unpin(full_id(client, job), step)
+    answer(found, as_json=as_json, show=lambda: say(f"checkpoint {found['step']} is not pinned"))
+
+
+@app.command()
+def rm(
+    ctx: typer.Context, job: JobArgument, step: Annotated[int, typer.Argument(help="The step, a number.")], as_json: JsonFlag = False
+) -> None:
+    """Delete a checkpoint: not a pinned one, and not the newest of a job that has not ended."""
+    with connect(ctx) as client:
+        client.delete_checkpoint(full_id(client, job), step)
+    answer({"deleted": step}, as_json=as_json, show=lambda: say(f"checkpoint {step} is deleted"))

@@ -86,6 +86,8 @@ def home(settings: Settings) -> Finding:
 def disk(settings: Settings) -> Finding:
     """Look for room for checkpoints."""
     place = settings.storage_path
+    if place is None:
+        return Finding("disk", "ok", f"checkpoints go to {settings.storage_url}")
     while not place.exists():
         place = place.parent
     free = shutil.disk_usage(place).free

@@ -1,6 +1,7 @@
 """The commands about jobs: submit, ls, get, wait, logs, metrics, cancel."""
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -21,6 +22,9 @@ def submit(  # noqa: PLR0917 - one option of the command line each
     assignments: Annotated[
         list[str] | None, typer.Option("--set", metavar="A.B=C", help="Change one value of the spec; may be repeated.", show_default=False)
     ] = None,
+    code: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="Upload this directory, and have the job use it.", show_default=False)
+    ] = None,
     follow: Annotated[bool, typer.Option("--follow", "-f", help="Watch the job until it ends; exit 1 if it fails.")] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Only check the spec and print it with every default.")] = False,
     as_json: JsonFlag = False,
@@ -28,6 +32,8 @@ def submit(  # noqa: PLR0917 - one option of the command line each
     """Submit a training job."""
     document = read_spec(spec, assignments or ())
     with connect(ctx) as client:
+        if code is not None:
+            document["code"] = client.upload_code(code)["id"]
         if dry_run:
             print_json(client.validate(document))
             return

@@ -1,7 +1,5 @@
 """`syncbn serve`: one controller on one home, on one port. Owns the process: its lock, its socket, its signals, its end."""
 
-import asyncio
-import logging
 import os
 import signal
 import socket
@@ -17,12 +15,16 @@ import typer
 import uvicorn
 from pydantic import ValidationError
 
+from service.api.guards import is_loopback
+from service.cli.connections import PatientProtocol
 from service.cli.exits import JOB_FAILED, UsageError
 from service.cli.home import announced, claimed
+from service.cli.log import log_to_stderr
 from service.cli.options import HomeOption, Target
-from service.cli.output import complain, console, say
+from service.cli.output import complain, say
 from service.policy import PolicyError
 from service.settings import Home, Settings
+from worker.storage.profiles import StorageConfigError
 
 GRACE_S = 2
 """Open streams are cut so long after the signal to end."""
@@ -50,6 +52,7 @@ def serve(  # noqa: PLR0917 - one option of the command line each
     flags = places | {"host": host, "port": port, "ray_address": ray_address}
     settings = read_settings({name: value for name, value in flags.items() if value is not None})
     with claimed(settings.files), bound(settings.host, settings.port) as listener:
+        require_token(settings)
         if not _run(settings, listener):
             complain("the controller did not start; the log above says why; `syncbn doctor` checks this installation")
             raise typer.Exit(JOB_FAILED)
@@ -66,6 +69,15 @@ def read_settings(flags: dict[str, Any]) -> Settings:
     except ValidationError as error:
         lines = (f"{'.'.join(map(str, row['loc']))} is {row['input']!r}: {row['msg']}" for row in error.errors())
         raise UsageError("; ".join(lines) + "; mend the flag or its SYNCBN_ variable") from error
+
+
+def require_token(settings: Settings) -> None:
+    """Raise UsageError where the controller would be open to a network on its first start, before its owner has a token."""
+    if not is_loopback(settings.host) and not settings.files.token.is_file():
+        raise UsageError(
+            f"{settings.host} can be reached from other machines, and the home {settings.home} has no token yet; expected one before; "
+            "make it with `syncbn tokens init`, or listen on 127.0.0.1"
+        )
 
 
 @contextmanager
@@ -107,10 +119,18 @@ def _run(settings: Settings, listener: socket.socket) -> bool:
     url = url_of(settings.host, listener.getsockname()[1])
     try:
         application = create_app(settings, controller=build_controller(settings))
-    except PolicyError as error:
+    except (PolicyError, StorageConfigError) as error:
         raise UsageError(str(error)) from error
     config = uvicorn.Config(
-        application, lifespan="on", ws="none", log_level="warning", access_log=False, server_header=False, timeout_graceful_shutdown=GRACE_S
+        application,
+        http=PatientProtocol,
+        lifespan="on",
+        ws="none",
+        log_level="warning",
+        log_config=None,
+        access_log=False,
+        server_header=False,
+        timeout_graceful_shutdown=GRACE_S,
     )
     with ExitStack() as until_the_end:
 
@@ -129,33 +149,16 @@ def _leave(home: Home) -> None:
     os._exit(0)
 
 
-def _is_news(record: logging.LogRecord) -> bool:
-    """Return whether a log record is more than a stream that was cut because the process ends."""
-    is_cut = record.exc_info is not None and record.exc_info[0] is asyncio.CancelledError
-    return not is_cut and not str(record.msg).startswith("Cancel %s running task")
-
-
-def log_to_stderr(log_format: str) -> None:
-    """Keep stdout for the address, and colours out of files; one line, or one JSON object, for each thing that happens."""
-    stamp = structlog.processors.TimeStamper(fmt="iso", utc=True)
-    chain: list[structlog.typing.Processor] = [structlog.processors.add_log_level, stamp, structlog.processors.format_exc_info]
-    renderer: structlog.typing.Processor = structlog.processors.JSONRenderer(default=str)
-    if log_format == "console":
-        renderer = structlog.dev.ConsoleRenderer(colors=sys.stderr.isatty() and not console(stderr=True).no_color)
-    structlog.configure(processors=[*chain, renderer], logger_factory=structlog.PrintLoggerFactory(sys.stderr))
-    logging.getLogger("uvicorn.error").addFilter(_is_news)
-    foreign = logging.StreamHandler(sys.stderr)
-    foreign.setFormatter(structlog.stdlib.ProcessorFormatter(renderer, foreign_pre_chain=[structlog.stdlib.add_logger_name, *chain]))
-    logging.basicConfig(level=logging.WARNING, handlers=[foreign])
-
-
 def _greet(settings: Settings, url: str, first_token: str | None) -> None:
-    if first_token:
+    # A token belongs on a screen, not into the file or the journal that stdout may be.
+    if first_token and sys.stdout.isatty():
         print(f"{url}/#token={first_token}", flush=True)
         if settings.log_format == "console":
             say("This address of the dashboard, token included, is shown this once; the token stays in the home.")
     else:
         print(url, flush=True)
+        if first_token and settings.log_format == "console":
+            say(f"A token for it is in {settings.files.token}, for its owner's eyes only.")
     if settings.log_format == "json":
         structlog.get_logger().info("listening", url=url, home=str(settings.home))
         return

@@ -94,6 +94,15 @@ def job_table(job: Json) -> Table:
     return table
 
 
+def tokens_table(tokens: Iterable[Json]) -> Table:
+    """Return tokens, one a row."""
+    table = _table("ID", "~NAME", "PROJECT", "SCOPES", ">AGE", "ENDS")
+    for row in tokens:
+        ends = f"revoked {row['revoked_at']}" if row["revoked_at"] else row["expires_at"] or "never"
+        table.add_row(row["id"], Text(clean(row["name"])), row["project"], ",".join(row["scopes"]), age(row["created_at"]), ends)
+    return table
+
+
 def metrics_table(series: Iterable[Json]) -> Table:
     """Return series in summary, one a row."""
     table = _table("~METRIC", ">POINTS", ">LAST STEP", ">LAST", ">MIN", ">MAX")
@@ -127,10 +136,25 @@ def checkpoints_table(checkpoints: Iterable[Json]) -> Table:
     table = _table(">STEP", ">EPOCH", ">LOSS", ">ACCURACY", "HEALTH", ">SIZE", ">AGE", "")
     for row in checkpoints:
         marks = " ".join(word for word in ("best", "latest") if row.get(f"is_{word}"))
+        marks += " pinned" if row.get("pinned") else ""
         metrics = row["metrics"]
         health = row["health"]["status"] if isinstance(row["health"], dict) else str(row["health"])
         cells = number(row["epoch"]), number(metrics.get("val/loss")), number(metrics.get("val/accuracy")), health
         table.add_row(str(row["step"]), *cells, size(row["size_bytes"]), age(row["created_at"]), marks)
+    return table
+
+
+def difference_table(layers: Iterable[Json]) -> Table:
+    """Return by how much every layer's running statistics differ, one a row; empty where the other has no such layer."""
+    figures = (f">{part}\n{summary}" for part in ("mean", "var") for summary in ("min", "avg", "max"))
+    table = _table("~LAYER", ">\nC", *figures, gap=1)
+    for layer in layers:
+        parts = [(layer["difference"] or {}).get(name, {}) for name in ("running_mean", "running_var")]
+        table.add_row(
+            Text(clean(layer["name"])),
+            number(layer["num_channels"]),
+            *(number(part.get(key), 2) for part in parts for key in ("min", "mean", "max")),
+        )
     return table
 
 

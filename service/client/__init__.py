@@ -15,6 +15,7 @@ from service.client.errors import (
     Failing,
     IntegrityError,
     NotFound,
+    PackError,
     ServiceError,
     Unreachable,
 )
@@ -30,6 +31,7 @@ __all__ = [
     "Failing",
     "IntegrityError",
     "NotFound",
+    "PackError",
     "ServiceError",
     "Unreachable",
 ]

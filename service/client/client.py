@@ -1,5 +1,6 @@
 """The routes of the service as methods. Owns paths, parameters and paging; answers are the decoded JSON, as docs/api.md describes it."""
 
+import hashlib
 import time
 import uuid
 from collections.abc import Iterator, Mapping, Sequence
@@ -11,9 +12,11 @@ import httpx
 
 from service.client.address import Address
 from service.client.download import Progress, fetch_checkpoint
-from service.client.errors import ClientError
+from service.client.errors import ClientError, IntegrityError, PackError
+from service.client.pack import pack
 from service.client.streams import follow
 from service.client.transport import Patience, Transport
+from service.scopes import DEFAULT_PROJECT
 from service.states import TERMINAL
 
 Json = dict[str, Any]
@@ -80,6 +83,20 @@ class Client:
     def job(self, job_id: str) -> Json:
         """Return one job."""
         return self._json("GET", _path("jobs", job_id))
+
+    def upload_code(self, path: Path) -> Json:
+        """Upload a directory with Python packages, or a .zip or .tar.gz of one; a spec names its `id` as `code`.
+
+        Raises:
+            PackError: it cannot be packed or read.
+        """
+        is_zip = path.suffix.lower() == ".zip"
+        try:
+            content = pack(path) if path.is_dir() else path.read_bytes()
+        except OSError as error:
+            raise PackError(f"{path} cannot be read: {error.strerror}; expected a directory, a .zip or a .tar.gz") from error
+        headers = {"Content-Type": "application/zip" if is_zip and path.is_file() else "application/gzip"}
+        return self._json("POST", "/v1/code", content=content, headers=headers, is_repeatable=True)
 
     def cancel(self, job_id: str) -> Json:
         """Ask for the end of a job and return it; it is cancelled when its processes are gone. Asking twice is asking once."""
@@ -156,6 +173,50 @@ class Client:
         # From here on by number: `best` may be another one before the last file is here.
         fetch_checkpoint(self._transport, _path("jobs", job_id, "checkpoints", manifest["step"]), manifest, directory, progress)
         return manifest
+
+    def download_statistics(self, job_id: str, step: int | str = "best") -> bytes:
+        """Return a safetensors file of the running statistics alone, verified; of the model nothing else is read or sent.
+
+        Raises:
+            IntegrityError: the bytes are not those of the digest that came with them.
+        """
+        path = _path("jobs", job_id, "checkpoints", step, "files", "model.safetensors")
+        response = self._transport.request("GET", path, params={"include": "statistics"})
+        found, promised = hashlib.sha256(response.content).hexdigest(), response.headers.get("etag", "").strip('"')
+        if found != promised:
+            raise IntegrityError(f"the statistics arrived as SHA-256 {found}; expected {promised} as the service said; ask again")
+        return response.content
+
+    def pin(self, job_id: str, step: int | str) -> Json:
+        """Keep a checkpoint from being pruned or deleted, and return it as it is listed. Doing it twice is doing it once."""
+        return self._json("PUT", _path("jobs", job_id, "checkpoints", step, "pin"), is_repeatable=True)
+
+    def unpin(self, job_id: str, step: int | str) -> Json:
+        """Leave a checkpoint to the retention rule again, and return it as it is listed."""
+        return self._json("DELETE", _path("jobs", job_id, "checkpoints", step, "pin"), is_repeatable=True)
+
+    def delete_checkpoint(self, job_id: str, step: int | str) -> None:
+        """Delete a checkpoint: not a pinned one, and not the newest of a job that has not ended."""
+        self._transport.request("DELETE", _path("jobs", job_id, "checkpoints", step))
+
+    # -- tokens, for admins
+
+    def create_token(self, name: str, scopes: Sequence[str], *, project: str = DEFAULT_PROJECT, expires_in_s: float | None = None) -> Json:
+        """Make a token. Its `token` is in this answer and nowhere else."""
+        document = {"name": name, "scopes": list(scopes), "project": project, "expires_in_s": expires_in_s}
+        return self._json("POST", "/v1/tokens", json=document)
+
+    def tokens(self, *, limit: int | None = None) -> Iterator[Json]:
+        """Yield tokens, newest first, expired and revoked ones too."""
+        return self._pages("/v1/tokens", {}, limit)
+
+    def rotate_token(self, token_id: str, *, overlap_s: float = 3600) -> Json:
+        """Make a token like another one, which ends after the overlap."""
+        return self._json("POST", _path("tokens", token_id, "rotate"), params={"overlap_s": overlap_s})
+
+    def revoke_token(self, token_id: str) -> None:
+        """Have a token admitted no more."""
+        self._transport.request("DELETE", _path("tokens", token_id), is_repeatable=True)
 
     # -- comparisons
 

@@ -9,6 +9,7 @@ ClientError
 |   |-- NotFound            404, 410: there is no such thing, or no longer
 |   |-- Conflict            409, 412, 428: it is in a state in which this cannot be done
 |   `-- Failing             429 and 5xx: the service is overloaded or broken; trying again later may help
+|-- PackError           a directory of code cannot be packed; the user's to mend
 `-- DownloadError       a file did not arrive; run the download again and it goes on where it stopped
     `-- IntegrityError      the bytes that arrived are not those of the manifest
 """
@@ -34,6 +35,10 @@ class Unreachable(ClientError):  # noqa: N818 - the word a user knows
     def __init__(self, url: str, cause: str) -> None:
         self.url = url
         super().__init__(f"no service answers at {url or 'any known address'} ({cause}): start one with `syncbn serve`, or set SYNCBN_URL")
+
+
+class PackError(ClientError):
+    """A directory of code cannot be packed for upload."""
 
 
 class ServiceError(ClientError):

@@ -1,17 +1,20 @@
 """The catalogue of published checkpoints. The files are elsewhere; what is here was announced after its rename."""
 
 from collections.abc import Sequence
+from datetime import UTC, datetime
 from typing import Any
 
 from pydantic import ValidationError
 from sqlalchemy import RowMapping, delete, insert, select
 
+from service.states import TERMINAL, State
 from service.store.database import Database
+from service.store.journal import Entry, append
 from service.store.records import Checkpoint
 from service.store.session import Write
 from service.store.tables import checkpoints, jobs
 from service.store.upserts import upsert
-from worker.contract import Manifest
+from worker.contract import EventType, Manifest
 
 
 class Checkpoints:
@@ -32,6 +35,14 @@ class Checkpoints:
         async with self._database.read() as connection:
             row = (await connection.execute(query)).mappings().one_or_none()
         return None if row is None else _checkpoint(row)
+
+    async def drop(self, job_id: str, step: int) -> None:
+        """Take one checkpoint from the list, and tell those who follow the job, unless it has ended: `end` stays the last event."""
+        async with self._database.write(job_id) as write:
+            await drop_steps(write, job_id, [step])
+            state = (await write.connection.execute(select(jobs.c.state).where(jobs.c.id == job_id))).scalar_one_or_none()
+            if state is not None and State(state) not in TERMINAL:
+                await append(write, job_id, [Entry(at=datetime.now(UTC), type=EventType.PRUNED, attempt=None, data={"steps": [step]})])
 
     async def replace(self, job_id: str, manifests: Sequence[Manifest]) -> None:
         """List exactly these checkpoints of a job. Does nothing for a job that is gone."""

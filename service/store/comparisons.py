@@ -33,6 +33,7 @@ class NewComparison:
     """A comparison to be stored."""
 
     id: str
+    project: str
     field: str
     document: dict[str, Any]
     variants: Sequence[NewVariant]
@@ -53,16 +54,16 @@ class Comparisons:
             KeyReusedError: the key was used for a different comparison.
             QueueFullError: not all of the jobs have a place in the queue; none is stored.
         """
-        async with self._database.write(new.id if claim is None else f"comparison-key/{claim.key}") as write:
+        async with self._database.write(new.id if claim is None else f"comparison-key/{new.project}/{claim.key}") as write:
             if claim is not None:
-                earlier = await _earlier(write, claim)
+                earlier = await _earlier(write, new.project, claim)
                 if earlier is not None:
                     return earlier, False
             await write.connection.execute(insert(comparisons).values(**_row(new, claim)))
             for number, variant in enumerate(new.variants):
                 for cap in variant.caps:
                     await require_place(write, cap)
-                await add_job(write, variant.job_id, variant.spec)
+                await add_job(write, variant.job_id, variant.spec, new.project)
                 row = {"comparison_id": new.id, "number": number, "value": variant.value, "job_id": variant.job_id}
                 await write.connection.execute(insert(variants).values(**row))
         return new.id, True
@@ -74,18 +75,20 @@ class Comparisons:
             found = await _with_variants(session, list((await session.execute(query)).mappings()))
         return found[0] if found else None
 
-    async def of_claim(self, claim: IdempotencyClaim) -> Comparison | None:
-        """Return the comparison that a request made, or None."""
+    async def of_claim(self, project: str, claim: IdempotencyClaim) -> Comparison | None:
+        """Return the comparison that a request for a project made, or None."""
         async with self._database.read() as session:
-            query = select(comparisons).where(comparisons.c.idempotency_key == claim.key)
+            query = select(comparisons).where(comparisons.c.project == project, comparisons.c.idempotency_key == claim.key)
             found = await _with_variants(session, list((await session.execute(query)).mappings()))
         return found[0] if found else None
 
-    async def page(self, before: str | None, limit: int) -> list[Comparison]:
-        """Return up to `limit` comparisons, newest first, older than the comparison `before`."""
+    async def page(self, before: str | None, limit: int, project: str | None = None) -> list[Comparison]:
+        """Return up to `limit` comparisons of a project (of all, where None), newest first, older than the comparison `before`."""
         query = select(comparisons).order_by(comparisons.c.id.desc()).limit(limit)
         if before is not None:
             query = query.where(comparisons.c.id < before)
+        if project is not None:
+            query = query.where(comparisons.c.project == project)
         async with self._database.read() as session:
             return await _with_variants(session, list((await session.execute(query)).mappings()))
 
@@ -95,8 +98,9 @@ class Comparisons:
             await write.connection.execute(delete(comparisons).where(comparisons.c.id == comparison_id))
 
 
-async def _earlier(write: Write, claim: IdempotencyClaim) -> str | None:
-    query = select(comparisons.c.id, comparisons.c.fingerprint).where(comparisons.c.idempotency_key == claim.key)
+async def _earlier(write: Write, project: str, claim: IdempotencyClaim) -> str | None:
+    mine = (comparisons.c.project == project) & (comparisons.c.idempotency_key == claim.key)
+    query = select(comparisons.c.id, comparisons.c.fingerprint).where(mine)
     row = (await write.connection.execute(query)).one_or_none()
     if row is None:
         return None
@@ -113,10 +117,10 @@ async def _with_variants(session: Session, rows: Sequence[RowMapping]) -> list[C
     for row in (await session.execute(query)).mappings():
         state = None if row["state"] is None else State(row["state"])
         found[row["comparison_id"]].append(Variant(row["value"], row["job_id"], state))
-    return [Comparison(row["id"], row["field"], row["spec"], row["created_at"], tuple(found[row["id"]])) for row in rows]
+    return [Comparison(row["id"], row["project"], row["field"], row["spec"], row["created_at"], tuple(found[row["id"]])) for row in rows]
 
 
 def _row(new: NewComparison, claim: IdempotencyClaim | None) -> dict[str, Any]:
     key, fingerprint = (None, None) if claim is None else (claim.key, claim.fingerprint)
-    names = {"id": new.id, "field": new.field, "spec": new.document, "created_at": datetime.now(UTC)}
+    names = {"id": new.id, "project": new.project, "field": new.field, "spec": new.document, "created_at": datetime.now(UTC)}
     return names | {"idempotency_key": key, "fingerprint": fingerprint}

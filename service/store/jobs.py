@@ -7,6 +7,7 @@ from typing import Any
 
 from sqlalchemy import RowMapping, Select, bindparam, delete, exists, func, insert, select, update
 
+from service.scopes import DEFAULT_PROJECT
 from service.states import State, is_allowed
 from service.store.database import Database
 from service.store.idempotency import earlier_job, remember
@@ -24,10 +25,11 @@ CHOOSING_NORM = "choosing_norm"
 
 @dataclass(frozen=True)
 class JobFilter:
-    """Which jobs a list holds: in any of the states (all, where empty), and with every one of the labels."""
+    """Which jobs a list holds: in any of the states (all, where empty), with every one of the labels, of the project (all, where None)."""
 
     states: frozenset[State] = frozenset()
     labels: tuple[tuple[str, str], ...] = ()
+    project: str | None = None
 
 
 class Jobs:
@@ -37,7 +39,13 @@ class Jobs:
         self._database = database
 
     async def create(
-        self, job_id: str, spec: JobSpec, claim: IdempotencyClaim | None = None, caps: Sequence[QueueCap] = ()
+        self,
+        job_id: str,
+        spec: JobSpec,
+        claim: IdempotencyClaim | None = None,
+        caps: Sequence[QueueCap] = (),
+        *,
+        project: str = DEFAULT_PROJECT,
     ) -> tuple[str, bool]:
         """Store a queued job, unless the same request has made one before.
 
@@ -48,16 +56,16 @@ class Jobs:
             QueueFullError: as many jobs are queued as one of `caps` allows.
         """
         # Twins with one key come one after another; the second finds the first.
-        async with self._database.write(job_id if claim is None else f"key/{claim.key}") as write:
+        async with self._database.write(job_id if claim is None else f"key/{project}/{claim.key}") as write:
             if claim is not None:
-                earlier = await earlier_job(write, claim)
+                earlier = await earlier_job(write, project, claim)
                 if earlier is not None:
                     return earlier, False
             for cap in caps:
                 await require_place(write, cap)
-            await add_job(write, job_id, spec)
+            await add_job(write, job_id, spec, project)
             if claim is not None:
-                await remember(write, claim, job_id)
+                await remember(write, project, claim, job_id)
         return job_id, True
 
     async def get(self, job_id: str) -> Job | None:
@@ -83,12 +91,20 @@ class Jobs:
         query = select(jobs.c.id).order_by(jobs.c.id.desc()).limit(limit)
         if before is not None:
             query = query.where(jobs.c.id < before)
+        if wanted.project is not None:
+            query = query.where(jobs.c.project == wanted.project)
         if wanted.states:
             query = query.where(jobs.c.state.in_([state.value for state in wanted.states]))
         for key, value in wanted.labels:
             has_label = (job_labels.c.job_id == jobs.c.id) & (job_labels.c.key == key) & (job_labels.c.value == value)
             query = query.where(exists().where(has_label))
         return await self._fetch(select(jobs).where(jobs.c.id.in_(query)).order_by(jobs.c.id.desc()))
+
+    async def of_project(self, job_ids: Collection[str], project: str) -> set[str]:
+        """Return which of the jobs belong to the project."""
+        query = select(jobs.c.id).where(jobs.c.id.in_(job_ids), jobs.c.project == project)
+        async with self._database.read() as connection:
+            return set((await connection.execute(query)).scalars())
 
     async def counts(self) -> dict[State, int]:
         """Return how many jobs are in each state; every state is there."""
@@ -189,9 +205,9 @@ class Jobs:
             return [_job(row) for row in (await connection.execute(query)).mappings()]
 
 
-async def add_job(write: Write, job_id: str, spec: JobSpec) -> None:
+async def add_job(write: Write, job_id: str, spec: JobSpec, project: str) -> None:
     """Store a queued job, in a transaction of the caller."""
-    await write.connection.execute(insert(jobs).values(**_new_row(job_id, spec)))
+    await write.connection.execute(insert(jobs).values(project=project, **_new_row(job_id, spec)))
     await _store_labels(write, job_id, spec.labels)
     if spec.norm.kind == AUTO_NORM:
         await write.connection.execute(insert(norm_choices).values(job_id=job_id))

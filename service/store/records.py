@@ -5,6 +5,7 @@ from datetime import datetime
 from functools import cached_property
 from typing import Any
 
+from service.scopes import Scope
 from service.states import State
 from worker.contract import EventType, JobSpec, Manifest
 
@@ -26,6 +27,8 @@ class Job:
     """One job as it stands now."""
 
     id: str
+    project: str
+    """Whose it is: tokens of other projects do not see it."""
     name: str
     state: State
     reason: str
@@ -120,6 +123,8 @@ class Comparison:
     """Jobs that were submitted together, alike but for one field of their specs."""
 
     id: str
+    project: str
+    """Whose it is, and whose the jobs are."""
     field: str
     """A dotted path into the spec."""
     document: dict[str, Any]
@@ -132,13 +137,49 @@ class Comparison:
 class Token:
     """One API token. The token itself is nowhere but with its owner."""
 
+    id: str
     name: str
+    project: str
+    """What it may see: the jobs and the code of this project. With the scope admin, of all."""
+    scopes: frozenset[Scope]
+    created_at: datetime
+    expires_at: datetime | None = None
+    revoked_at: datetime | None = None
+
+    @property
+    def is_admin(self) -> bool:
+        """Whether it may do everything, in every project."""
+        return Scope.ADMIN in self.scopes
+
+    def is_live(self, now: datetime) -> bool:
+        """Return whether it is admitted."""
+        return self.revoked_at is None and (self.expires_at is None or now < self.expires_at)
+
+    def may(self, scope: Scope) -> bool:
+        """Return whether it may do what needs the scope."""
+        return self.is_admin or scope in self.scopes
+
+    def sees(self, project: str) -> bool:
+        """Return whether what belongs to the project is there for it."""
+        return self.is_admin or project == self.project
+
+
+@dataclass(frozen=True)
+class Bundle:
+    """Uploaded code: an archive in the storage, named by its digest, that belongs to a project."""
+
+    id: str
+    project: str
+    sha256: str
+    """Of the archive as it is stored, which depends on nothing but names and contents of the files."""
+    size_bytes: int
+    num_files: int
     created_at: datetime
 
 
 @dataclass(frozen=True)
 class IdempotencyClaim:
-    """A client's promise that two requests are one: the key it chose, and a digest of what it asked for."""
+    """A client's promise that two requests of a project are one: the key it chose, and a digest of what it asked for."""
 
     key: str
     fingerprint: str

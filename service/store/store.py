@@ -5,6 +5,7 @@ from types import TracebackType
 from typing import Self
 
 from service.store.attempts import Attempts
+from service.store.bundles import Bundles
 from service.store.changes import Changes
 from service.store.checkpoints import Checkpoints
 from service.store.comparisons import Comparisons
@@ -36,6 +37,7 @@ class Store:
         self.comparisons = Comparisons(database)
         self.norm_choices = NormChoices(database)
         self.tokens = Tokens(database)
+        self.bundles = Bundles(database)
         self.leases = Leases(database)
 
     @classmethod

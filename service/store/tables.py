@@ -22,6 +22,7 @@ jobs = Table(
     "jobs",
     metadata,
     Column("id", Text, primary_key=True),
+    Column("project", Text, nullable=False, server_default="default"),
     Column("name", Text, nullable=False),
     Column("state", Text, nullable=False),
     Column("reason", Text, nullable=False),
@@ -41,6 +42,7 @@ jobs = Table(
     Column("edition", Integer, nullable=False),
     Column("log_bytes", BigInteger, nullable=False, server_default="0"),
     Index("ix_jobs_state_id", "state", "id"),
+    Index("ix_jobs_project_id", "project", "id"),
 )
 
 # The order of the queue, in which a range of it is read without sorting.
@@ -139,14 +141,32 @@ checkpoints = Table(
 tokens = Table(
     "tokens",
     metadata,
-    Column("sha256", Text, primary_key=True),
+    Column("id", Text, primary_key=True),
+    Column("sha256", Text, nullable=False, unique=True),
     Column("name", Text, nullable=False),
+    Column("project", Text, nullable=False),
+    Column("scopes", JsonText, nullable=False),
     Column("created_at", Instant, nullable=False),
+    Column("expires_at", Instant),
+    Column("revoked_at", Instant),
+)
+
+bundles = Table(
+    "bundles",
+    metadata,
+    Column("id", Text, primary_key=True),
+    Column("project", Text, nullable=False),
+    Column("sha256", Text, nullable=False),
+    Column("size_bytes", BigInteger, nullable=False),
+    Column("num_files", Integer, nullable=False),
+    Column("created_at", Instant, nullable=False),
+    UniqueConstraint("project", "sha256", name="uq_bundles_project_sha256"),
 )
 
 idempotency_keys = Table(
     "idempotency_keys",
     metadata,
+    Column("project", Text, primary_key=True),
     Column("key", Text, primary_key=True),
     Column("fingerprint", Text, nullable=False),
     Column("job_id", Text, nullable=False, index=True),
@@ -158,12 +178,13 @@ comparisons = Table(
     "comparisons",
     metadata,
     Column("id", Text, primary_key=True),
+    Column("project", Text, nullable=False),
     Column("field", Text, nullable=False),
     Column("spec", JsonText, nullable=False),
     Column("created_at", Instant, nullable=False),
     Column("idempotency_key", Text),
     Column("fingerprint", Text),
-    UniqueConstraint("idempotency_key"),
+    UniqueConstraint("project", "idempotency_key", name="uq_comparisons_idempotency_key"),
 )
 
 variants = Table(

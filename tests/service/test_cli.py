@@ -148,6 +148,22 @@ def test_a_checkpoint_is_downloaded_with_its_digests(run, spec, tmp_path):
     assert (tmp_path / "here" / "model.safetensors").exists()
 
 
+def test_checkpoints_are_compared_pinned_and_deleted(run, spec):
+    """A word for each; what cannot be is said."""
+    job, other = _submitted(run, spec), _submitted(run, spec)
+    for one in (job, other):
+        run("wait", one)
+    against = ("--against", f"{other}/checkpoints/best")
+    assert json.loads(run("checkpoints", "diff", job, *against, "--json").stdout)["against"] == {"job_id": other, "step": 3}
+    assert "bn1" in run("checkpoints", "diff", job, "best", *against).stdout
+    assert "checkpoint 3 is pinned" in run("checkpoints", "pin", job).output
+    assert "pinned" in run("checkpoints", "ls", job).stdout
+    assert "is pinned; expected one that is not" in run("checkpoints", "rm", job, "3").stderr
+    assert "checkpoint 3 is not pinned" in run("checkpoints", "unpin", job).output
+    assert "checkpoint 3 is deleted" in run("checkpoints", "rm", job, "3").output
+    assert "no checkpoint yet" in run("checkpoints", "ls", job).output
+
+
 def test_the_beginning_of_an_id_is_enough_where_it_is_unique(run, spec):
     """I need not copy twenty-six characters; but one too few is no guess."""
     job = _submitted(run, spec)

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -37,9 +38,9 @@ def serve(home, environment):
     """Start controllers, and end those that the test left."""
     started = []
 
-    def start(*args):
+    def start(*args, stdout=subprocess.PIPE):
         command = [*COMMAND, "serve", "--port", "0", "--ray-address", NO_RAY, *args]
-        process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment)
+        process = subprocess.Popen(command, stdout=stdout, stderr=subprocess.PIPE, text=True, env=environment)
         started.append(process)
         return process
 
@@ -56,9 +57,12 @@ def run(environment):
 
 
 def test_the_address_with_the_token_is_shown_once(serve, home):
-    """At first start I get a link to open; later only the address, because the token is in my home."""
-    first = serve()
-    url, _, token = first.stdout.readline().strip().partition("/#token=")
+    """At first start I get a link to open on my screen; later only the address, because the token is in my home."""
+    master, screen = os.openpty()
+    first = serve(stdout=screen)
+    os.close(screen)
+    with os.fdopen(master, encoding="utf-8") as terminal:
+        url, _, token = terminal.readline().strip().partition("/#token=")
     assert json.loads((home / "controller.json").read_text()) == {"url": url, "pid": first.pid}
     assert (home / "token").read_text().strip() == token
     assert (home / "token").stat().st_mode & 0o777 == 0o600
@@ -91,7 +95,7 @@ def test_a_signal_ends_it_in_seconds_also_with_an_open_stream(serve, home, numbe
 def test_a_second_controller_on_a_home_is_refused(serve, home):
     """Two controllers on one home would fight: the second is told who is there, and the first does not notice."""
     first = serve()
-    url = first.stdout.readline().partition("/#")[0]
+    url = first.stdout.readline().strip()
     second = serve()
     out, errors = second.communicate(timeout=15)
     assert second.returncode == 2
@@ -139,7 +143,8 @@ def test_a_taken_port_is_named(run, home):
         (("--host", "no.such.host.invalid"), "cannot listen on no.such.host.invalid"),
         (("--host", "192.0.2.1"), "cannot listen on 192.0.2.1"),
         (("--home", "/proc/nowhere"), "the home /proc/nowhere cannot be used"),
-        (("--storage", "s3://bucket"), "s3://bucket is not supported"),
+        (("--storage", "ftp://bucket"), "ftp://bucket is not supported"),
+        (("--storage", "s3://bucket?profile=team"), "SYNCBN_STORAGE_PROFILES is not set here"),
         (("--port", "many"), "Invalid value for '--port'"),
     ],
 )
@@ -182,6 +187,32 @@ def test_doctor_says_how_to_mend_what_is_broken(run, environment):
     assert failed.keys() == {"port", "home"}
     assert "SYNCBN_PORT" in failed["port"]
     assert "SYNCBN_HOME" in failed["home"]
+
+
+def test_a_token_is_not_written_where_stdout_is_a_file(serve, home):
+    """A journal is read by others; the address is there, and where the token is."""
+    controller = serve()
+    url = controller.stdout.readline()
+    controller.terminate()
+    said = url + "".join(controller.communicate(timeout=15))
+    assert (home / "token").read_text().strip() not in said
+    assert str(home / "token") in said
+
+
+def test_other_machines_are_not_served_before_there_is_a_token(run, serve, home):
+    """`tokens init` makes it, and the controller takes it."""
+    refused = run("serve", "--host", "0.0.0.0", "--port", "0")
+    assert refused.returncode == 2
+    assert "syncbn tokens init" in re.sub(r"\s+", " ", refused.stderr)
+    assert not (home / "syncbn.db").exists()
+
+    token = run("tokens", "init").stdout.strip()
+    assert (home / "token").stat().st_mode & 0o777 == 0o600
+    assert "is there already" in re.sub(r"\s+", " ", run("tokens", "init").stderr)
+    controller = serve("--host", "0.0.0.0")
+    url = controller.stdout.readline().strip()
+    with Client(url, token) as client:
+        assert list(client.jobs()) == []
 
 
 def test_logs_are_json_lines_where_asked(serve, environment):

@@ -3,6 +3,7 @@
 import hashlib
 
 import pytest
+from safetensors.numpy import load
 
 from service.client import BadRequest, Client, Conflict, Denied, NotFound
 from tests.support.live_service import NASTY, SPEC, live_service
@@ -120,6 +121,27 @@ def test_statistics_in_summary_and_in_full(client, done):
     assert client.statistics(done["id"], 3, layer="bn1")["layers"]
     with pytest.raises(NotFound):
         client.statistics(done["id"], 3, layer="bn9")
+
+
+def test_the_statistics_alone_are_a_file_of_their_own(client, done):
+    """A few bytes of the model, which any safetensors library reads."""
+    tensors = load(client.download_statistics(done["id"], "best"))
+    assert {name: tensor.tolist() for name, tensor in tensors.items()} == {
+        "bn1.running_mean": [-1, 3],
+        "bn1.running_var": [0.5, 2.5],
+        "bn1.num_batches_tracked": 3,
+    }
+
+
+def test_a_pinned_checkpoint_cannot_be_deleted_before_its_pin_is_removed(client, service):
+    """Of a job that has ended, even the last one can go."""
+    job = client.wait(client.submit(SPEC)["id"], timeout_s=20)
+    assert client.pin(job["id"], "best")["pinned"]
+    with pytest.raises(Conflict, match="is pinned"):
+        client.delete_checkpoint(job["id"], 3)
+    assert not client.unpin(job["id"], 3)["pinned"]
+    client.delete_checkpoint(job["id"], 3)
+    assert list(client.checkpoints(job["id"])) == []
 
 
 def test_a_cancelled_job_is_cancelled_once(client):

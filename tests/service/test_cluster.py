@@ -4,9 +4,14 @@ import asyncio
 import multiprocessing
 import os
 import signal
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from types import SimpleNamespace
 
+import grpc
 import pytest
 
+import worker
 from service import embedded
 from service.cluster import ClusterError, RankDiedError, RayCluster
 from tests.support.fake_cluster import FakeCluster
@@ -110,3 +115,37 @@ def test_an_address_where_nobody_answers_is_an_error(tmp_path, address):
     """A wrong SYNCBN_RAY_ADDRESS is found at once, with the address in the message."""
     with pytest.raises(ClusterError, match=f"no Ray at '{address}'.*leave SYNCBN_RAY_ADDRESS empty"):
         asyncio.run(RayCluster(tmp_path, address).connect())
+
+
+@pytest.fixture
+def open_ray():
+    """The address of something that answers Ray's question to whoever asks."""
+
+    class Anything(grpc.GenericRpcHandler):
+        def service(self, details):
+            assert details.method == "/ray.rpc.NodeInfoGcsService/GetAllNodeInfo"
+            return grpc.unary_unary_rpc_method_handler(lambda request, context: b"")
+
+    server = grpc.server(ThreadPoolExecutor(1), handlers=(Anything(),))
+    port = server.add_insecure_port("127.0.0.1:0")
+    server.start()
+    yield f"127.0.0.1:{port}"
+    server.stop(0)
+
+
+def test_a_ray_that_answers_without_a_token_is_refused(tmp_path, open_ray):
+    """Unless the operator says that its network is closed."""
+    with pytest.raises(ClusterError, match=f"{open_ray} answers without a token.*SYNCBN_ALLOW_OPEN_RAY"):
+        asyncio.run(RayCluster(tmp_path, open_ray).connect())
+
+
+def test_an_open_ray_is_used_where_the_operator_says_so(tmp_path, open_ray, monkeypatch):
+    """Then it is asked for nothing, and connected to."""
+    asked = []
+    gang = SimpleNamespace(NAMESPACE="n")
+    monkeypatch.setitem(sys.modules, "ray", SimpleNamespace(init=lambda **options: asked.append(options["address"]), shutdown=lambda: None))
+    monkeypatch.setitem(sys.modules, "worker.gang", gang)
+    monkeypatch.setattr(worker, "gang", gang, raising=False)
+    RayCluster(tmp_path, open_ray, allow_open=True)._connect()
+
+    assert asked == [open_ray]

@@ -33,7 +33,7 @@ async def _train(world: World, trials: dict[str, str]) -> None:
 
 
 def test_a_job_that_asks_for_it_runs_with_the_norm_of_the_best_trial(tmp_path: Path):
-    """It waits for its trials, says so, and starts with the kind that did best; its history says why. A restart in between changes nothing."""
+    """It waits for its trials and says so; it starts with the best kind, and its history says why. A restart in between changes nothing."""
 
     async def scenario(world: World) -> None:
         async with world.controller():

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 from pydantic import ValidationError
 
-from service.settings import ClientSettings, Settings
+from service.settings import ClientSettings, Settings, inherited_environment
 
 
 @pytest.fixture(autouse=True)
@@ -35,7 +35,9 @@ def test_the_environment_is_read_and_arguments_go_before_it(monkeypatch):
     assert Settings(port=2).port == 2
 
 
-@pytest.mark.parametrize("storage", ["s3://bucket/x", "http://169.254.169.254/", "file://host/x"])
+@pytest.mark.parametrize(
+    "storage", ["s3:///x", "http://169.254.169.254/", "file://host/x", "s3://key:secret@bucket/x", "s3://bucket/x?secret=y"]
+)
 def test_storage_elsewhere_is_refused_in_words(storage):
     """Not silently taken for a directory of that name."""
     with pytest.raises(ValidationError, match=r"use file:///path"):
@@ -55,3 +57,18 @@ def test_a_token_does_not_show(monkeypatch):
 
     assert ClientSettings().token.get_secret_value() == "sbn_secret"
     assert "sbn_secret" not in repr(ClientSettings())
+
+
+def test_child_processes_inherit_no_secret(monkeypatch):
+    """The code of a job could read them: a rank is a child of Ray, and Ray of the controller."""
+    for name in ("SYNCBN_TOKEN", "SYNCBN_DATABASE_URL", "PGPASSWORD", "SYNCBN_STORAGE"):
+        monkeypatch.setenv(name, "canary")
+
+    assert [name for name, value in inherited_environment().items() if value == "canary"] == ["SYNCBN_STORAGE"]
+
+
+def test_data_roots_are_absolute():
+    """A relative one would depend on where the controller was started."""
+    assert Settings(data_roots=("/data", "file:///more", "s3://lake/x")).data_roots == ("/data", "/more", "s3://lake/x")
+    with pytest.raises(ValidationError, match="'data'"):
+        Settings(data_roots=("data",))

@@ -45,7 +45,11 @@ def _row(kind, accuracy=None, state=State.SUCCEEDED, loss=None):
             [_row(kind, None, State.CANCELLED) for kind in KINDS],
             Choice("sync_bn", "sync_bn, as no trial gave val/accuracy: sync_bn cancelled, batch_norm cancelled, group_norm cancelled"),
         ),
-        ({}, [_row("sync_bn", 0.9), _row("batch_norm", 0.9)], Choice("sync_bn", "sync_bn: val/accuracy 0.9 against 0.9 batch_norm after 200 steps")),
+        (
+            {},
+            [_row("sync_bn", 0.9), _row("batch_norm", 0.9)],
+            Choice("sync_bn", "sync_bn: val/accuracy 0.9 against 0.9 batch_norm after 200 steps"),
+        ),
     ],
 )  # fmt: skip
 def test_the_best_trial_wins_and_says_by_how_much(changes, rows, choice):

@@ -3,11 +3,11 @@
 import pytest
 
 from service.errors import InvalidError
-from service.store.ids import new_comparison_id
+from service.store.ids import new_id
 from service.variants import variants
 from tests.service.store.ranks import SPEC
 
-ID = new_comparison_id()
+ID = new_id("cmp")
 
 
 def test_variants_are_alike_but_for_the_field_the_name_and_a_label():

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from worker.checkpoint import Snapshot
-from worker.contract.manifest import Health, Manifest
+from worker.contract.manifest import Health, LayerEntry, Manifest
 
 JOB = "job_" + "0" * 25 + "A"
 
@@ -34,11 +34,21 @@ def draft(step: int, *, fence: int = 1, metrics: dict[str, float] | None = None,
     )
 
 
-def snapshot(step: int, *, fence: int = 1, metrics: dict[str, float] | None = None) -> Snapshot:
-    """A checkpoint of a few numbers, which tell its step."""
+def snapshot(
+    step: int,
+    *,
+    fence: int = 1,
+    metrics: dict[str, float] | None = None,
+    weights: int = 2,
+    model: Any = None,
+    layers: Any = (),
+    job_id: str = JOB,
+) -> Snapshot:
+    """A checkpoint of a few numbers, or of 3 * `weights`, which tell its step."""
+    entries = tuple(LayerEntry(name=name, kind="SyncBatchNorm", num_channels=2, eps=1e-5, momentum=0.1) for name in layers)
     return Snapshot(
-        draft(step, fence=fence, metrics=metrics),
-        {"weight": torch.full((3, 2), float(step))},
+        draft(step, fence=fence, metrics=metrics).model_copy(update={"layers": entries, "job_id": job_id}),
+        model or {"weight": torch.full((3, weights), float(step))},
         {"optimizer.weight.momentum_buffer": torch.zeros(3, 2)},
         {"step": step},
     )

@@ -81,10 +81,21 @@ def run_job(
     resume: str | None = None,
     marker: str = MARKER,
     faults: Faults | None = None,
+    address: str = "",
+    code_sha256: str | None = None,
 ) -> list[RankRun]:
-    """Run every rank of a job to its end; a rank that fails is reported, not raised."""
+    """Run every rank of a job to its end; a rank that fails is reported, not raised. The checkpoints go to `address` where it is given."""
     (storage / MARKER).write_text("here")
-    common = {"job_id": job_id, "attempt": attempt, "fence": attempt, "spec": spec, "storage": storage, "marker": marker, "resume": resume}
+    common = {
+        "job_id": job_id,
+        "attempt": attempt,
+        "fence": attempt,
+        "spec": spec,
+        "storage": address or str(storage),
+        "marker": marker,
+        "resume": resume,
+        "code_sha256": code_sha256,
+    }
     answers = pool.run(spec.resources.workers, run_one_rank, common, str(storage / f".port-{uuid.uuid4().hex}"), faults or Faults())
     return [RankRun(*answer) for answer in answers]
 
@@ -131,9 +142,9 @@ class Planted:
 
         def step(trainer: Trainer, number: int, asked: threading.Event) -> Any:
             if (rank, number) == faults.raise_on:
-                trainer._data = _Raising()
+                trainer._data.batch = _raise
             if (rank, number) == faults.nan_on:
-                trainer._data = _NotANumber(trainer._data)
+                trainer._data.batch = _not_a_number(trainer._data.batch)
             if (rank, number) == faults.stop_on:
                 stop.set()
             return self._step(trainer, number, asked)
@@ -146,18 +157,16 @@ class Planted:
         Trainer.step = self._step
 
 
-class _Raising:
-    def batch(self, indices: Any, epoch: int) -> Any:
-        raise ValueError("sample 7 is broken")
+def _raise(step: int, part: int) -> Any:
+    raise ValueError("sample 7 is broken")
 
 
-class _NotANumber:
-    def __init__(self, data: Any) -> None:
-        self._data = data
-
-    def batch(self, indices: Any, epoch: int) -> Any:
-        x, y = self._data.batch(indices, epoch)
+def _not_a_number(batch: Any) -> Any:
+    def broken(step: int, part: int) -> Any:
+        x, y = batch(step, part)
         return x * float("nan"), y
+
+    return broken
 
 
 def _announce(port_file: str, port: int) -> int:
@@ -176,4 +185,4 @@ def _await(port_file: str) -> int:
     return int(json.loads(Path(port_file).read_text()))
 
 
-__all__ = ["JOB", "OTHER_JOB", "FailureCode", "Faults", "RankRun", "run_job", "run_one_rank", "small_spec"]
+__all__ = ["JOB", "MARKER", "OTHER_JOB", "FailureCode", "Faults", "RankRun", "run_job", "run_one_rank", "small_spec"]

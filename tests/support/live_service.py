@@ -24,6 +24,7 @@ from service.reconciler import Reconciler
 from service.settings import Settings
 from tests.support.fake_cluster import FakeCluster
 from worker.contract import EventType, FileEntry, Health, LayerEntry, Manifest, checkpoint_name, checkpoints_directory
+from worker.storage.local import LocalStorage
 
 SPEC = {"name": "good", "model": {"name": "resnet18"}, "data": {"name": "digits"}, "steps": 3}
 NASTY = "\x1b[31mred\u2028<script>alert(1)</script>"
@@ -45,7 +46,7 @@ def live_service(home: Path):
     structlog.configure(logger_factory=structlog.ReturnLoggerFactory())
     settings = Settings(home=home, port=0, heartbeat_s=0.2)
     cluster = FakeCluster(cpus=1000)
-    app = create_app(settings, controller=Reconciler(cluster, settings.storage_path, PolicyFile(settings.policy_path)))
+    app = create_app(settings, controller=Reconciler(cluster, LocalStorage(settings.storage_path), PolicyFile(settings.policy_path)))
     players = _while_it_runs(app, lambda: _play_all(cluster, settings.storage_path))
     server = uvicorn.Server(uvicorn.Config(players, port=0, log_level="error", ws="none", timeout_graceful_shutdown=1))
     thread = threading.Thread(target=server.run, daemon=True)

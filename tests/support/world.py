@@ -14,6 +14,7 @@ from service.store.records import Job
 from service.store.store import Store
 from tests.support.fake_cluster import FakeCluster, FakeGang
 from worker.contract import EventType, checkpoint_name, checkpoints_directory, parse_spec
+from worker.storage.local import LocalStorage
 
 SPEC = {"name": "t", "model": {"name": "resnet18"}, "data": {"name": "digits"}, "resources": {"workers": 2}}
 JOB_IDS = [f"job_{number:026d}" for number in range(10)]
@@ -26,6 +27,7 @@ class World:
         self.store = store
         self.cluster = cluster
         self.storage = storage
+        self.opened = LocalStorage(storage)
         self.policy = storage / "policy.toml"
 
     async def submit(self, number: int = 0, **change) -> str:
@@ -54,7 +56,7 @@ class World:
     @contextlib.asynccontextmanager
     async def controller(self) -> AsyncIterator[Reconciler]:
         """Run a controller inside the block; leaving it is like killing it, as far as jobs are concerned."""
-        reconciler = Reconciler(self.cluster, self.storage, PolicyFile(self.policy))
+        reconciler = Reconciler(self.cluster, self.opened, PolicyFile(self.policy))
         await reconciler.start(self.store)
         try:
             yield reconciler

@@ -43,7 +43,7 @@ def test_means_over_every_sample_with_running_statistics(ranks, batch_size):
     """However the split is cut, the result is that of one pass over all of it in eval mode; the statistics stay as they are."""
     model = _model().train()
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
-    x, y = DATA.test.batch(np.arange(DATA.test.num_samples), 0)
+    x, y = map(torch.from_numpy, DATA.test.batch(np.arange(DATA.test.num_samples), 0))
     with torch.no_grad():
         logits = model.eval()(x.double())
     model.train()

@@ -2,17 +2,19 @@
 
 import os
 import threading
+import time
 
 import pytest
 
-from tests.support.checkpoints import snapshot
+from tests.support.checkpoints import JOB, snapshot
 from worker import publisher as module
-from worker.checkpoint import publish, published
-from worker.contract import checkpoint_name
+from worker.checkpoint import publish
+from worker.contract import checkpoint_name, checkpoints_directory
 from worker.contract.spec import CheckpointSpec
 from worker.errors import CheckpointWriteError, StaleFenceError
 from worker.progress import EventBuffer
 from worker.publisher import Publisher
+from worker.storage.local import LocalStorage
 
 KEEP_ONE = CheckpointSpec(keep_last=1, keep_best=None)
 
@@ -24,7 +26,7 @@ def _said(events):
 def test_announced_only_when_published_and_pruned_after(tmp_path):
     """Each event comes after the fact: the checkpoint is on disk, the old one gone."""
     events = EventBuffer()
-    publisher = Publisher(tmp_path, KEEP_ONE, events)
+    publisher = Publisher(LocalStorage(tmp_path), JOB, KEEP_ONE, events)
 
     for step in (1, 2):
         publisher.submit(snapshot(step))
@@ -32,43 +34,96 @@ def test_announced_only_when_published_and_pruned_after(tmp_path):
 
     assert [kind for kind, _ in _said(events)] == ["checkpoint", "checkpoint", "pruned"]
     assert _said(events)[-1] == ("pruned", {"steps": [1]})
-    assert list(published(tmp_path)) == [2]
+    assert list(LocalStorage(tmp_path).published(JOB)) == [2]
 
 
 def test_a_failed_write_is_a_warning_and_the_job_goes_on(tmp_path, monkeypatch):
     """The disk fails for one checkpoint: the one before stays, the one after is written."""
     events = EventBuffer()
-    publisher = Publisher(tmp_path, KEEP_ONE, events)
+    publisher = Publisher(LocalStorage(tmp_path), JOB, KEEP_ONE, events)
     publisher.submit(snapshot(1))
     publisher.wait()
     with monkeypatch.context() as broken:
         broken.setattr(os, "fsync", _no_space)
         publisher.submit(snapshot(2))
         publisher.wait()
-    assert list(published(tmp_path)) == [1]
+    assert list(LocalStorage(tmp_path).published(JOB)) == [1]
 
     publisher.submit(snapshot(3))
     publisher.finish()
 
     assert [kind for kind, _ in _said(events)] == ["checkpoint", "warning", "checkpoint", "pruned"]
     assert {"code": "checkpoint_not_written", "step": 2}.items() <= _said(events)[1][1].items()
-    assert list(published(tmp_path)) == [3]
+    assert list(LocalStorage(tmp_path).published(JOB)) == [3]
 
 
-def test_a_job_without_its_last_checkpoint_has_not_succeeded(tmp_path, monkeypatch):
-    """The last one is always written, or the job says that it is not."""
-    publisher = Publisher(tmp_path, KEEP_ONE, EventBuffer())
+def test_a_last_checkpoint_that_cannot_be_written_fails_the_job_after_a_while(tmp_path, monkeypatch):
+    """It is tried again for a bounded time, each failure is said, and then the job says what to do."""
+    monkeypatch.setattr(module, "LAST_PATIENCE_S", 0.5)
+    monkeypatch.setattr(module, "FIRST_PAUSE_S", 0.1)
+    events = EventBuffer()
+    publisher = Publisher(LocalStorage(tmp_path), JOB, KEEP_ONE, events)
     monkeypatch.setattr(os, "fsync", _no_space)
     publisher.submit(snapshot(1))
 
-    with pytest.raises(CheckpointWriteError, match="No space left"):
+    with pytest.raises(CheckpointWriteError, match=r"No space left .*; free space, or mend the disk or the connection"):
         publisher.finish()
+    assert {kind for kind, _ in _said(events)} == {"warning"}
+    assert len(_said(events)) > 1
+
+
+def test_a_last_checkpoint_is_written_as_soon_as_there_is_room(tmp_path, monkeypatch):
+    """Somebody frees the disk while the job waits: it succeeds."""
+    monkeypatch.setattr(module, "FIRST_PAUSE_S", 0.05)
+    events, failures = EventBuffer(), []
+
+    def full_at_first(descriptor):
+        if len(failures) < 2:
+            failures.append(descriptor)
+            _no_space(descriptor)
+
+    publisher = Publisher(LocalStorage(tmp_path), JOB, KEEP_ONE, events)
+    monkeypatch.setattr(os, "fsync", full_at_first)
+    publisher.submit(snapshot(1))
+    publisher.finish()
+
+    assert [kind for kind, _ in _said(events)] == ["warning", "warning", "checkpoint"]
+    assert list(LocalStorage(tmp_path).published(JOB)) == [1]
+
+
+def test_a_job_that_is_cancelled_does_not_wait_for_room(tmp_path, monkeypatch):
+    """Cancelling ends the patience at once."""
+    stop = threading.Event()
+    stop.set()
+    publisher = Publisher(LocalStorage(tmp_path), JOB, KEEP_ONE, EventBuffer())
+    monkeypatch.setattr(os, "fsync", _no_space)
+    publisher.submit(snapshot(1))
+    before = time.monotonic()
+
+    with pytest.raises(CheckpointWriteError):
+        publisher.finish(stop)
+    assert time.monotonic() - before < module.FIRST_PAUSE_S
+
+
+def test_a_pinned_checkpoint_is_never_pruned(tmp_path):
+    """And costs no other its place."""
+    storage, events = LocalStorage(tmp_path), EventBuffer()
+    publisher = Publisher(storage, JOB, KEEP_ONE, events)
+    publisher.submit(snapshot(1))
+    publisher.wait()
+    storage.pin(JOB, 1)
+    for step in (2, 3):
+        publisher.submit(snapshot(step))
+    publisher.finish()
+
+    assert list(storage.published(JOB)) == [1, 3]
+    assert _said(events)[-1] == ("pruned", {"steps": [2]})
 
 
 def test_a_stale_fence_ends_the_attempt(tmp_path):
     """A rank left over from an earlier attempt learns it at its next checkpoint at the latest."""
-    publish(tmp_path, snapshot(1, fence=2))
-    publisher = Publisher(tmp_path, KEEP_ONE, EventBuffer())
+    publish(LocalStorage(tmp_path), snapshot(1, fence=2))
+    publisher = Publisher(LocalStorage(tmp_path), JOB, KEEP_ONE, EventBuffer())
     publisher.submit(snapshot(2, fence=1))
 
     with pytest.raises(StaleFenceError):
@@ -79,14 +134,14 @@ def test_one_write_at_a_time(tmp_path, monkeypatch):
     """Training goes on during a write, and waits only when the next checkpoint comes too early."""
     gate, order = threading.Event(), []
 
-    def slow(parent, given):
+    def slow(storage, given):
         order.append(f"begin {given.manifest.step}")
         assert gate.wait(30)
         order.append(f"end {given.manifest.step}")
-        return publish(parent, given)
+        return publish(storage, given)
 
     monkeypatch.setattr(module, "publish", slow)
-    publisher = Publisher(tmp_path, KEEP_ONE, EventBuffer())
+    publisher = Publisher(LocalStorage(tmp_path), JOB, KEEP_ONE, EventBuffer())
     publisher.submit(snapshot(1))
     order.append("training")
     gate.set()
@@ -99,12 +154,13 @@ def test_one_write_at_a_time(tmp_path, monkeypatch):
 
 def test_leftovers_of_earlier_attempts_are_removed_at_the_start(tmp_path):
     """What a killed rank left half-written is gone; what is whole stays."""
-    publish(tmp_path, snapshot(1))
-    (tmp_path / ".tmp-step-00000002-1").mkdir()
+    publish(LocalStorage(tmp_path), snapshot(1))
+    parent = tmp_path / checkpoints_directory(JOB)
+    (parent / ".tmp-step-00000002-1").mkdir()
 
-    Publisher(tmp_path, KEEP_ONE, EventBuffer())
+    Publisher(LocalStorage(tmp_path), JOB, KEEP_ONE, EventBuffer())
 
-    assert [path.name for path in tmp_path.iterdir()] == [checkpoint_name(1)]
+    assert [path.name for path in parent.iterdir()] == [checkpoint_name(1)]
 
 
 def _no_space(descriptor):

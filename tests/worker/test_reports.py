@@ -5,7 +5,7 @@ from worker.reports import EVERY_STEP_UP_TO, Reporter
 from worker.sampler import Plan
 from worker.training import StepResult
 
-RESULT = StepResult(metrics={"loss": 1.5, "accuracy": 0.25}, learning_rate=0.1, is_stop_asked=False)
+RESULT = StepResult(metrics={"loss": 1.5, "accuracy": 0.25}, learning_rate=0.1, is_stop_asked=False, wait_s=0.01, num_bad=0)
 
 
 def _reported(num_steps, total_steps, rank=0):
@@ -21,7 +21,7 @@ def test_short_jobs_report_every_step():
     said = _reported(1000, EVERY_STEP_UP_TO)
 
     assert [data["step"] for data in said] == list(range(1, 1001))
-    assert said[0]["values"] == {"train/loss": 1.5, "train/accuracy": 0.25, "lr": 0.1}
+    assert said[0]["values"] == {"train/loss": 1.5, "train/accuracy": 0.25, "lr": 0.1, "data/wait_s": 0.01}
     assert said[1]["values"]["throughput/samples_per_s"] > 0
 
 

@@ -36,6 +36,13 @@ def test_what_the_rule_deletes(accuracies, unhealthy, keep_last, keep_best, prun
     assert steps_to_prune(_manifests(*accuracies, unhealthy=unhealthy), spec) == pruned
 
 
+def test_what_is_pinned_stays_beside_the_newest():
+    """Pinning an old one does not cost a new one."""
+    spec = CheckpointSpec(keep_last=2, keep_best=None)
+
+    assert steps_to_prune(_manifests(0.1, 0.2, 0.3, 0.4), spec, {1}) == [2]
+
+
 def test_a_checkpoint_without_the_metric_is_not_the_best():
     """A value that was no number is not in the manifest, and cannot win."""
     manifests = {1: draft(1, metrics={}), 2: draft(2, metrics={"val/loss": 3.0})}

@@ -1,11 +1,18 @@
 """Tests of worker/session.py: whole jobs on real ranks."""
 
+import hashlib
+import tempfile
+from pathlib import Path
+
 import pytest
 from safetensors.torch import load_file
 
-from tests.support.jobs import JOB, OTHER_JOB, FailureCode, Faults, run_job, small_spec
-from worker.checkpoint import published, verify
+from tests.support.jobs import JOB, MARKER, OTHER_JOB, FailureCode, Faults, run_job, small_spec
+from worker.bundle import PREFIX
+from worker.checkpoint import verify
 from worker.contract import checkpoint_name, checkpoints_directory
+from worker.contract.bundle import write_tar
+from worker.storage.local import LocalStorage, published
 
 pytestmark = pytest.mark.ranks
 
@@ -115,17 +122,44 @@ def test_a_resumed_job_goes_on_bit_for_bit(pool, tmp_path, workers, optimizer):
     assert [event["attempt"] for event in again.of("checkpoint")] == [1, 1]
 
 
-def test_a_job_of_steps_resumes_within_an_epoch(pool, tmp_path):
-    """The position in the epoch is part of the state."""
-    whole, *_ = run_job(pool, small_spec(1, steps=8), tmp_path)
-    run_job(pool, small_spec(1, steps=5), tmp_path, job_id=OTHER_JOB)
-    (tmp_path / checkpoints_directory(JOB) / checkpoint_name(8)).rename(tmp_path / "aside")
-    (tmp_path / checkpoints_directory(OTHER_JOB) / checkpoint_name(5)).rename(tmp_path / checkpoints_directory(JOB) / checkpoint_name(5))
-    manifest = tmp_path / checkpoints_directory(JOB) / checkpoint_name(5) / "manifest.json"
-    manifest.write_text(manifest.read_text().replace(OTHER_JOB, JOB))
-    again, *_ = run_job(pool, small_spec(1, steps=8), tmp_path, attempt=2, resume=f"{JOB}/5")
+def test_a_job_resumes_in_the_middle_of_an_epoch_bit_for_bit(pool, tmp_path):
+    """From a checkpoint of every_steps, and into the next epoch: with momentum, a schedule, augmentation and a last short batch."""
+    spec = small_spec(2, **TRAJECTORY | {"checkpoint": {"every_steps": 4, "keep_last": 100}})
+    whole, *_ = run_job(pool, spec, tmp_path)
+    again, *_ = run_job(pool, spec, tmp_path, attempt=2, resume=f"{JOB}/12")
 
-    assert again.series("train/loss") == whole.series("train/loss")[5:]
+    assert [data["step"] for data in whole.of("checkpoint")] == [4, 8, 12, 15, 16, 20]
+    assert [set(data["metrics"]) for data in whole.of("checkpoint")][2:4] == [set(), {"val/loss", "val/accuracy", "val/top5"}]
+    assert again.series("train/loss") == whole.series("train/loss")[12:]
+    assert again.series("val/loss") == whole.series("val/loss")
+    assert {data["attempt"] for data in again.of("checkpoint")} == {1}  # what the first one published is kept
+
+
+@pytest.mark.parametrize(("before", "after"), [(2, 3), (3, 1)])
+def test_a_job_resumes_on_another_number_of_ranks(pool, tmp_path, before, after):
+    """In mid-epoch too; the losses are those of the job that was never interrupted, to 1e-9."""
+    changes = TRAJECTORY | {"precision": "fp64", "steps": 10, "checkpoint": {"every_steps": 4, "keep_last": 100}}
+    whole, *_ = run_job(pool, small_spec(before, **changes), tmp_path)
+    again, *_ = run_job(pool, small_spec(after, **changes), tmp_path, attempt=2, resume=f"{JOB}/8")
+
+    assert again.outcome == "succeeded", again.failure
+    assert again.series("train/loss") == pytest.approx(whole.series("train/loss")[8:], abs=1e-9)
+    assert again.series("val/loss") == pytest.approx(whole.series("val/loss"), abs=1e-9)
+
+
+def test_a_job_keeps_its_checkpoints_in_a_bucket(pool, tmp_path, object_store):
+    """Trained, published, found and resumed over S3, by ranks that know only the address."""
+    address = object_store.address()
+    object_store.open(address).mark(MARKER)
+    spec = small_spec(2, steps=4, checkpoint={"every_steps": 2})
+    faults = Faults(environment=object_store.environment)
+    whole, *_ = run_job(pool, spec, tmp_path, address=address, faults=faults)
+    again, *_ = run_job(pool, spec, tmp_path, address=address, faults=faults, attempt=2, resume=f"{JOB}/2")
+
+    assert again.outcome == "succeeded", (whole.failure, again.failure)
+    assert again.series("train/loss") == whole.series("train/loss")[2:]
+    assert list(object_store.open(address).published(JOB)) == [2, 4]
+    assert not list((tmp_path).glob("jobs"))
 
 
 def test_a_foreign_checkpoint_gives_the_weights_only(pool, tmp_path):
@@ -154,7 +188,7 @@ def test_a_rank_that_raises_fails_the_others_at_once(pool, tmp_path):
 
     assert [run.outcome for run in runs] == ["failed"] * 3
     assert runs[1].failure.code is FailureCode.DATA_ERROR
-    assert "in batch: ValueError: sample 7 is broken" in runs[1].failure.message
+    assert "in _raise: ValueError: sample 7 is broken" in runs[1].failure.message
     for peer in (runs[0], runs[2]):
         assert peer.failure.code is FailureCode.PEER_LOST
         assert peer.seconds_to_end < runs[1].seconds_to_end + 5
@@ -191,6 +225,36 @@ def test_storage_that_is_not_shared_is_said_so(pool, tmp_path):
 
     assert run.failure.code is FailureCode.STORAGE_NOT_SHARED
     assert "must be the same shared directory on every node and for the controller" in run.failure.message
+
+
+def test_a_storage_that_this_node_cannot_use_is_said_so(pool, tmp_path):
+    """A profile that is missing on one node fails the job before it trains, and names the variable to set."""
+    run, *_ = run_job(
+        pool, small_spec(1), tmp_path, address="s3://bucket?profile=team", faults=Faults(environment={"SYNCBN_STORAGE_PROFILES": ""})
+    )
+
+    assert run.failure.code is FailureCode.STORAGE_NOT_SHARED
+    assert "SYNCBN_STORAGE_PROFILES is not set here" in run.failure.message
+
+
+def test_uploaded_code_is_there_while_a_job_trains_and_gone_afterwards(pool, tmp_path):
+    """On every rank, in a directory of its own."""
+    archive = write_tar({"mine.py": b""})
+    sha256 = hashlib.sha256(archive).hexdigest()
+    LocalStorage(tmp_path).put_code(sha256, archive)
+    before = set(Path(tempfile.gettempdir()).glob(f"{PREFIX}*"))
+
+    assert [run.outcome for run in run_job(pool, small_spec(2), tmp_path, code_sha256=sha256)] == ["succeeded"] * 2
+    assert set(Path(tempfile.gettempdir()).glob(f"{PREFIX}*")) <= before
+
+
+def test_code_that_is_not_what_was_uploaded_ends_the_job(pool, tmp_path):
+    """On every rank, in words."""
+    LocalStorage(tmp_path).put_code("0" * 64, b"changed")
+    run, *_ = run_job(pool, small_spec(1), tmp_path, code_sha256="0" * 64)
+
+    assert run.failure.code is FailureCode.TASK_ERROR
+    assert "is not what was uploaded" in run.failure.message
 
 
 def test_what_a_job_says(pool, tmp_path):

@@ -1,6 +1,7 @@
 """Tests of worker/settings.py."""
 
 import os
+import re
 
 import pytest
 
@@ -32,3 +33,14 @@ def test_the_interface_reaches_both_libraries(monkeypatch):
     export_interface("eth7")
 
     assert os.environ["GLOO_SOCKET_IFNAME"] == os.environ["NCCL_SOCKET_IFNAME"] == "eth7"
+
+
+def test_data_roots_are_a_list_of_absolute_paths(monkeypatch):
+    """None set means no restriction; what is no list is named, and not read as none."""
+    monkeypatch.setenv("SYNCBN_DATA_ROOTS", '["/data", "/scratch/photos"]')
+    assert read_settings().data_roots == ("/data", "/scratch/photos")
+
+    for raw in ("/data", '["data"]', "{}"):
+        monkeypatch.setenv("SYNCBN_DATA_ROOTS", raw)
+        with pytest.raises(ValueError, match=f"SYNCBN_DATA_ROOTS is '{re.escape(raw)}'; expected a JSON list of absolute paths"):
+            read_settings()

@@ -1,6 +1,8 @@
 """What one rank is told when the gang is formed."""
 
-from pathlib import Path
+from typing import Annotated
+
+from pydantic import BeforeValidator
 
 from worker.contract.frozen import Frozen
 from worker.contract.spec import JobSpec
@@ -16,12 +18,14 @@ class Assignment(Frozen):
     rank: int
     world_size: int
     spec: JobSpec
-    storage: Path
-    """The storage root: the same shared directory on every node and for the controller."""
+    storage: Annotated[str, BeforeValidator(str)]
+    """Address of the storage: the same shared directory on every node and for the controller, or an object store. Holds no secret."""
     marker: str
-    """Name of a file under the storage root that the controller wrote: proof that the directory is shared."""
+    """Name in the storage that the controller wrote: proof that it is shared."""
     resume: str | None = None
     """`JOB_ID/STEP` of the checkpoint to start from: own (resume, whole training state) or foreign (initialize, model only)."""
+    code_sha256: str | None = None
+    """Digest, and so the name, of the uploaded code that the spec names."""
     store_host: str
     store_port: int
     """Where rank 0 serves the TCPStore at which the ranks meet."""

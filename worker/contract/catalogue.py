@@ -90,6 +90,49 @@ class SyntheticArgs(Frozen):
     dimensions: Literal[2, 3] = Field(2, description="2: images (C, H, W); 3: volumes (C, D, H, W)")
 
 
+class ArraysArgs(Frozen):
+    """Arrays in .npz or .safetensors files, `x` the samples and `y` the labels or masks; several files are one after the other."""
+
+    x: str = Field("x", description="name of the array of samples")
+    y: str = Field("y", description="name of the array of labels, (N,), or of masks, (N, *spatial); whole numbers")
+    channels: Literal["first", "last", "none"] = Field("first", description="where x has its channels: (N, C, *), (N, *, C) or (N, *)")
+    num_classes: Annotated[StrictInt, Field(ge=2, le=100_000)] | None = Field(None, description="default: the largest label plus 1")
+
+
+class ImageFolderArgs(Frozen):
+    """Image files. Classes: one directory each, numbered in the order of their names. Masks: images/ and masks/, files of equal name."""
+
+    targets: Literal["classes", "masks"] = "classes"
+    mode: Literal["rgb", "gray"] = Field(
+        "rgb", description="colour images become gray, gray ones become colour, as asked; alpha is dropped"
+    )
+    num_classes: Annotated[StrictInt, Field(ge=2, le=100_000)] | None = Field(None, description="of masks, where it must be given")
+
+    @model_validator(mode="after")
+    def _masks_need_classes(self) -> Self:
+        if (self.targets == "masks") != (self.num_classes is not None):
+            raise refuse("num_classes belongs to masks", "num_classes with targets: masks, and only there", "add or remove num_classes")
+        return self
+
+
+class ParquetArgs(Frozen):
+    """Parquet files of encoded images, or of lists of numbers, and labels. Row groups are read as they are needed."""
+
+    image: str = Field("image", description="column of image files: bytes, {bytes, path}, or a list of numbers of `shape`")
+    label: str = Field("label", description="column of whole numbers")
+    mode: Literal["rgb", "gray"] = "rgb"
+    shape: tuple[Annotated[StrictInt, Field(ge=1)], ...] | None = Field(None, description="(C, *spatial) of lists of numbers")
+    cache_mb: Annotated[StrictInt, Field(ge=1)] = Field(256, description="row groups kept in memory, per process")
+
+
+class WebDatasetArgs(Frozen):
+    """Uncompressed tar shards: files of equal name up to the first dot are one sample, KEY.jpg with KEY.cls."""
+
+    image: tuple[str, ...] = Field(("jpg", "jpeg", "png", "webp"), description="endings of the image, the first found")
+    label: str = Field("cls", description="ending of the file that holds the number of the class")
+    mode: Literal["rgb", "gray"] = "rgb"
+
+
 class NormArgs(Frozen):
     """Every norm takes its options from the spec's `norm` section."""
 
@@ -103,6 +146,8 @@ class Entry:
     args: type[Frozen]
     tasks: tuple[str, ...] | None = None
     """The built-in tasks that it serves; None: it depends on the arguments."""
+    is_stored: bool = False
+    """Data that is read from files at `data.path`."""
 
 
 def _table(*entries: Entry) -> dict[str, Entry]:
@@ -125,6 +170,10 @@ MODELS = _table(
 DATASETS = _table(
     Entry("digits", "scikit-learn's hand-written digits, 8x8, ten classes", DigitsArgs, _CLASSIFIES),
     Entry("synthetic", "deterministic images of any number and size", SyntheticArgs),
+    Entry("arrays", "samples and labels, or masks, in .npz or .safetensors files at data.path", ArraysArgs, is_stored=True),
+    Entry("imagefolder", "image files at data.path: a directory per class, or images/ and masks/", ImageFolderArgs, is_stored=True),
+    Entry("parquet", "images and labels in the columns of Parquet files at data.path", ParquetArgs, is_stored=True),
+    Entry("webdataset", "images and labels in tar shards at data.path", WebDatasetArgs, is_stored=True),
 )
 NORMS = _table(
     Entry("sync_bn", "BatchNorm over the whole global batch, synchronized by one all-reduce", NormArgs),

@@ -7,7 +7,7 @@ The data of each type:
     checkpoint  the manifest                         only after it is published
     pruned      {steps: [...]}                       checkpoints deleted by the retention rule
     telemetry   TelemetryRecord                      rank 0, now and then
-    warning     {code, message, ...}
+    warning     {code, message, ...}                 bad_sample, loader_restarted, metric_not_finite, ...
     end         {outcome: succeeded | stopped | failed, failure: JobFailure or null}       always the last one
 """
 

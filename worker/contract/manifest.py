@@ -4,10 +4,11 @@ jobs/{job_id}/checkpoints/step-00000120/
     manifest.json  model.safetensors  training.safetensors  training.json
 """
 
+import re
 from collections.abc import Iterable
 from datetime import datetime
 from pathlib import PurePosixPath
-from typing import Any, Literal
+from typing import Any, Final, Literal
 
 from pydantic import Field
 
@@ -17,10 +18,17 @@ from worker.contract.frozen import Frozen
 MANIFEST_NAME = "manifest.json"
 FORMAT_VERSION = 1
 
+_CHECKPOINT_NAME: Final = re.compile(r"step-([0-9]{8,20})")
+
 
 def checkpoints_directory(job_id: str) -> PurePosixPath:
     """Return where a job's checkpoints lie, relative to the storage root."""
     return PurePosixPath("jobs") / job_id / "checkpoints"
+
+
+def pins_directory(job_id: str) -> PurePosixPath:
+    """Return where a job's pins lie: an empty file for each pinned checkpoint, of the checkpoint's name."""
+    return PurePosixPath("jobs") / job_id / "pins"
 
 
 def checkpoint_name(step: int) -> str:
@@ -30,6 +38,16 @@ def checkpoint_name(step: int) -> str:
     'step-00000120'
     """
     return f"step-{step:08d}"
+
+
+def step_of(name: str) -> int | None:
+    """Return the step of a checkpoint's directory name, None where it is no such name.
+
+    >>> step_of('step-00000120'), step_of('.tmp-step-00000120-1')
+    (120, None)
+    """
+    match = _CHECKPOINT_NAME.fullmatch(name)
+    return None if match is None or checkpoint_name(int(match[1])) != name else int(match[1])
 
 
 class FileEntry(Frozen):
@@ -86,6 +104,11 @@ class Manifest(Frozen):
     health: Health
     layers: tuple[LayerEntry, ...]
     files: dict[str, FileEntry]
+    statistics: FileEntry | None = None
+    """Size and digest of the running statistics alone, as a safetensors file of their own: what `?include=statistics` sends. None where
+    there are none, and in checkpoints of before."""
+    writer: str = ""
+    """In an object store, a word that tells apart two writers of one fence; empty elsewhere."""
 
     @property
     def size_bytes(self) -> int:

@@ -9,7 +9,8 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import AfterValidator, BeforeValidator, Field, JsonValue, StrictBool, StrictInt, field_validator, model_validator
 
 from worker.contract.best import Best, BestSpec, default_metric
-from worker.contract.catalogue import DATASETS, MODELS, NORMS, TASKS, Entry
+from worker.contract.catalogue import MODELS, NORMS, TASKS, Entry
+from worker.contract.data import DataSpec
 from worker.contract.frozen import Frozen
 from worker.contract.names import CODE_PREFIX, is_code, is_of_library
 from worker.contract.rules import refuse
@@ -42,6 +43,10 @@ CheckpointReference = Annotated[
         "JOB_ID/checkpoints/STEP, where STEP is a number, latest or best",
         "job_01J8ZQ4WZ0V5K3T9M2N7R6C1XH/checkpoints/latest",
     ),
+]
+BundleId = Annotated[
+    str,
+    _matching(r"code_[0-9A-HJKMNP-TV-Z]{26}", "the id of uploaded code", "code_01J8ZQ4WZ0V5K3T9M2N7R6C1XH"),
 ]
 SgdUnlessNamed = BeforeValidator(lambda value: {"name": "sgd", **value} if isinstance(value, dict) else value)
 # YAML 1.1 reads an unquoted `off` as the boolean false; a user who wrote off means off.
@@ -82,18 +87,6 @@ class ModelSpec(Frozen):
     @classmethod
     def _is_known(cls, name: str) -> str:
         return name if is_code(name) or is_of_library(name) else _known("model", MODELS, name)
-
-
-class DataSpec(Frozen):
-    """The data set by name, and its arguments."""
-
-    name: str
-    args: dict[str, JsonValue] = Field(default_factory=dict)
-
-    @field_validator("name")
-    @classmethod
-    def _is_known(cls, name: str) -> str:
-        return _known("data set", DATASETS, name)
 
 
 AUTO_NORM = "auto"
@@ -163,9 +156,13 @@ class ResourceSpec(Frozen):
 
 
 class CheckpointSpec(Frozen):
-    """When to write a checkpoint, and which to keep. The last one is always written and kept."""
+    """When to write a checkpoint, and which to keep. The last one is always written and kept.
+
+    Those of every_epochs are validated first; those of every_steps come in between without, and are never the best.
+    """
 
     every_epochs: Annotated[StrictInt, Field(ge=1)] = 1
+    every_steps: Annotated[StrictInt, Field(ge=1)] | None = None
     keep_last: Annotated[StrictInt, Field(ge=1, le=10_000)] = 3
     keep_best: Best | None = BestSpec(metric="val/accuracy", mode="max")
 
@@ -224,6 +221,7 @@ class JobSpec(Frozen):
     priority: Annotated[StrictInt, Field(ge=-1000, le=1000)] = 0
     timeout_s: Annotated[float, Field(gt=0)] = 86_400
     labels: dict[LabelKey, LabelValue] = Field(default_factory=dict, max_length=64)
+    code: BundleId | None = None
     initialize_from: CheckpointReference | None = None
 
     @model_validator(mode="before")

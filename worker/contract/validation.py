@@ -9,9 +9,11 @@ from pydantic_core import ErrorDetails
 
 from worker.contract.best import METRICS, known_mode
 from worker.contract.catalogue import DATASETS, MODELS, TASKS, Entry
+from worker.contract.data import DataSpec
 from worker.contract.frozen import Frozen
 from worker.contract.problem import Problem, shortened
-from worker.contract.spec import DataSpec, JobSpec, ModelSpec, TaskSpec
+from worker.contract.spec import JobSpec, ModelSpec, TaskSpec
+from worker.contract.transforms import TRANSFORM_NAMES
 
 # The tags that pydantic puts into the path of a union member; a user never wrote them.
 _UNION_TAGS = {"sgd", "adamw", "ema", "swa", "RecalibrateSpec", "int", "float", "constrained-int", "constrained-float"}
@@ -20,6 +22,7 @@ _PLAIN_EXPECTATIONS = {
     "model_type": "a mapping of keys to values",
     "model_attributes_type": "a mapping of keys to values",
     "dict_type": "a mapping of keys to values",
+    "tuple_type": "a list",
     "int_type": "a whole number",
     "int_parsing": "a whole number",
     "int_from_float": "a whole number",
@@ -114,7 +117,10 @@ def _problems(error: ValidationError, owner: type[Frozen], prefix: str = "") -> 
 
 
 def _dotted(detail: ErrorDetails) -> str:
-    parts = [str(part) for part in detail["loc"]]
+    loc = detail["loc"]
+    # A transform's name follows its place in the list; elsewhere the same word is a key.
+    tags = {place for place, part in enumerate(loc) if place and isinstance(loc[place - 1], int) and part in TRANSFORM_NAMES}
+    parts = [str(part) for place, part in enumerate(loc) if place not in tags]
     if detail["type"] in {"union_tag_invalid", "union_tag_not_found"}:
         parts.append(detail["ctx"]["discriminator"].strip("'"))
     noise = ("literal[", "constrained", "function-")
@@ -171,7 +177,9 @@ def _known_keys(owner: type[Frozen], path: Sequence[int | str]) -> list[str]:
     """Return the keys that the section at `path` takes."""
     section: Any = owner
     for part in path:
-        if str(part) in _UNION_TAGS:
+        if isinstance(part, int):
+            continue  # a list: whatever it may hold
+        if str(part) in _UNION_TAGS | TRANSFORM_NAMES and not hasattr(section, "model_fields"):
             section = next(member for member in _members(section) if part in {member.__name__, _tag(member)})
         else:
             field = section.model_fields[str(part)]

@@ -6,10 +6,9 @@ from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
-import torch
-from torch import Tensor
 
 from worker.contract.catalogue import DigitsArgs
+from worker.data.division import held_out
 from worker.data.noise import bits
 from worker.data.split import Indices, Splits
 from worker.errors import DataError
@@ -25,17 +24,16 @@ SPLIT_SEED = 0
 def build(args: DigitsArgs, seed: int) -> Splits:
     """Return the digits, `test_fraction` of every class held out."""
     images, labels = _read()
-    is_test = _held_out(labels, args.test_fraction)
-    train = Digits(torch.from_numpy(images[~is_test]), torch.from_numpy(labels[~is_test]), seed, args.shift)
-    return Splits(train, Digits(torch.from_numpy(images[is_test]), torch.from_numpy(labels[is_test]), seed, 0))
+    is_test = held_out(labels, args.test_fraction, SPLIT_SEED)
+    return Splits(Digits(images[~is_test], labels[~is_test], seed, args.shift), Digits(images[is_test], labels[is_test], seed, 0))
 
 
 @dataclass(frozen=True)
 class Digits:
     """One split of the digits, held in memory."""
 
-    images: Tensor
-    labels: Tensor
+    images: npt.NDArray[np.float32]
+    labels: npt.NDArray[np.int64]
     seed: int
     shift: int
     num_classes: int = NUM_CLASSES
@@ -46,21 +44,20 @@ class Digits:
         """Samples in the split."""
         return len(self.labels)
 
-    def batch(self, indices: Indices, epoch: int) -> tuple[Tensor, Tensor]:
+    def batch(self, indices: Indices, epoch: int) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.int64]]:
         """Return normalized images (n, 1, 8, 8) float32, shifted by up to `shift` pixels each way, and labels (n,)."""
-        chosen = torch.from_numpy(indices)
-        images = self.images[chosen]
-        return (self._shifted(images, indices, epoch) if self.shift else images), self.labels[chosen]
+        images = self.images[indices]
+        return (self._shifted(images, indices, epoch) if self.shift else images), self.labels[indices]
 
-    def _shifted(self, images: Tensor, indices: Indices, epoch: int) -> Tensor:
+    def _shifted(self, images: npt.NDArray[np.float32], indices: Indices, epoch: int) -> npt.NDArray[np.float32]:
         """Move every image by its own offset; what comes in from outside is background."""
         margin, span = self.shift, np.uint64(2 * self.shift + 1)
-        padded = torch.nn.functional.pad(images, (margin,) * 4, value=-MEAN / STD)
-        rows, columns = (
-            torch.from_numpy((bits(self.seed, epoch, indices, lane) % span).astype(np.int64))[:, None] + torch.arange(SIDE)
-            for lane in (0, 1)
-        )
-        return padded[torch.arange(len(images))[:, None, None, None], 0, rows[:, None, :, None], columns[:, None, None, :]]
+        padded = np.pad(images, ((0, 0), (0, 0), (margin, margin), (margin, margin)), constant_values=-MEAN / STD)
+        rows, columns = ((bits(self.seed, epoch, indices, lane) % span).astype(np.int64)[:, None] + np.arange(SIDE) for lane in (0, 1))
+        shifted: npt.NDArray[np.float32] = padded[
+            np.arange(len(images))[:, None, None, None], 0, rows[:, None, :, None], columns[:, None, None, :]
+        ]
+        return shifted
 
 
 def _read() -> tuple[npt.NDArray[np.float32], npt.NDArray[np.int64]]:
@@ -72,13 +69,3 @@ def _read() -> tuple[npt.NDArray[np.float32], npt.NDArray[np.int64]]:
     table = np.loadtxt(Path(folders[0]) / "datasets" / "data" / "digits.csv.gz", delimiter=",", dtype=np.float32)
     pixels = table[:, :-1].reshape(-1, 1, SIDE, SIDE)
     return ((pixels / 16 - MEAN) / STD).astype(np.float32), table[:, -1].astype(np.int64)
-
-
-def _held_out(labels: npt.NDArray[np.int64], fraction: float) -> npt.NDArray[np.bool_]:
-    """Mark `fraction` of every class, rounded, but at least one sample of each for either side."""
-    order = np.argsort(bits(SPLIT_SEED, 0, np.arange(len(labels)), 0), kind="stable")
-    is_test = np.zeros(len(labels), dtype=np.bool_)
-    for label in range(NUM_CLASSES):
-        members = order[labels[order] == label]
-        is_test[members[: min(max(1, round(fraction * len(members))), len(members) - 1)]] = True
-    return is_test

@@ -17,6 +17,11 @@ def bits(seed: int, epoch: int, indices: npt.NDArray[np.int64], lane: int) -> np
     return _mix(key ^ indices.astype(np.uint64))
 
 
+def uniforms(seed: int, epoch: int, indices: npt.NDArray[np.int64], lane: int) -> npt.NDArray[np.float64]:
+    """Return one number of [0, 1) per index, a function of (seed, epoch, index, lane): the upper 53 of its bits."""
+    return (bits(seed, epoch, indices, lane) >> np.uint64(11)).astype(np.float64) * 2.0**-53
+
+
 def normals(key: tuple[int, int], count: int) -> npt.NDArray[np.float32]:
     """Return `count` normal numbers of mean 0 and variance 1, a function of the key of two words (Box-Muller over raw Philox)."""
     num_pairs = (count + 1) // 2

@@ -1,17 +1,20 @@
 """What training needs to know of a data set."""
 
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
-from torch import Tensor
 
 Indices = npt.NDArray[np.int64]
+Array = npt.NDArray[Any]
+
+IGNORED_LABEL = 255
+"""In masks: pixels of no class, by the convention of Pascal VOC and Cityscapes."""
 
 
 class Split(Protocol):
-    """Samples that can be fetched by index, in any order, by any rank."""
+    """Samples that can be fetched by index, in any order, by any rank. Pickles small: loader processes get a copy."""
 
     @property
     def num_samples(self) -> int:
@@ -25,8 +28,8 @@ class Split(Protocol):
     def image_shape(self) -> tuple[int, ...]:
         """Channels, then the size in each dimension."""
 
-    def batch(self, indices: Indices, epoch: int) -> tuple[Tensor, Tensor]:
-        """Return images (n, C, *spatial) float32, and labels (n,) or masks (n, *spatial) int64, on the CPU; n may be 0.
+    def batch(self, indices: Indices, epoch: int) -> tuple[Array, Array]:
+        """Return images (n, C, *spatial) float32, and labels (n,) or masks (n, *spatial) int64; n may be 0.
 
         Augmentation depends on (seed, epoch, index) and never on the rank or on the other samples.
         """

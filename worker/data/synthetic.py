@@ -5,12 +5,10 @@ from functools import lru_cache
 
 import numpy as np
 import numpy.typing as npt
-import torch
-from torch import Tensor
 
 from worker.contract.catalogue import SyntheticArgs
 from worker.data.noise import bits, normals
-from worker.data.split import Indices, Splits
+from worker.data.split import Array, Indices, Splits
 
 # The high bits of the second key word keep the streams apart; indices stay below 2**40.
 _TRAIN, _TEST, _PATTERN = 0, 1 << 60, 1 << 61
@@ -37,14 +35,14 @@ class Patterns:
     seed: int
     stream: int
 
-    def batch(self, indices: Indices, epoch: int) -> tuple[Tensor, Tensor]:
+    def batch(self, indices: Indices, epoch: int) -> tuple[Array, Array]:
         """Return images (n, C, *spatial) float32 of about mean 0 and variance 2, and labels (n,) int64. Every epoch is alike."""
         del epoch
         labels = indices % self.num_classes
         images = np.empty((len(indices), *self.image_shape), dtype=np.float32)
         for image, index, label in zip(images, indices, labels, strict=True):
             image[:] = _noise(self.seed, self.stream | int(index), self.image_shape) + _pattern(self.seed, int(label), self.image_shape)
-        return torch.from_numpy(images), torch.from_numpy(labels)
+        return images, labels
 
 
 @dataclass(frozen=True)
@@ -57,7 +55,7 @@ class Balls:
     seed: int
     stream: int
 
-    def batch(self, indices: Indices, epoch: int) -> tuple[Tensor, Tensor]:
+    def batch(self, indices: Indices, epoch: int) -> tuple[Array, Array]:
         """Return images (n, C, *spatial) float32, twice the class plus noise of variance 1, and labels (n, *spatial) int64."""
         del epoch
         labels = np.zeros((len(indices), *self.image_shape[1:]), dtype=np.int64)
@@ -65,7 +63,7 @@ class Balls:
         for image, label, index in zip(images, labels, indices, strict=True):
             self._draw(label, self.stream | int(index))
             image[:] = _noise(self.seed, self.stream | int(index), self.image_shape) + _CONTRAST * label
-        return torch.from_numpy(images), torch.from_numpy(labels)
+        return images, labels
 
     def _draw(self, label: npt.NDArray[np.int64], key: int) -> None:
         """Set the balls into an empty mask."""

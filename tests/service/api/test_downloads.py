@@ -5,9 +5,12 @@ import hashlib
 import io
 import json
 import os
+import struct
 import tarfile
 
+import httpx
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.numpy import load
@@ -15,6 +18,14 @@ from safetensors.numpy import load
 from service.api.ranges import slice_of
 from service.errors import RangeError
 from tests.service.api.served import served
+from tests.service.api.world import LAYERS, model, running
+from tests.service.store.ranks import manifest as manifest_of
+from tests.service.store.ranks import said
+from tests.support.checkpoints import snapshot
+from worker.checkpoint import publish
+from worker.contract import EventType
+from worker.storage.local import LocalStorage
+from worker.storage.tensors import Bytes, TensorFile, statistics_of
 
 
 @pytest.fixture
@@ -222,6 +233,173 @@ def test_the_archive_is_a_tar_of_exactly_the_announced_length(world, stored):
     directory = world.directory(stored[0], 10)
     assert found == {f"step-00000010/{path.name}": path.read_bytes() for path in directory.iterdir()}
     assert json.loads(found["step-00000010/manifest.json"]) == stored[1]
+
+
+def _flip(path, at):
+    content = bytearray(path.read_bytes())
+    content[at] ^= 1
+    path.write_bytes(content)
+
+
+def test_a_damaged_file_of_the_right_size_breaks_off(tmp_path):
+    """One bit, wherever it is: no client, however trusting, gets the whole of it; neither by itself nor in an archive."""
+    with served(tmp_path) as world:
+        job_id = world.start()
+        files = {"model.safetensors": {"size": 3_000_000, "sha256": hashlib.sha256(bytes(3_000_000)).hexdigest()}}
+        world.checkpoint(job_id, 10, seq=1, files=files)
+        path = world.directory(job_id, 10) / "model.safetensors"
+        path.write_bytes(bytes(3_000_000))
+        url = f"/v1/jobs/{job_id}/checkpoints/10"
+        whole = ("/files/model.safetensors", "/archive")
+        assert [world.client.get(url + end).status_code for end in whole] == [200, 200]
+        for at in (0, 1_500_000, 2_999_999):
+            _flip(path, at)
+            for end in whole:
+                with pytest.raises(httpx.RemoteProtocolError, match="without sending complete message body"):
+                    world.client.get(url + end)
+            _flip(path, at)
+
+
+def test_a_manifest_that_is_not_the_catalogues_is_refused(world, stored):
+    """It lists no digest of itself, so it is compared with what was announced."""
+    path = world.directory(stored[0], 10) / "manifest.json"
+    path.write_bytes(path.read_bytes().replace(b'"epoch": 1.0', b'"epoch": 1.5'))
+    answer = world.client.get(stored[2].replace("model.safetensors", "manifest.json"))
+
+    assert (answer.status_code, answer.json()["code"]) == (500, "checkpoint_damaged")
+
+
+def test_the_archive_can_be_resumed(world, stored):
+    """Any range of it is a range of the same bytes."""
+    url = f"/v1/jobs/{stored[0]}/checkpoints/10/archive"
+    whole = world.client.get(url)
+    size, etag = len(whole.content), whole.headers["etag"]
+    for start, end in ((0, 1), (511, 1400), (size // 2, size), (size - 1, size)):
+        part = world.client.get(url, headers={"Range": f"bytes={start}-{end - 1}", "If-Range": etag})
+        assert (part.status_code, part.content) == (206, whole.content[start:end])
+        assert part.headers["content-range"] == f"bytes {start}-{end - 1}/{size}"
+    assert world.client.get(url, headers={"If-None-Match": etag}).status_code == 304
+
+
+def test_the_statistics_alone_can_be_downloaded(world, stored):
+    """A safetensors file of their own, with digest, ranges and HEAD; the rest of the model is not even read."""
+    path, url = world.directory(stored[0], 10) / "model.safetensors", f"{stored[2]}?include=statistics"
+    model_before = load(path.read_bytes())
+    weight = model_before["stem.conv.weight"].tobytes()
+    path.write_bytes(path.read_bytes().replace(weight, bytes(len(weight))))
+    answer = world.client.get(url)
+    found = load(answer.content)
+
+    assert set(found) == {name for name in model_before if ".norm." in name}
+    assert all((found[name] == model_before[name]).all() and found[name].dtype == model_before[name].dtype for name in found)
+    assert answer.headers["etag"] == f'"{hashlib.sha256(answer.content).hexdigest()}"'
+    assert answer.headers["content-disposition"] == 'attachment; filename="statistics.safetensors"'
+    assert world.client.get(url, headers={"Range": "bytes=3-8"}).content == answer.content[3:9]
+    assert world.client.head(url).headers == answer.headers
+    for wrong, status in (("training.json?include=statistics", 404), ("model.safetensors?include=weights", 422)):
+        assert world.client.get(stored[2].replace("model.safetensors", wrong)).status_code == status
+
+
+def test_damaged_statistics_are_refused_before_the_first_byte(world):
+    """Where the manifest has their digest, which every worker writes."""
+    job_id = world.start()
+    content = statistics_of(TensorFile.read(Bytes(model(10))), [layer["name"] for layer in LAYERS])
+    world.checkpoint(job_id, 10, seq=1, statistics={"size": len(content), "sha256": hashlib.sha256(content).hexdigest()})
+    url, path = f"/v1/jobs/{job_id}/checkpoints/10", world.directory(job_id, 10) / "model.safetensors"
+    asks = (f"{url}/files/model.safetensors?include=statistics", f"{url}/statistics")
+    assert [world.client.get(ask).status_code for ask in asks] == [200, 200]
+    path.write_bytes(path.read_bytes().replace(struct.pack("<4f", -1, 0, 1, 10), struct.pack("<4f", -1, 0, 1, 11)))
+
+    for ask in asks:
+        answer = world.client.get(ask)
+        assert (answer.status_code, answer.json()["code"]) == (500, "checkpoint_damaged")
+
+
+def test_a_pin_keeps_a_checkpoint(world, stored):
+    """Shown in the list, honoured by DELETE, and known to the ranks, who see the same storage."""
+    job_id = stored[0]
+    url = f"/v1/jobs/{job_id}/checkpoints/10"
+    pinned = world.client.put(f"{url}/pin")
+
+    assert (pinned.status_code, pinned.json()["step"], pinned.json()["pinned"]) == (200, 10, True)
+    assert world.client.put(f"{url}/pin").json() == pinned.json()
+    assert world.client.get(f"/v1/jobs/{job_id}/checkpoints").json()["data"] == [pinned.json()]
+    assert LocalStorage(world.settings.storage_path).pins(job_id) == {10}
+    world.finish(job_id)
+    refused = world.client.delete(url)
+    assert (refused.status_code, refused.json()["code"]) == (409, "checkpoint_pinned")
+    assert world.client.delete(f"{url}/pin").json()["pinned"] is False
+    assert world.client.delete(url).status_code == 204
+
+
+def test_a_checkpoint_that_is_gone_cannot_be_pinned(world, stored):
+    """Pruned a moment ago, and not announced yet: 404, and no pin is left behind."""
+    LocalStorage(world.settings.storage_path).remove(stored[0], 10, unless_pinned=True)
+    answer = world.client.put(f"/v1/jobs/{stored[0]}/checkpoints/10/pin")
+
+    assert (answer.status_code, answer.json()["code"]) == (404, "checkpoint_not_found")
+    assert LocalStorage(world.settings.storage_path).pins(stored[0]) == set()
+
+
+def test_a_checkpoint_can_be_deleted(world):
+    """Its files and its place in the list; those who follow the job are told. Not the one that a live job would resume from."""
+    job_id = world.start()
+    world.checkpoint(job_id, 10, seq=1)
+    world.checkpoint(job_id, 20, seq=2)
+    url = f"/v1/jobs/{job_id}/checkpoints"
+
+    assert world.client.delete(f"{url}/10").status_code == 204
+    assert not world.directory(job_id, 10).exists()
+    assert [row["step"] for row in world.client.get(url).json()["data"]] == [20]
+    assert world.client.delete(f"{url}/10").json()["code"] == "checkpoint_not_found"
+    event = world.client.get(f"/v1/jobs/{job_id}/events?limit=1000").json()["data"][-1]
+    assert (event["type"], event["data"], event["rank"]) == ("pruned", {"steps": [10]}, None)
+
+    refused = world.client.delete(f"{url}/latest")
+    assert (refused.status_code, refused.json()["code"]) == (409, "checkpoint_in_use")
+    world.finish(job_id)
+    assert world.client.delete(f"{url}/latest").status_code == 204
+    assert world.client.get(f"/v1/jobs/{job_id}/events?limit=1000").json()["data"][-1]["type"] == "end"
+
+
+def test_checkpoints_in_a_bucket_are_served_like_those_in_a_directory(tmp_path, object_store):
+    """Files, ranges, archive, statistics, pin and deletion, over S3."""
+    address = object_store.address()
+    with running(tmp_path, storage=address) as world:
+        storage = object_store.open(address)
+        job_id = world.start()
+        entry = {"weight": torch.zeros(400_000), "norm.running_mean": torch.tensor([1.0, 2.0]), "norm.running_var": torch.ones(2)}
+        manifest = publish(storage, snapshot(10, model=entry, layers=("norm",), job_id=job_id))
+        world.say(job_id, 0, said(1, EventType.CHECKPOINT, **manifest.model_dump(mode="json")))
+        url = f"/v1/jobs/{job_id}/checkpoints/10"
+        answer = world.client.get(f"{url}/files/model.safetensors")
+        assert (answer.status_code, hashlib.sha256(answer.content).hexdigest()) == (200, manifest.files["model.safetensors"].sha256)
+        part = world.client.get(f"{url}/files/model.safetensors", headers={"Range": "bytes=8-1000007"})
+        assert part.content == answer.content[8:1_000_008]
+        archive = world.client.get(f"{url}/archive")
+        with tarfile.open(fileobj=io.BytesIO(archive.content)) as tar:
+            assert tar.extractfile("step-00000010/model.safetensors").read() == answer.content
+        assert world.client.get(f"{url}/statistics?layer=norm").json()["layers"][0]["running_mean"]["values"] == [1, 2]
+        assert world.client.get(f"{url}/files/manifest.json").json()["step"] == 10
+        assert world.client.put(f"{url}/pin").json()["pinned"] is True
+        assert world.client.delete(f"{url}/pin").json()["pinned"] is False
+        world.finish(job_id)
+        assert world.client.delete(url).status_code == 204
+        assert storage.steps(job_id) == set()
+        world.call(world.store.checkpoints.replace, job_id, [manifest])
+        assert world.client.get(f"{url}/files/model.safetensors").json()["code"] == "checkpoint_not_found"
+
+
+def test_a_bucket_that_does_not_answer_is_503(tmp_path, monkeypatch):
+    """Not a fault of ours, and not a damaged checkpoint."""
+    (tmp_path / "profiles.toml").write_text('[none]\nendpoint = "http://127.0.0.1:9"\nregion = "us-east-1"\nanonymous = true\n')
+    monkeypatch.setenv("SYNCBN_STORAGE_PROFILES", str(tmp_path / "profiles.toml"))
+    with running(tmp_path, storage="s3://bucket/prefix?profile=none") as world:
+        job_id = world.start()
+        world.say(job_id, 0, said(1, EventType.CHECKPOINT, **manifest_of(job_id, 10)))
+        answer = world.client.get(f"/v1/jobs/{job_id}/checkpoints/10/files/manifest.json")
+
+        assert (answer.status_code, answer.json()["code"]) == (503, "storage_unreachable")
 
 
 def test_a_real_server_sends_ranges_heads_and_archives(tmp_path):

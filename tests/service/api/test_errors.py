@@ -41,13 +41,18 @@ def _is_problem(answer, status: int, code: str) -> None:
         (f"/v1/jobs/{JOB}/logs", "job_not_found"),
         (f"/v1/jobs/{JOB}/checkpoints", "job_not_found"),
         (f"/v1/jobs/{JOB}/checkpoints/latest", "job_not_found"),
-        (f"/v1/jobs/{JOB}/checkpoints/{'9' * 400}", "checkpoint_not_found"),
-        (f"/v1/jobs/{JOB}/checkpoints/-1", "checkpoint_not_found"),
+        (f"/v1/jobs/{JOB}/checkpoints/{'9' * 400}", "job_not_found"),
     ],
 )
 def test_what_is_not_here_is_404(world, path, code):
     """Unknown or malformed, the answer is the same."""
     _is_problem(world.client.get(path), 404, code)
+
+
+@pytest.mark.parametrize("step", ["9" * 400, "-1", "1", "latest", "%00"])
+def test_a_checkpoint_that_is_not_here_is_404(world, step):
+    """Of a job that is."""
+    _is_problem(world.client.get(f"/v1/jobs/{world.submit()['id']}/checkpoints/{step}"), 404, "checkpoint_not_found")
 
 
 @pytest.mark.parametrize(
@@ -180,7 +185,7 @@ def test_every_route_of_the_api_wants_a_token(world):
     paths = world.client.get("/openapi.json").json()["paths"]
     checked = 0
     for template, operations in paths.items():
-        path = template.format(job_id=JOB, step="latest", name="model.safetensors")
+        path = template.format(job_id=JOB, step="latest", name="model.safetensors", token_id="tok")
         for method in operations if template.startswith("/v1/") else ():
             answer = world.client.request(method.upper(), path)
             checked += 1

@@ -12,7 +12,7 @@ from tests.service.api.world import running
 from tests.service.store.ranks import SPEC, metrics
 
 JOB_KEYS = [
-    "id", "name", "state", "reason", "message", "labels", "priority", "created_at", "started_at", "finished_at", "progress",
+    "id", "project", "name", "state", "reason", "message", "labels", "priority", "created_at", "started_at", "finished_at", "progress",
     "metrics", "world_size", "transitions", "attempts", "spec",
 ]  # fmt: skip
 

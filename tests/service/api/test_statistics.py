@@ -1,8 +1,7 @@
-"""Tests of service/statistics.py and service/tensors.py."""
+"""Tests of service/statistics.py and worker/storage/tensors.py."""
 
 import json
 import math
-import os
 import struct
 
 import numpy as np
@@ -11,14 +10,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.numpy import save
 
-from service.tensors import TensorFile, TensorFileError
 from tests.service.api.world import LAYERS, model
+from worker.storage.local import open_plain
+from worker.storage.tensors import TensorFile, TensorFileError
 
 
 def _opened(tmp_path, data: bytes) -> TensorFile:
     path = tmp_path / "file"
     path.write_bytes(data)
-    return TensorFile.read(os.open(path, os.O_RDONLY))
+    return TensorFile.read(open_plain(path))
 
 
 def test_every_layer_has_a_summary(world):
@@ -64,6 +64,22 @@ def test_two_checkpoints_can_be_compared(world):
     assert [layer["difference"] is None for layer in get(10, "against=30")["layers"]] == [False, True]
     assert get(10, "against=11")["code"] == "checkpoint_not_found"
     assert get(10, "against=first")["code"] == "invalid_request"
+
+
+def test_checkpoints_of_two_jobs_can_be_compared(world):
+    """By the words that `initialize_from` takes."""
+    mine, other = world.start(), world.start()
+    world.checkpoint(mine, 30, seq=1)
+    world.checkpoint(other, 10, seq=1)
+    get = lambda against: world.client.get(f"/v1/jobs/{mine}/checkpoints/30/statistics?against={against}").json()  # noqa: E731
+
+    for step in ("10", "latest", "best"):
+        answer = get(f"{other}/checkpoints/{step}")
+        assert answer["against"] == {"job_id": other, "step": 10}
+        assert answer["layers"][0]["difference"]["running_mean"]["max"] == 20
+    assert get(f"{other}/checkpoints/30")["code"] == "checkpoint_not_found"
+    assert get("job_" + "0" * 26 + "/checkpoints/10")["code"] == "job_not_found"
+    assert get(f"{other}/10")["code"] == "invalid_request"
 
 
 def test_health_marks_stand_with_their_layer(world):
@@ -146,10 +162,10 @@ def test_any_damage_is_an_error_of_its_own_or_other_numbers(tmp_path_factory, da
     content = content[: data.draw(st.integers(0, len(content)) | st.just(len(content)))]
     path = tmp_path_factory.getbasetemp() / "damaged"
     path.write_bytes(content)
-    descriptor = os.open(path, os.O_RDONLY)
+    file = open_plain(path)
     try:
-        assert len(TensorFile.read(descriptor).vector("stem.norm.running_mean")) <= len(content)
+        assert len(TensorFile.read(file).vector("stem.norm.running_mean")) <= len(content)
     except TensorFileError:
         pass
     finally:
-        os.close(descriptor)
+        file.close()

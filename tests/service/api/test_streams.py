@@ -3,12 +3,15 @@
 import asyncio
 import json
 import threading
+import time
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from service.api.downsampling import downsample
+from service.auth import create_token, revoke_token
+from service.scopes import Scope
 from service.states import State
 from tests.service.api.served import served
 from tests.service.store.ranks import metrics, said
@@ -190,3 +193,39 @@ def test_a_job_that_fails_before_it_starts_has_an_end_too(world):
     messages = list(_messages(world.client.get(f"/v1/jobs/{job_id}/events", headers=STREAM).text.split("\n")))
 
     assert messages[-1][1] == "end"
+
+
+def test_a_stream_does_not_outlive_its_token(tmp_path):
+    """Revoked or expired, it ends within a heartbeat or two, also while nothing happens; others go on."""
+    with served(tmp_path, heartbeat_s=0.1) as world:
+        path = f"/v1/jobs/{world.start()}/events"
+        secret, made = world.call(create_token, world.store, "t", "default", [Scope.READ], None)
+        with (
+            world.client.stream("GET", path, headers=STREAM) as other,
+            world.client.stream("GET", path, headers=STREAM | {"Authorization": f"Bearer {secret}"}) as stream,
+        ):
+            lines, others = stream.iter_lines(), other.iter_lines()
+            next(lines)
+            world.call(revoke_token, world.store, made.id)
+            deadline = time.monotonic() + 20
+            for _ in lines:
+                assert time.monotonic() < deadline
+            assert next(others) is not None
+            assert world.client.app.state.context.places.num_taken == 1
+
+
+def test_streams_of_one_token_are_bounded(tmp_path):
+    """Whoever hoards them keeps nobody else from theirs."""
+    with served(tmp_path, heartbeat_s=0.1, max_streams_per_token=1) as world:
+        path = f"/v1/jobs/{world.start()}/events"
+        secret, _ = world.call(create_token, world.store, "t", "default", [Scope.READ], None)
+        with world.client.stream("GET", path, headers=STREAM) as first:
+            # Kept: an iterator that is dropped closes the stream.
+            lines = first.iter_lines()
+            next(lines)
+            with world.client.stream("GET", path, headers=STREAM) as refused:
+                assert refused.status_code == 429
+                assert refused.headers["retry-after"]
+                assert json.loads(refused.read())["code"] == "too_many_streams"
+            with world.client.stream("GET", path, headers=STREAM | {"Authorization": f"Bearer {secret}"}) as second:
+                assert second.status_code == 200

@@ -9,8 +9,12 @@ from worker.contract.catalogue import DigitsArgs
 from worker.data.digits import MEAN, STD, build
 
 
+def _batch(split, indices, epoch):
+    return tuple(torch.from_numpy(array) for array in split.batch(indices, epoch))
+
+
 def _all(split, epoch=0):
-    return split.batch(np.arange(split.num_samples), epoch)
+    return _batch(split, np.arange(split.num_samples), epoch)
 
 
 def test_they_are_the_digits_of_scikit_learn():
@@ -51,11 +55,11 @@ def test_the_usual_split():
 def test_shifts_depend_on_the_sample_and_the_epoch_alone():
     """A sample is shifted alike in any batch on any rank, and otherwise in another epoch; test samples never are."""
     splits = build(DigitsArgs(shift=2), 3)
-    whole, _ = splits.train.batch(np.arange(50), 4)
-    part, _ = splits.train.batch(np.array([49, 7]), 4)
+    whole, _ = _batch(splits.train, np.arange(50), 4)
+    part, _ = _batch(splits.train, np.array([49, 7]), 4)
 
     assert torch.equal(part, whole[[49, 7]])
-    assert not torch.equal(splits.train.batch(np.arange(50), 5)[0], whole)
+    assert not torch.equal(_batch(splits.train, np.arange(50), 5)[0], whole)
     assert torch.equal(_all(splits.test, 0)[0], _all(splits.test, 1)[0])
 
 
@@ -73,6 +77,6 @@ def test_a_shift_moves_the_image_and_fills_with_background():
 
 def test_an_empty_batch_has_the_shape():
     """A rank with an empty share asks for no samples."""
-    x, y = build(DigitsArgs(shift=1), 0).train.batch(np.empty(0, np.int64), 0)
+    x, y = _batch(build(DigitsArgs(shift=1), 0).train, np.empty(0, np.int64), 0)
 
     assert (x.shape, y.shape, y.dtype) == ((0, 1, 8, 8), (0,), torch.int64)

@@ -92,7 +92,7 @@ def test_every_model_with_every_norm_in_either_place(name, placement, kind):
         assert sum(type(module) is wanted for module in built.modules()) == num_sites
     if kind in {"sync_bn", "batch_norm"}:
         assert any(type(module) is (nn.BatchNorm3d if dimensions == 3 else nn.BatchNorm2d) for module in plain.modules())
-    x, y = data.batch(np.arange(3), 0)
+    x, y = map(torch.from_numpy, data.batch(np.arange(3), 0))
     outputs = model(x)
     assert outputs.shape == (3, data.num_classes, *y.shape[1:])
     torch.autograd.backward(outputs.square().sum())

@@ -4,7 +4,7 @@ import sqlalchemy as sa
 from alembic import op
 
 revision = "0007_comparisons"
-down_revision = "0005_needs"
+down_revision = "0006_projects"
 
 
 def upgrade() -> None:
@@ -12,12 +12,13 @@ def upgrade() -> None:
     op.create_table(
         "comparisons",
         sa.Column("id", sa.Text, primary_key=True),
+        sa.Column("project", sa.Text, nullable=False),
         sa.Column("field", sa.Text, nullable=False),
         sa.Column("spec", sa.Text, nullable=False),
         sa.Column("created_at", sa.BigInteger, nullable=False),
         sa.Column("idempotency_key", sa.Text),
         sa.Column("fingerprint", sa.Text),
-        sa.UniqueConstraint("idempotency_key", name="uq_comparisons_idempotency_key"),
+        sa.UniqueConstraint("project", "idempotency_key", name="uq_comparisons_idempotency_key"),
     )
     op.create_table(
         "variants",
