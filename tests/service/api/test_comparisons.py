@@ -2,7 +2,9 @@
 
 import pytest
 
+from service.scopes import Scope
 from service.states import State
+from tests.service.api.identities import OTHER, token
 from tests.service.api.world import running
 from tests.service.store.ranks import SPEC, metrics
 
@@ -142,3 +144,29 @@ def test_only_a_comparison_that_has_ended_is_deleted_and_its_jobs_stay(world):
     assert answers[1].json()["code"] == "comparison_not_found"
     assert len(world.client.get("/v1/jobs").json()["data"]) == 2
     assert world.client.get("/v1/comparisons/nonsense").json()["code"] == "comparison_not_found"
+
+
+def test_a_comparison_and_its_jobs_belong_to_the_project_that_asked(world):
+    """Another project sees neither, may use the same key, and an admin sees both."""
+    mine, theirs = (token(world, Scope.READ, Scope.SUBMIT, project=project) for project in ("default", OTHER))
+    key = {"Idempotency-Key": "one"}
+    first, second = (world.client.post("/v1/comparisons", json=ASK, headers=who | key).json()["id"] for who in (mine, theirs))
+    listed = [[one["id"] for one in world.client.get("/v1/comparisons", headers=who).json()["data"]] for who in (mine, theirs, {})]
+    codes = [getattr(world.client, method)(f"/v1/comparisons/{first}", headers=theirs).json()["code"] for method in ("get", "delete")]
+
+    assert listed == [[first], [second], [second, first]]
+    assert codes == ["comparison_not_found", "comparison_not_found"]
+    assert len(world.client.get("/v1/jobs", headers=theirs).json()["data"]) == 2
+
+
+def test_every_variant_is_held_to_what_the_token_may_run(world):
+    """User code in one of two values: refused without the scope `code`, and nothing is stored. A reader may not compare at all."""
+    submitter, reader = token(world, Scope.READ, Scope.SUBMIT), token(world, Scope.READ)
+    ask = {"spec": SPEC, "field": "model", "values": [{"name": "resnet18"}, {"name": "code:pack.module:build"}]}
+    answers = [
+        world.client.post("/v1/comparisons", json=ask, headers=submitter),
+        world.client.post("/v1/comparisons", json=ASK, headers=reader),
+    ]
+
+    assert [(answer.status_code, answer.json()["code"]) for answer in answers] == [(403, "scope_missing")] * 2
+    assert world.client.get("/v1/jobs").json()["data"] == []
