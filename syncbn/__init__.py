@@ -23,6 +23,7 @@ from syncbn.fold import fold_batchnorm, folding_difference
 from syncbn.frameworks import import_statistics
 from syncbn.functional import sync_batch_norm
 from syncbn.health import Finding, HealthReport, check_health
+from syncbn.kernels import inner_loops
 from syncbn.layer import SyncBatchNorm
 from syncbn.norms.build import build_norm, norm_kinds
 from syncbn.norms.domains import use_domain
@@ -62,6 +63,7 @@ __all__ = [
     "fold_batchnorm",
     "folding_difference",
     "import_statistics",
+    "inner_loops",
     "layer_statistics",
     "norm_groups",
     "norm_kinds",

@@ -1,7 +1,7 @@
 """Autograd of normalization over all ranks: forward, backward, double backward.
 
-Owns: what is saved, which collective runs when, and the derivatives. Does not own the passes over the batch (`kernels.py`), the layout of
-the vectors (`moments.py`) or the running statistics (`running.py`).
+Owns: which collective runs when, what autograd keeps, and the derivatives. Does not own what happens between the collectives (`stages.py`),
+the layout of the vectors (`moments.py`) or the running statistics (`running.py`).
 
 Convention: every rank has its own scalar loss L_r. Gradients of inputs are those of sum_r L_r (they cross ranks through the statistics);
 gradients of weight and bias are this rank's own contribution and stay local, because DistributedDataParallel averages them.
@@ -16,33 +16,49 @@ from torch import Tensor
 
 from syncbn.collectives import ProcessGroup, sum_over_ranks
 from syncbn.errors import BatchTooSmallError, EmptyBatchError
-from syncbn.formula import Normalized, differentiable_gradients
-from syncbn.kernels import loops_for
-from syncbn.moments import Moments, pack, unpack, variance
+from syncbn.formula import Arguments, Normalized, differentiable_gradients
+from syncbn.kernels import loops_for, stages_for
+from syncbn.moments import Moments, unpack
 from syncbn.recomputation import Call, call_of
+from syncbn.running import update_
+from syncbn.stages import Batch, EagerStages, Running, Saved, Stages
 
 
 class Parameters(NamedTuple):
-    """What a layer brings to a batch: weight and bias (C,) or None, eps, the resolved group (None: stay local), and who it is (or None)."""
+    """What a layer brings to a batch.
+
+    weight and bias (C,) or None, eps, the resolved group (None: stay local), who it is (or None), the name of an activation, a residual of
+    the shape of the batch that is added before it, and the running statistics to move.
+    """
 
     weight: Tensor | None
     bias: Tensor | None
     eps: float
     group: ProcessGroup | None
     owner: Any = None
+    activation: str | None = None
+    residual: Tensor | None = None
+    running: Running | None = None
 
 
 def normalize_batch(x: Tensor, mask: Tensor | None, layer: Parameters) -> tuple[Tensor, Moments]:
+    """`normalized`, and the moments over all ranks (not differentiable)."""
+    y, total = _normalized(x, mask, layer)
+    return y, unpack(total)
+
+
+def normalized(x: Tensor, mask: Tensor | None, layer: Parameters) -> Tensor:
     """Normalize by the statistics of the union of all ranks' batches.
 
-        y = (x - mean) / sqrt(M2 / n + eps) * weight + bias        (n, mean, M2 over all ranks and the mask)
+        y = activation((x - mean) / sqrt(M2 / n + eps) * weight + bias + residual)        (n, mean, M2 over all ranks and the mask)
 
     Args:
         x: (N, C, *spatial), any floating dtype; may be empty on some ranks.
         mask: boolean (N, 1, *spatial), or None. Outside it y is 0 and no gradient flows.
-        layer: weight, bias, eps and group; with its owner, a recomputation in backward reuses the sums of the first pass.
+        layer: with its owner, a recomputation in backward reuses the sums of the first pass. Running statistics are moved in place.
     Returns:
-        y in the dtype and layout of x, and the moments over all ranks (not differentiable).
+        y in the dtype and layout of x. What is kept for backward are x and vectors, with an activation also the residual: the argument of
+        the activation is computed again.
     Raises:
         EmptyBatchError, BatchTooSmallError: fewer than two values per channel over all ranks. Raised on every rank alike. Only on the CPU,
             where looking costs nothing; on other devices y is then the bias and the running statistics stay.
@@ -50,104 +66,127 @@ def normalize_batch(x: Tensor, mask: Tensor | None, layer: Parameters) -> tuple[
     Collectives: one all_reduce(SUM) of 2C+1 float64, in backward one of 2C float64 if x needs a gradient. Every rank of the group must
         call, also with an empty batch, in the same order of layers.
     """
+    return _normalized(x, mask, layer)[0]
+
+
+def _normalized(x: Tensor, mask: Tensor | None, layer: Parameters) -> tuple[Tensor, Tensor]:
     call = None if layer.group is None else call_of(layer.owner)
-    y, n, mean_C, M2_C = _Normalize.apply(x, mask, call, *layer[:4])  # type: ignore[no-untyped-call]
-    return y, Moments(n, mean_C, M2_C)
+    # A graph that is traced moves the buffers outside the Function: inside, the mutation would not be seen.
+    running = None if torch.compiler.is_compiling() else layer.running
+    settings = _Settings(layer.eps, layer.group, layer.activation, running, call)
+    y, total = _Normalize.apply(x, layer.weight, layer.bias, layer.residual, mask, settings)  # type: ignore[no-untyped-call]
+    if running is None and layer.running is not None:
+        mean_C, var_C, momentum, unbiased = layer.running
+        update_(mean_C, var_C, unpack(total), momentum, unbiased=unbiased)
+    return y, total
+
+
+class _Settings(NamedTuple):
+    """What the forward needs besides tensors of the graph."""
+
+    eps: float
+    group: ProcessGroup | None
+    activation: str | None
+    running: Running | None
+    call: Call | None
 
 
 class _Normalize(torch.autograd.Function):
     """The forward, with the fused backward."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, mask: Tensor | None, call: Call | None, *layer: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        weight_C, bias_C, eps, group = layer
-        loops = loops_for(x)
-        centred, local = loops.centre(x, mask)
-        if group is None:
-            total = local
-        else:
-            total = unpack(sum_over_ranks(pack(local), group) if call is None else call.sum(pack(local), group, ctx))
+    def forward(ctx: Any, x: Tensor, *arguments: Any) -> tuple[Tensor, Tensor]:
+        weight_C, bias_C, residual, mask, (eps, group, activation, running, call) = arguments
+        batch = Batch(x, mask, weight_C, bias_C, residual, eps)
+        ctx.stages = stages_for(batch, activation, running)
+        kept, local = ctx.stages.local_sums(x, mask)
+        total = sum_over_ranks(local, group) if call is None else call.sum(local, group, ctx)
         if x.device.type == "cpu" and not torch.compiler.is_compiling():
-            _refuse_too_few(total.n, x)
-        invstd_C = (variance(total, unbiased=False) + eps).rsqrt()
-        scale_C = invstd_C if weight_C is None else invstd_C * weight_C
-        shift_C = torch.zeros_like(invstd_C) if bias_C is None else bias_C.double()
-        y = loops.normalize(centred, total.mean, (scale_C, shift_C), mask, x.dtype)
-        ctx.save_for_backward(x, weight_C, mask, total.n, total.mean, invstd_C)
-        ctx.eps, ctx.group = eps, group
-        ctx.dtypes = None if weight_C is None else weight_C.dtype, None if bias_C is None else bias_C.dtype
-        ctx.mark_non_differentiable(total.n, total.mean, total.M2)
-        return y, total.n, total.mean, total.M2
+            _refuse_too_few(total, x)
+        y, saved = ctx.stages.normalize(batch, kept, total, running)
+        ctx.save_for_backward(*saved)
+        ctx.eps, ctx.group, ctx.activation = eps, group, activation
+        ctx.dtypes = [None if t is None else t.dtype for t in (weight_C, bias_C, residual)]
+        ctx.mark_non_differentiable(total)
+        return y, total
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        arguments = (grads[0], *ctx.saved_tensors, ctx.eps, ctx.group, ctx.needs_input_grad[0])
+        wanted = _Wanted(ctx.stages, ctx.eps, ctx.group, ctx.activation, ctx.needs_input_grad[0])
         # No compiled graph is differentiated twice, and a Function inside a traced backward would break the graph.
         twice = torch.is_grad_enabled() and not torch.compiler.is_compiling()
-        results = _Gradients.apply(*arguments) if twice else _gradients(*arguments)  # type: ignore[no-untyped-call]
-        dx, dweight_C, dbias_C = results
-        weight_dtype, bias_dtype = ctx.dtypes
-        dweight_C = None if weight_dtype is None else dweight_C.to(weight_dtype)
-        return dx, None, None, dweight_C, None if bias_dtype is None else dbias_C.to(bias_dtype), None, None
+        arguments = (grads[0], *ctx.saved_tensors, wanted)
+        dx, *others = _Gradients.apply(*arguments) if twice else _gradients(*arguments)  # type: ignore[no-untyped-call]
+        needed = (None if dtype is None else grad.to(dtype) for grad, dtype in zip(others, ctx.dtypes, strict=True))
+        return dx, *needed, None, None
 
 
-def _gradients(dy: Tensor, x: Tensor, *rest: Any) -> tuple[Tensor | None, Tensor, Tensor]:
-    """The gradients of the input, the weight and the bias.
+class _Wanted(NamedTuple):
+    """What a backward needs besides tensors."""
 
-        g = weight dy        dx = invstd (g - sum g / n - (x - mean) invstd^2 sum g (x - mean) / n)
-        dweight = sum_local dy (x - mean) invstd        dbias = sum_local dy
+    stages: Stages
+    eps: float
+    group: ProcessGroup | None
+    activation: str | None
+    needs_dx: bool
+
+
+def _gradients(dy: Tensor, *arguments: Any) -> tuple[Tensor | None, Tensor, Tensor, Tensor]:
+    """The gradients of the input, the weight, the bias and the residual.
+
+        dz = dy activation'        g = weight dz        dx = invstd (g - sum g / n - (x - mean) invstd^2 sum g (x - mean) / n)
+        dweight = sum_local dz (x - mean) invstd        dbias = sum_local dz        dresidual = dz
 
     Args:
-        dy, x: (N, C, *spatial).
-        rest: weight, mask, n, mean, invstd as saved by the forward; eps, group; and whether dx is wanted. Flat, as autograd has them.
+        dy: (N, C, *spatial).
+        arguments: the fields of `Saved`, and a `_Wanted`. Flat, as autograd has them.
 
     Collectives: one all_reduce(SUM) of (sum g, sum g (x - mean)), 2C float64, if dx is wanted: a property of the graph, the same on
         every rank.
     """
-    weight_C, mask, n, mean_C, invstd_C, _, group, needs_dx = rest
-    loops = loops_for(x)
-    sum_C, dot_C = loops.gradient_sums(dy, x, mean_C, mask)
+    saved, (stages, _, group, activation, needs_dx) = Saved(*arguments[:-1]), arguments[-1]
     if not needs_dx:
-        return None, dot_C * invstd_C, sum_C
-    local = torch.cat((sum_C, dot_C)) if weight_C is None else torch.cat((sum_C * weight_C, dot_C * weight_C))
-    mean_g_C, mean_dot_C = (sum_over_ranks(local, group) / n.clamp(min=1)).chunk(2)
-    factor_dy_C = invstd_C if weight_C is None else invstd_C * weight_C
-    factors = (factor_dy_C, -(invstd_C**3) * mean_dot_C, -invstd_C * mean_g_C)
-    return loops.input_gradient(dy, x, mean_C, factors, mask), dot_C * invstd_C, sum_C
+        dz, _, dweight_C, dbias_C = EagerStages(loops_for(dy), activation).gradient_sums(dy, saved)
+        return None, dweight_C, dbias_C, dz if saved.mask is None else torch.where(saved.mask, dz, 0)
+    kept, local, dweight_C, dbias_C = stages.gradient_sums(dy, saved)
+    dx, dresidual = stages.input_gradient(kept, saved, sum_over_ranks(local, group))
+    return dx, dweight_C, dbias_C, dresidual
 
 
 class _Gradients(torch.autograd.Function):
     """`_gradients` as an operation with a derivative of its own, which is taken from the plain formula."""
 
     @staticmethod
-    def forward(ctx: Any, *arguments: Any) -> tuple[Tensor | None, Tensor, Tensor]:
-        dy, x, weight_C, mask, n, mean_C, _, ctx.eps, ctx.group, _ = arguments
-        ctx.save_for_backward(dy, x, weight_C, mask, n, mean_C)
+    def forward(ctx: Any, *arguments: Any) -> tuple[Tensor | None, Tensor, Tensor, Tensor]:
+        dy, x, weight_C, bias_C, residual, mask, n, mean_C, _, _, wanted = arguments
+        ctx.wanted = wanted
+        ctx.save_for_backward(dy, x, weight_C, bias_C, residual, mask, n, mean_C)
         return _gradients(*arguments)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
         *differentiable, mask, n, mean_C = ctx.saved_tensors
-        needed = ctx.needs_input_grad[:3]
+        needed = ctx.needs_input_grad[:5]
         with torch.enable_grad():
             # Views, so that the derivative is with respect to these uses only and yet itself differentiable.
-            dy, x, weight_C = (t.view_as(t) if need else t for t, need in zip(differentiable, needed, strict=True))
-            outputs = differentiable_gradients(dy, x, weight_C, Normalized(mask, n, mean_C, ctx.eps, ctx.group))
+            inputs = [t.view_as(t) if need else t for t, need in zip(differentiable, needed, strict=True)]
+            found = Normalized(mask, n, mean_C, ctx.wanted.eps, ctx.wanted.group, ctx.wanted.activation)
+            outputs = differentiable_gradients(inputs[0], Arguments(*inputs[1:]), found)
         pairs = [(out, grad.to(out.dtype)) for out, grad in zip(outputs, grads, strict=True) if grad is not None]
         results = iter(
             torch.autograd.grad(
                 outputs=[out for out, _ in pairs],
-                inputs=[t for t, need in zip((dy, x, weight_C), needed, strict=True) if need],
+                inputs=[t for t, need in zip(inputs, needed, strict=True) if need],
                 grad_outputs=[grad for _, grad in pairs],
                 create_graph=torch.is_grad_enabled(),
                 allow_unused=True,
             )
         )
-        return (*(next(results) if need else None for need in needed), *([None] * 7))
+        return (*(next(results) if need else None for need in needed), *([None] * 6))
 
 
-def _refuse_too_few(n: Tensor, x: Tensor) -> None:
-    values = int(n.item())
+def _refuse_too_few(total: Tensor, x: Tensor) -> None:
+    values = int(total[0])
     if values == 0:
         raise EmptyBatchError(
             f"no values to take batch statistics of: the input here is {tuple(x.shape)} and all other ranks (or the mask) are empty too; "

@@ -6,15 +6,18 @@ Does not own parameters, buffers or modes (`layer.py`).
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import torch
 from torch import Tensor
 
+from syncbn.activations import activation_named
 from syncbn.collectives import ProcessGroup, resolve
 from syncbn.errors import BatchTooSmallError, OptionError, ShapeError
-from syncbn.function import Parameters, normalize_batch
+from syncbn.function import Parameters, normalized
 from syncbn.recomputation import is_recomputation
-from syncbn.running import update_
 from syncbn.shapes import aligned_mask, values_per_channel
+from syncbn.stages import Running
 
 
 def sync_batch_norm(
@@ -31,13 +34,17 @@ def sync_batch_norm(
     mask: Tensor | None = None,
     unbiased_running_var: bool = True,
     owner: object = None,
+    activation: str | None = None,
+    residual: Tensor | None = None,
 ) -> Tensor:
     """Batch normalization with the statistics of all ranks' batches together.
 
-        y = (x - mean) / sqrt(var + eps) * weight + bias        (var biased, over all ranks, the batch, space and the mask)
+        y = activation((x - mean) / sqrt(var + eps) * weight + bias + residual)
+                                                                (var biased, over all ranks, the batch, space and the mask)
 
     With `training`, running statistics (if given) are updated in place; without, they replace the batch's and nothing is communicated.
-    Alone (no process group, or one of one rank) this is `torch.nn.functional.batch_norm`, bit for bit.
+    Alone (no process group, or one of one rank) this is `torch.nn.functional.batch_norm`, bit for bit, then residual and activation.
+    Where it synchronizes, neither is a pass of its own, and what the activation is applied to is not kept for backward but computed again.
 
     Args:
         x: (N, C) or (N, C, *spatial), floating; N may differ between ranks and be 0 on some.
@@ -51,10 +58,13 @@ def sync_batch_norm(
         unbiased_running_var: enter n / (n - 1) times the variance into running_var, as torch does.
         owner: whose call this is, such as the layer: any object that can be referred to weakly. With one, a recomputation in backward
             (activation checkpointing) reuses the sums of the first pass; without, it sends again. It never moves running statistics.
+        activation: name of an activation (see `SyncBatchNorm`), or None.
+        residual: added before the activation: the shape of x. Its gradient is that of the sum, 0 outside the mask.
     Returns:
         y with the shape, dtype and memory format of x.
     Raises:
-        ShapeError: dimensions, channels or mask do not fit.
+        ShapeError: dimensions, channels, mask or residual do not fit.
+        OptionError: no such activation.
         BatchTooSmallError: fewer than two values per channel (on the CPU: over all ranks, raised on each of them).
         RecomputationError: a recomputation does not repeat any first pass of its owner.
 
@@ -68,13 +78,15 @@ def sync_batch_norm(
     [-1.0, 1.0]
     """
     _check(x, running_mean, running_var, weight)
+    _check_epilogue(x, residual, activation)
     mask = None if mask is None else aligned_mask(mask, x)
+    after = _After(activation, residual, mask)
     if not training:
         if running_mean is None and mask is not None:
-            return normalize_batch(x, mask, Parameters(weight, bias, eps, group=None))[0]
+            return normalized(x, mask, Parameters(weight, bias, eps, None, None, activation, residual))
         x = x if mask is None else torch.where(mask, x, 0)  # whatever is outside, NaN included, must not reach the weight's gradient
         y = torch.nn.functional.batch_norm(x, running_mean, running_var, weight, bias, training=running_mean is None, momentum=0.0, eps=eps)
-        return y if mask is None else torch.where(mask, y, 0)
+        return after(y)
     if running_mean is not None and running_var is not None and is_recomputation():
         running_mean, running_var = running_mean.clone(), running_var.clone()  # the first pass has moved them: these are dropped
     group = resolve(process_group)
@@ -82,11 +94,30 @@ def sync_batch_norm(
         _refuse_one_value(x)
         factor = _as_number(momentum)
         if factor is not None:
-            return torch.nn.functional.batch_norm(x, running_mean, running_var, weight, bias, training=True, momentum=factor, eps=eps)
-    y, moments = normalize_batch(x, mask, Parameters(weight, bias, eps, group, owner))
+            return after(
+                torch.nn.functional.batch_norm(x, running_mean, running_var, weight, bias, training=True, momentum=factor, eps=eps)
+            )
+    running = None
     if running_mean is not None and running_var is not None:
-        update_(running_mean, running_var, moments, momentum, unbiased=unbiased_running_var)
-    return y
+        running = Running(running_mean, running_var, momentum, unbiased_running_var)
+    return normalized(x, mask, Parameters(weight, bias, eps, group, owner, activation, residual, running))
+
+
+class _After(NamedTuple):
+    """What comes after torch's own batch norm. In place: nobody else has its result, and its derivative does not need it."""
+
+    activation: str | None
+    residual: Tensor | None
+    mask: Tensor | None
+
+    def __call__(self, y: Tensor) -> Tensor:
+        """The activation of y and the residual; 0 outside the mask."""
+        residual = self.residual
+        if residual is not None:
+            y = y.add_(residual if self.mask is None else torch.where(self.mask, residual, 0))
+        if self.activation is not None:
+            y = activation_named(self.activation).function(y)
+        return y if self.mask is None else torch.where(self.mask, y, 0)
 
 
 def _as_number(momentum: float | Tensor) -> float | None:
@@ -113,6 +144,16 @@ def _check(x: Tensor, running_mean: Tensor | None, running_var: Tensor | None, w
         raise ShapeError(
             f"input of shape {tuple(x.shape)} has {x.shape[1]} channels: expected {channels} in dimension 1, the layer's num_features; "
             "check the order of dimensions or build the layer with the right number"
+        )
+
+
+def _check_epilogue(x: Tensor, residual: Tensor | None, activation: str | None) -> None:
+    if activation is not None:
+        activation_named(activation)
+    if residual is not None and (residual.shape != x.shape or not residual.is_floating_point()):
+        raise ShapeError(
+            f"residual is {residual.dtype} of shape {tuple(residual.shape)}: expected a floating dtype and the input's shape "
+            f"{tuple(x.shape)}; bring it there (a strided or 1x1 convolution, as in ResNet) before it is added"
         )
 
 

@@ -1,34 +1,61 @@
-"""Which inner loops to run for a batch: the interface that all of them keep, and the choice among them.
+"""Which passes over a batch to run: the choice among the ways that there are.
 
-Owns: the choice. The loops themselves are `loops/plain.py` (always right), `loops/cpu.py` and `loops/cuda.py` (fast).
+Owns: the choice, and the switch by which a program takes part in it. The passes themselves are `loops/plain.py` (always right),
+`loops/cpu.py` and `loops/cuda.py` (ATen's fused kernels), and `loops/compiled.py` (Inductor's).
 """
 
 from __future__ import annotations
 
-from typing import Protocol
+from typing import final
 
 import torch
 from torch import Tensor
 
-from syncbn.loops import cpu, cuda, plain
-from syncbn.moments import Moments
-from syncbn.shapes import Affine, Centred, Factors
+from syncbn.errors import OptionError
+from syncbn.loops import compiled, cpu, cuda, plain
+from syncbn.spelling import nearest
+from syncbn.stages import Batch, EagerStages, Loops, Running, Stages
+
+_KINDS = ("aten", "compiled")
 
 
-class Loops(Protocol):
-    """Four passes over a batch (N, C, *spatial); vectors are float64 (C,), a mask is boolean (N, 1, *spatial) or None for all of it."""
+class _Wanted:
+    """What the program has asked for, in this process."""
 
-    def centre(self, x: Tensor, mask: Tensor | None) -> tuple[Centred, Moments]:
-        """The batch with an origin subtracted (possibly 0, then x itself), and its local moments."""
+    kind = "aten"
 
-    def normalize(self, centred: Centred, mean_C: Tensor, affine: Affine, mask: Tensor | None, dtype: torch.dtype) -> Tensor:
-        """Return (x - mean) scale + bias; may consume `centred`."""
 
-    def gradient_sums(self, dy: Tensor, x: Tensor, mean_C: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor]:
-        """Return sum dy, and sum dy (x - mean)."""
+@final
+class inner_loops:  # noqa: N801  a function to those who call it, as torch.set_grad_enabled
+    """Choose how layers pass over a batch, from here on, or for the length of a `with` block; in this process.
 
-    def input_gradient(self, dy: Tensor, x: Tensor, mean_C: Tensor, factors: Factors, mask: Tensor | None) -> Tensor:
-        """Return a dy + b (x - mean) + c for factors (a, b, c)."""
+    "aten", the default: torch's own kernels. "compiled": kernels that Inductor makes, on the CPU and for inputs that are contiguous or
+    channels-last and have no mask; everything else goes on as with "aten". They compute the same to the same accuracy
+    (docs/numerics.md), in 0.5 to 0.8 of the time, from the second step on: the first use of each memory format, dtype and activation
+    compiles for some seconds, which later processes take from Inductor's cache on disk. Ranks may differ in it.
+
+    Where torch is older than 2.8 or there is no C++ compiler, a RuntimeWarning says so once and "aten" goes on.
+    A model under `torch.compile` needs none of this: its layers are compiled with it.
+
+    Args:
+        kind: "aten" or "compiled".
+    Raises:
+        OptionError: another kind.
+
+    >>> with inner_loops("aten"):
+    ...     pass
+    """
+
+    def __init__(self, kind: str) -> None:
+        if kind not in _KINDS:
+            raise OptionError(f"inner loops {kind!r} are unknown: expected one of {', '.join(_KINDS)}{nearest(str(kind), _KINDS)}")
+        self._before, _Wanted.kind = _Wanted.kind, kind
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, *_: object) -> None:
+        _Wanted.kind = self._before
 
 
 def loops_for(x: Tensor) -> Loops:
@@ -38,3 +65,11 @@ def loops_for(x: Tensor) -> Loops:
     if x.device.type == "cpu":
         return cpu
     return cuda if x.device.type == "cuda" else plain
+
+
+def stages_for(batch: Batch, activation: str | None, running: Running | None) -> Stages:
+    """Compiled stages where they are wanted and reach this batch, single operators elsewhere. Looks at no value, so waits for no device."""
+    stages = None
+    if _Wanted.kind == "compiled" and not torch.compiler.is_compiling():
+        stages = compiled.stages_for(batch, activation, running)
+    return stages or EagerStages(loops_for(batch.x), activation)

@@ -23,7 +23,7 @@ from syncbn.running import averaging_factor
 class SyncBatchNorm(nn.modules.batchnorm._BatchNorm):  # noqa: SLF001  torch and others find batch norms by this class
     """Batch normalization whose statistics are those of all ranks' batches together.
 
-        y = (x - mean) / sqrt(var + eps) * weight + bias
+        y = activation((x - mean) / sqrt(var + eps) * weight + bias + residual)
 
     A drop-in for `torch.nn.SyncBatchNorm`: same arguments in the same order, and a state dict that goes both ways to it and to
     `torch.nn.BatchNorm1d/2d/3d`. Works on any device that has a backend for `torch.distributed`. Without an initialized process
@@ -37,7 +37,8 @@ class SyncBatchNorm(nn.modules.batchnorm._BatchNorm):  # noqa: SLF001  torch and
         track_running_stats: keep running_mean, running_var and num_batches_tracked. Without, eval mode uses the (local) batch.
         process_group: ranks to synchronize with; None for all. Copied by reference with deepcopy; not pickled: an unpickled layer has None.
         device, dtype: of the parameters and buffers. Statistics are computed and sent in float64 whatever this is.
-        activation: name of an activation to apply to the result (see `build_norm`), or None.
+        activation: "relu", "relu6", "leaky_relu" (slope 0.01), "silu", "gelu" (exact), "hardswish" or "elu", applied at the end; or None.
+            Where the layer synchronizes, what it is applied to is computed again in backward instead of stored.
         unbiased_running_var: enter n / (n - 1) times the batch's variance into running_var, as torch does; False keeps the biased
             variance, as Keras, Flax and Paddle do.
     Shape: (N, C) or (N, C, *spatial) -> the same. N may differ between ranks and be 0 on some.
@@ -71,17 +72,19 @@ class SyncBatchNorm(nn.modules.batchnorm._BatchNorm):  # noqa: SLF001  torch and
         unbiased_running_var: bool = True,
     ) -> None:
         super().__init__(num_features, eps, momentum, affine, track_running_stats, device=device, dtype=dtype)
-        activation_named(activation)
+        if activation is not None:
+            activation_named(activation)
         self.process_group = process_group
         self.activation = activation
         self.unbiased_running_var = unbiased_running_var
 
-    def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
+    def forward(self, x: Tensor, mask: Tensor | None = None, residual: Tensor | None = None) -> Tensor:
         """Normalize x (N, C, *spatial).
 
         Args:
             x: floating input; may be empty where other ranks' are not.
             mask: boolean, broadcastable to (N, *spatial): True where x counts. Elsewhere the result and the gradients are 0.
+            residual: the shape of x; added before the activation, as at the end of a residual block.
         Returns:
             Same shape, dtype and memory format as x.
         Raises:
@@ -103,10 +106,12 @@ class SyncBatchNorm(nn.modules.batchnorm._BatchNorm):  # noqa: SLF001  torch and
             mask=mask,
             unbiased_running_var=self.unbiased_running_var,
             owner=self,
+            activation=self.activation,
+            residual=residual,
         )
         if tracked is not None and not is_recomputation():
             tracked.add_(1)
-        return activation_named(self.activation)(y)
+        return y
 
     @classmethod
     def convert_sync_batchnorm(cls, module: nn.Module, process_group: ProcessGroup | None = None) -> nn.Module:

@@ -58,6 +58,15 @@ def unpack(vector: Tensor) -> Moments:
     return Moments(n, mean_C, torch.addcmul(squares_C, sum_C, mean_C, value=-1).clamp_(min=0))
 
 
+def from_shifted(n: Tensor, origin_C: Tensor, sum_C: Tensor, squares_C: Tensor) -> Moments:
+    """Moments from sums of t = x - origin, all float64.
+
+    mean = origin + sum t / n        M2 = sum t^2 - (sum t)^2 / n, at least 0        (n: at least 1)
+    """
+    offset_C = sum_C / n
+    return Moments(n, origin_C + offset_C, torch.addcmul(squares_C, sum_C, offset_C, value=-1).clamp_(min=0))
+
+
 def merge(moments_RC: Moments) -> Moments:
     """Combine per-rank moments into those of the union of their samples.
 

@@ -51,6 +51,12 @@ def centre(x: Tensor, mask: Tensor | None) -> tuple[Centred, Moments]:
     return Centred(values, origin_C), Moments(count, origin_C + offset_C, torch.addcmul(squares_C, sum_C, offset_C, value=-1).clamp_(min=0))
 
 
+def distance(x: Tensor, mean_C: Tensor, _: Tensor | None) -> Centred:
+    """Subtract the mean, rounded: one pass."""
+    origin_C = mean_C.to(accumulation_dtype(x))
+    return Centred(_minus(x, origin_C), origin_C.double())
+
+
 def normalize(centred: Centred, mean_C: Tensor, affine: Affine, mask: Tensor | None, dtype: torch.dtype) -> Tensor:
     """Return (x - mean) scale + bias, in the memory of `centred`, rounded once to `dtype`; 0 outside the mask."""
     (values, origin_C), (scale_C, bias_C) = centred, affine

@@ -26,6 +26,11 @@ def centre(x: Tensor, mask: Tensor | None) -> tuple[Centred, Moments]:
     return Centred(x, torch.zeros_like(moments.mean)), moments
 
 
+def distance(x: Tensor, mean_C: Tensor, mask: Tensor | None) -> Centred:
+    """X itself, as the kernel that normalizes subtracts the mean; less the mean where the plain formulas normalize."""
+    return Centred(x, torch.zeros_like(mean_C)) if mask is None else plain.distance(x, mean_C, mask)
+
+
 def normalize(centred: Centred, mean_C: Tensor, affine: Affine, mask: Tensor | None, dtype: torch.dtype) -> Tensor:
     """Return (x - mean) scale + bias, rounded once to `dtype`; 0 outside the mask."""
     if mask is not None:
@@ -35,7 +40,7 @@ def normalize(centred: Centred, mean_C: Tensor, affine: Affine, mask: Tensor | N
     shift_C = torch.addcmul(bias_C, rounded_C - mean_C, scale_C).to(wide)
     ones_C = torch.ones_like(rounded_C)
     y: Tensor = torch.native_batch_norm(x, scale_C.to(wide), shift_C, rounded_C, ones_C, False, 0.0, 0.0)[0]
-    return y
+    return y.to(dtype)
 
 
 def gradient_sums(dy: Tensor, x: Tensor, mean_C: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor]:
@@ -44,6 +49,7 @@ def gradient_sums(dy: Tensor, x: Tensor, mean_C: Tensor, mask: Tensor | None) ->
         return plain.gradient_sums(dy, x, mean_C, mask)
     origin_C = mean_C.to(accumulation_dtype(x))
     ones_C = torch.ones_like(origin_C)
+    dy = dy.to(x.dtype)
     _, dot_C, sum_C = torch.ops.aten.native_batch_norm_backward(dy, x, ones_C, None, None, origin_C, ones_C, True, 0.0, [False, True, True])
     sum_C = sum_C.double()
     return sum_C, torch.addcmul(dot_C.double(), origin_C - mean_C, sum_C)

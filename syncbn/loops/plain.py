@@ -40,6 +40,12 @@ def centre(x: Tensor, mask: Tensor | None) -> tuple[Centred, Moments]:
     return Centred(values, origin_C.double()), moments
 
 
+def distance(x: Tensor, mean_C: Tensor, _: Tensor | None) -> Centred:
+    """Subtract the mean, rounded."""
+    origin_C = mean_C.to(accumulation_dtype(x))
+    return Centred(x.to(origin_C.dtype) - along_channels(origin_C, x), origin_C.double())
+
+
 def normalize(centred: Centred, mean_C: Tensor, affine: Affine, mask: Tensor | None, dtype: torch.dtype) -> Tensor:
     """Return (x - mean) scale + bias, rounded once to `dtype`; 0 outside the mask."""
     (values, origin_C), (scale_C, bias_C) = centred, affine

@@ -34,7 +34,7 @@ def _with(section, **args):
     [
         (SPEC, False),
         (_spec(code="code_01ARZ3NDEKTSV4RRFFQ69G5FAV"), True),
-        (_spec(task="code:mine.tasks:Task"), True),
+        (_spec(task=SPEC.task.model_copy(update={"name": "code:mine.tasks:Task"})), True),
         (_spec(model=SPEC.model.model_copy(update={"name": "code:mine.models:build"})), True),
         (_spec(data=SPEC.data.model_copy(update={"name": "code:mine.data:Set"})), True),
     ],
