@@ -18,7 +18,7 @@ from service.store.records import Comparison, IdempotencyClaim, Token, Variant
 from service.store.store import Store
 from service.variants import variants
 
-MAX_POINTS: Final = 200
+MAX_POINTS: Final = 50
 """Of a series: shorter ones than 32 times as many are read whole, longer ones by the highs and lows of stretches (`store.rolls`)."""
 
 

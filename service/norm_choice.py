@@ -14,7 +14,7 @@ from service.store.ids import new_id, new_job_id
 from service.store.jobs import CHOOSING_NORM
 from service.store.records import Comparison, IdempotencyClaim, Job
 from service.store.store import Store
-from service.trials import DEFAULT, KINDS, Choice, choose, trial_document
+from service.trials import DEFAULT, KINDS, choose, trial_document
 from service.variants import variants
 
 
@@ -37,7 +37,7 @@ async def _advance(store: Store, job: Job) -> None:
         await store.norm_choices.settle(job.id, DEFAULT, f"{DEFAULT}, as no trial can be made: {error.detail}"[:500])
         return
     if stage(comparison) is Stage.ENDED:
-        choice: Choice = choose(job.spec, await table(store, comparison))
+        choice = choose(job.spec, await table(store, comparison))
         await store.norm_choices.settle(job.id, choice.kind, choice.why)
 
 
@@ -51,7 +51,7 @@ async def _trials_of(store: Store, job: Job) -> Comparison:
     specs = variants(document, "norm.kind", KINDS, comparison_id)
     parts = [NewVariant(kind, new_job_id(), spec) for kind, spec in zip(KINDS, specs, strict=True)]
     made, _ = await store.comparisons.create(NewComparison(comparison_id, job.project, "norm.kind", document, parts), claim)
-    await store.jobs.set_message(job.id, CHOOSING_NORM, f"waits for the trials of {', '.join(KINDS)} in {made}")
+    await store.jobs.explain([(job.id, CHOOSING_NORM, f"waits for the trials of {', '.join(KINDS)} in {made}")])
     created = await store.comparisons.get(made)
     assert created is not None  # made a moment ago, and deleted only when its jobs have ended
     return created

@@ -42,6 +42,7 @@ def test_a_job_that_asks_for_it_runs_with_the_norm_of_the_best_trial(tmp_path: P
         async with world.controller():
             waiting = await world.store.jobs.get(job_id)
             assert (list(trials), waiting.state, waiting.reason) == (list(KINDS), State.QUEUED, "choosing_norm")
+            assert waiting.message.startswith("waits for")
             await _train(world, await _trials(world))
             gang = await world.cluster.gang(job_id)
             history = (await world.store.jobs.transitions_of([job_id]))[job_id]

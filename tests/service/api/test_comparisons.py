@@ -170,3 +170,13 @@ def test_every_variant_is_held_to_what_the_token_may_run(world):
 
     assert [(answer.status_code, answer.json()["code"]) for answer in answers] == [(403, "scope_missing")] * 2
     assert world.client.get("/v1/jobs").json()["data"] == []
+
+
+def test_a_job_whose_norm_is_to_be_chosen_waits_and_says_so(world):
+    """In the answer to its submission, and in the queue."""
+    job = world.submit(norm={"kind": "auto"})
+    [queued] = world.client.get("/v1/queue").json()["data"]
+
+    assert (job["state"], job["reason"], job["spec"]["norm"]["kind"]) == ("queued", "choosing_norm", "auto")
+    assert (queued["id"], queued["reason"]) == (job["id"], "choosing_norm")
+    assert queued["message"].startswith("waits for short trials to choose norm.kind")
