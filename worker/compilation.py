@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+import syncbn
 from worker.contract.spec import JobSpec
 from worker.errors import TaskError, describe
 from worker.settings import WorkerSettings
@@ -24,11 +25,8 @@ def compiled(model: nn.Module, spec: JobSpec) -> nn.Module:
 
     Compilation itself happens in the first step, for shares of any size; a share of one sample is compiled for itself.
     """
-    if spec.compile == "model":
-        return _Compiled(model)
-    if spec.compile == "norm":
-        _compile_inner_loops(model)
-    return model
+    syncbn.inner_loops("compiled" if spec.compile == "norm" else "aten")
+    return _Compiled(model) if spec.compile == "model" else model
 
 
 def patience(settings: WorkerSettings, spec: JobSpec) -> WorkerSettings:
@@ -69,8 +67,3 @@ class _Compiled(nn.Module):
         if len(x) > 1:
             torch._dynamo.maybe_mark_dynamic(x, 0)  # noqa: SLF001  where torch documents it
         return self.__dict__["_run"](x)
-
-
-def _compile_inner_loops(model: nn.Module) -> None:
-    """Switch the norms of a model to compiled inner loops. The library has none to offer yet: this is the place to call it."""
-    del model

@@ -22,11 +22,11 @@ ANSWER_TIMEOUT_S = 300.0
 
 
 @pytest.mark.ranks
-def test_a_compiled_model_trains_alike(tmp_path):
+def test_a_compiled_model_and_compiled_norms_train_alike(tmp_path):
     """On two ranks the losses are those of the model as it is, up to single precision; the first compilation is not taken for a hang."""
     losses = {}
     with RankPool(ANSWER_TIMEOUT_S) as pool:
-        for mode in ("off", "model"):
+        for mode in ("off", "norm", "model"):
             storage = tmp_path / mode
             storage.mkdir()
             run, *_ = run_job(pool, small_spec(2, **SPEC, compile=mode), storage)
@@ -34,6 +34,8 @@ def test_a_compiled_model_trains_alike(tmp_path):
             losses[mode] = [*run.series("train/loss"), *run.series("val/loss")]
 
     assert losses["model"] == pytest.approx(losses["off"], rel=1e-4)
+    assert losses["norm"] == pytest.approx(losses["off"], rel=1e-4)
+    assert losses["norm"] != losses["off"], "the norms were not compiled"
 
 
 def test_a_compiler_that_fails_is_blamed():
