@@ -18,6 +18,7 @@ from service.store.migration import migrate
 from service.store.norm_choices import NormChoices
 from service.store.queue import Queue
 from service.store.records import Lease
+from service.store.recoveries import Recoveries
 from service.store.tokens import Tokens
 
 
@@ -36,6 +37,7 @@ class Store:
         self.checkpoints = Checkpoints(database)
         self.comparisons = Comparisons(database)
         self.norm_choices = NormChoices(database)
+        self.recoveries = Recoveries(database)
         self.tokens = Tokens(database)
         self.bundles = Bundles(database)
         self.leases = Leases(database)
