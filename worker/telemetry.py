@@ -32,7 +32,7 @@ def is_watched(step: int, total_steps: int) -> bool:
     return (step + 1) % interval == 0 or step + 1 == total_steps
 
 
-def report(step: int, layers: Layers) -> TelemetryRecord:
+def record_of(step: int, layers: Layers) -> TelemetryRecord:
     """Return what to say after `step` steps: four digits of each number; what is no finite number becomes None."""
     shown = list(layers.values())[:MAX_LAYERS]
     records = tuple(LayerRecord(**{name: _short(value) for name, value in asdict(layer).items()}) for layer in shown)

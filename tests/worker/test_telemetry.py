@@ -4,7 +4,7 @@ import pytest
 
 from syncbn import LayerTelemetry
 from tests.support.jobs import run_job, small_spec
-from worker.telemetry import MAX_LAYERS, MAX_SAMPLES, cost, is_watched, report
+from worker.telemetry import MAX_LAYERS, MAX_SAMPLES, cost, is_watched, record_of
 
 LAYER = LayerTelemetry("a", 2, 1, 2, 1000, 0.25, 64.0, 0.123456, float("nan"), float("inf"), None)
 
@@ -20,7 +20,7 @@ def test_a_job_is_watched_now_and_then_and_at_its_last_step(total_steps):
 
 def test_a_report_is_short_and_has_only_what_json_can_say():
     """Four digits, no infinity, and not a thousand layers."""
-    told = report(7, {str(number): LAYER for number in range(MAX_LAYERS + 3)})
+    told = record_of(7, {str(number): LAYER for number in range(MAX_LAYERS + 3)})
 
     assert (told.step, len(told.layers), told.num_left_out) == (7, MAX_LAYERS, 3)
     entry = told.layers[0]
