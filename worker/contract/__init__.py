@@ -21,6 +21,7 @@ from worker.contract.manifest import (
 )
 from worker.contract.problem import Problem
 from worker.contract.spec import JobSpec
+from worker.contract.telemetry import LayerRecord, TelemetryRecord
 from worker.contract.validation import SpecError, parse_spec
 
 __all__ = [
@@ -38,10 +39,12 @@ __all__ = [
     "JobFailure",
     "JobSpec",
     "LayerEntry",
+    "LayerRecord",
     "Manifest",
     "Problem",
     "RankEvent",
     "SpecError",
+    "TelemetryRecord",
     "advise",
     "best_step",
     "checkpoint_name",

@@ -6,6 +6,7 @@ The data of each type:
     log         {stream: stdout | stderr | log, level, message}
     checkpoint  the manifest                         only after it is published
     pruned      {steps: [...]}                       checkpoints deleted by the retention rule
+    telemetry   TelemetryRecord                      rank 0, now and then
     warning     {code, message, ...}                 bad_sample, loader_restarted, metric_not_finite, ...
     end         {outcome: succeeded | paused | stopped | failed, failure: JobFailure or null}       always the last one
 Of the controller:
@@ -29,6 +30,7 @@ class EventType(StrEnum):
     PRUNED = "pruned"
     RECOVERY = "recovery"
     RESIZE = "resize"
+    TELEMETRY = "telemetry"
     WARNING = "warning"
     END = "end"
 
