@@ -7,7 +7,7 @@ Owns the words and their validation; does nothing. This face re-exports, against
 from worker.contract.advice import advise
 from worker.contract.assignment import Assignment
 from worker.contract.catalogue import DATASETS, MODELS, NORMS, TASKS
-from worker.contract.events import Drain, EventType, RankEvent
+from worker.contract.events import Drain, EventType, RankEvent, Reading
 from worker.contract.failure import FailureCode, JobFailure
 from worker.contract.manifest import (
     FileEntry,
@@ -43,6 +43,7 @@ __all__ = [
     "Manifest",
     "Problem",
     "RankEvent",
+    "Reading",
     "SpecError",
     "TelemetryRecord",
     "advise",

@@ -44,6 +44,21 @@ class RankEvent(Frozen):
     data: dict[str, Any]
 
 
+class Reading(Frozen):
+    """Where a rank is in the midst of a step."""
+
+    step: int
+    """Counted from 0."""
+    idle_s: float
+    """Since the step began."""
+    usual_s: float
+    """The longest of the last steps that were completed."""
+    is_waiting: bool
+    """It waits for other ranks."""
+    where: str
+    """The line of Python that its training is at."""
+
+
 class Drain(Frozen):
     """The answer to one long poll: events after the asked number, oldest first, and whether the rank has said its last word."""
 
@@ -52,6 +67,8 @@ class Drain(Frozen):
     phase: str = ""
     """What it does now: the phase of its last `state` event."""
 
+    reading: Reading | None = None
+    """Where in a step it is; None between steps."""
     rank: int
     fence: int
     events: tuple[RankEvent, ...]
