@@ -26,8 +26,12 @@ def mount(app: FastAPI) -> None:
         return RedirectResponse("/#/api")
 
     @app.get("/dashboard/plotly.min.js", include_in_schema=False)
-    async def plotly(_request: Request) -> Response:
-        return _file(plotly_script())
+    async def plotly(request: Request) -> Response:
+        script = plotly_script()
+        if not script.is_file():
+            raise _not_installed(script)
+        # As a static file, so that a browser that has these megabytes is told to keep them.
+        return await StaticFiles(directory=script.parent).get_response(script.name, request.scope)
 
     if FOLDER.is_dir():
         app.mount("/dashboard", StaticFiles(directory=FOLDER), name="dashboard")
@@ -42,5 +46,9 @@ def plotly_script() -> Path:
 
 def _file(path: Path) -> Response:
     if not path.is_file():
-        raise NotFoundError(f"file {path.name} is not installed; expected it with the service; install syncbn[service] again")
+        raise _not_installed(path)
     return FileResponse(path)
+
+
+def _not_installed(path: Path) -> NotFoundError:
+    return NotFoundError(f"file {path.name} is not installed; expected it with the service; install syncbn[service] again")

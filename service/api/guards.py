@@ -19,9 +19,9 @@ from service.settings import Settings
 UPLOADS: Final = "/v1/code"
 """The path whose bodies may be larger than others."""
 _STRICT: Final = "default-src 'none'; frame-ancestors 'none'; base-uri 'none'; form-action 'none'"
-# Nothing is inline and nothing comes from elsewhere. Plotly draws heat maps as images with data: addresses.
+# Nothing is from elsewhere; nothing is inline but style attributes, which Plotly writes. Its heat maps are images from data: addresses.
 _PAGE: Final = _STRICT + (
-    "; script-src 'self'; style-src 'self'; img-src 'self' data:; connect-src 'self'"
+    "; script-src 'self'; style-src 'self'; style-src-attr 'unsafe-inline'; img-src 'self' data:; connect-src 'self'"
     "; trusted-types 'none'; require-trusted-types-for 'script'"
 )
 

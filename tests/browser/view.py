@@ -71,10 +71,10 @@ class View:
 
         self.page.route(address, answer)
 
-    def picture(self, name: str) -> None:
-        """Keep how the page looks."""
+    def picture(self, name: str, *, is_whole: bool = False) -> None:
+        """Keep how the page looks in the window, or whole."""
         self.pictures.mkdir(parents=True, exist_ok=True)
-        self.page.screenshot(path=self.pictures / f"{name}.png", full_page=True)
+        self.page.screenshot(path=self.pictures / f"{name}.png", full_page=is_whole)
 
     def barriers(self, rules: list[str] | None = None) -> list[str]:
         """Return what axe finds: for whom the page cannot be used, and where."""

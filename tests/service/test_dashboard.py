@@ -53,8 +53,12 @@ def test_the_policy_lets_nothing_else_run(service, path):
 
 
 def test_plotly_is_the_installed_one(service):
-    """Nothing is vendored and nothing comes from a CDN."""
-    assert b"plotly.js v" in httpx.get(f"{service.url}/dashboard/plotly.min.js").content[:200]
+    """Nothing is vendored and nothing comes from a CDN; a browser that has it is not sent it again."""
+    address = f"{service.url}/dashboard/plotly.min.js"
+    answer = httpx.get(address)
+
+    assert b"plotly.js v" in answer.content[:200]
+    assert httpx.get(address, headers={"If-None-Match": answer.headers["etag"]}).status_code == 304
 
 
 def test_the_reference_of_the_api_is_a_page_of_ours(service):

@@ -54,7 +54,7 @@ function liveParts(live, drift, choose) {
   ]);
   const columns = ["layer", ...["mean drift", "variance drift", "between / within ranks", "sync time"].map(numeric), ...["reductions", "sent", "values per channel", "of these independent"].map((name) => ({ ...numeric(name), isWide: true }))];
   return [
-    h("div", { class: "row", "data-key": "drift-choice" }, choice("Show", Object.entries(DRIFTS), drift, (value) => choose({ drift: value }))),
+    h("div", { class: "row filters", "data-key": "drift-choice" }, choice("Show", Object.entries(DRIFTS), drift, (value) => choose({ drift: value }))),
     place("drift", "Drift between batch and running statistics", { isTall: true }),
     card(`Layers at step ${count(live.steps.at(-1))}`, table("Layers, live", columns, rows),
       quiet("Drift of the mean: |batch − running| in running standard deviations. Drift of the variance: |log ratio|. Between / within: how much the ranks' means differ, against the spread within a rank; the larger, the more synchronizing matters.")),
@@ -103,7 +103,7 @@ function savedParts(saved, vectors, isWanted, query, choose) {
     ],
   }));
   return [
-    h("div", { class: "row", "data-key": "choice" }, choice("Checkpoint", options, saved.step, (step) => choose({ step })), choice("Compare with", [["", "none"], ...options.filter(([step]) => step !== saved.step)], saved.against, (against) => choose({ against }))),
+    h("div", { class: "row filters", "data-key": "choice" }, choice("Checkpoint", options, saved.step, (step) => choose({ step })), choice("Compare with", [["", "none"], ...options.filter(([step]) => step !== saved.step)], saved.against, (against) => choose({ against }))),
     vectors ? h("div", { class: "charts", "data-key": "vectors" }, place("running_mean", `Running mean of ${vectors.name} over its channels`), place("running_var", `Running variance of ${vectors.name} over its channels`)) : null,
     card("Running statistics", table("Running statistics, smallest … mean … largest over the channels", columns, rows), quiet("Smallest … mean … largest over the channels. Choose a layer to see how its channels spread.")),
   ];
