@@ -1,4 +1,4 @@
-"""What can be done with jobs: submit, describe, cancel, edit, delete. Knows neither HTTP nor Ray."""
+"""What can be done with jobs: submit, describe, pause, resume, cancel, edit, delete. Knows neither HTTP nor Ray."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -10,12 +10,13 @@ from service.scopes import DEFAULT_PROJECT
 from service.states import TERMINAL, State
 from service.store.idempotency import KeyReusedError
 from service.store.ids import new_job_id
-from service.store.queue import QueueCap, QueueFullError
+from service.store.queue import PAUSE_REQUESTED, QueueCap, QueueFullError
 from service.store.records import Attempt, IdempotencyClaim, Job, Transition
 from service.store.store import Store
 from worker.contract import JobSpec, Problem
 
 CANCEL_REQUESTED = "cancel_requested"
+RESUME_REQUESTED = "resume_requested"
 _WITHOUT_GANG = frozenset({State.QUEUED, State.PAUSED})
 
 
@@ -129,6 +130,47 @@ async def cancel(store: Store, job_id: str) -> JobView:
         # False where the job moved on since it was read: look again.
         to = State.CANCELLED if job.state in _WITHOUT_GANG else State.CANCELLING
         if await store.jobs.transition(job_id, to, from_={job.state}, reason=CANCEL_REQUESTED, message="cancelled on request"):
+            store.changes.jobs.set()
+            return await describe(store, await find(store, job_id))
+
+
+async def pause(store: Store, job_id: str) -> JobView:
+    """Have a job save, give its room back and wait for `resume`: at once where it has no processes, else after the present step.
+
+    Doing it again changes nothing.
+
+    Raises:
+        NotFoundError: no such job.
+        ConflictError: it has ended, or is about to.
+    """
+    while True:
+        job = await find(store, job_id)
+        if job.state in {State.PAUSING, State.PAUSED}:
+            return await describe(store, job)
+        if job.state in TERMINAL | {State.CANCELLING}:
+            raise ConflictError(
+                f"job {job_id} is {job.state}; expected one that goes on; there is nothing to pause", code="job_already_ended"
+            )
+        to = State.PAUSED if job.state is State.QUEUED else State.PAUSING
+        if await store.jobs.transition(job_id, to, from_={job.state}, reason=PAUSE_REQUESTED, message="paused on request"):
+            store.changes.jobs.set()
+            return await describe(store, await find(store, job_id))
+
+
+async def resume(store: Store, job_id: str) -> JobView:
+    """Have a paused job queued again; it goes on exactly from the step at which it was paused. Doing it again changes nothing.
+
+    Raises:
+        NotFoundError: no such job.
+        ConflictError: it has ended, or its processes are still being ended.
+    """
+    while True:
+        job = await find(store, job_id)
+        if job.state in {State.QUEUED, State.STARTING, State.RUNNING, State.RECOVERING}:
+            return await describe(store, job)
+        if job.state is not State.PAUSED:
+            raise ConflictError(f"job {job_id} is {job.state}; expected one that is paused; wait until it is", code="job_not_paused")
+        if await store.jobs.transition(job_id, State.QUEUED, from_={State.PAUSED}, reason=RESUME_REQUESTED, message="resumed on request"):
             store.changes.jobs.set()
             return await describe(store, await find(store, job_id))
 

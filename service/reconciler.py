@@ -151,10 +151,12 @@ class Reconciler:
             await self._schedule(planning, tenure)
 
     def _supervise(self, tenure: Tenure, job: Job) -> None:
-        """Have a live job supervised, where its lease is here, and its supervisor know of a cancel."""
+        """Have a live job supervised, where its lease is here, and its supervisor know of a cancel or a pause."""
         if job.id in self._supervisors:
             if job.state is State.CANCELLING:
                 self._supervisors[job.id][0].cancel()
+            elif job.state is State.PAUSING:
+                self._supervisors[job.id][0].pause()
         elif (store := tenure.under(_lease_of(job.id))) is not None:
             supervisor = self._supervisor(store, job)
             self._spawn(store, job, supervisor, supervisor.adopt())

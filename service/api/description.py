@@ -23,6 +23,8 @@ _BY_ROUTE: Final = {
     ("POST", "/v1/tokens"): _BODY | {"415": "not JSON"},
     ("POST", "/v1/code"): _BODY | {"415": "neither zip nor tar.gz"},
     ("POST", "/v1/jobs/{job_id}/cancel"): {"409": "ended otherwise"},
+    ("POST", "/v1/jobs/{job_id}/pause"): {"409": "ended, or about to"},
+    ("POST", "/v1/jobs/{job_id}/resume"): {"409": "not paused"},
     ("DELETE", "/v1/jobs/{job_id}"): {"409": "not ended"},
     ("DELETE", "/v1/jobs/{job_id}/checkpoints/{step}"): {"409": "pinned, or the newest of a job that has not ended"},
 }

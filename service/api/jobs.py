@@ -1,4 +1,4 @@
-"""Routes of jobs: submit, list, get, edit, cancel, delete."""
+"""Routes of jobs: submit, list, get, edit, pause, resume, cancel, delete."""
 
 import hashlib
 import json
@@ -114,6 +114,24 @@ async def cancel_job(job_id: JobId, response: Response, context: InContext) -> J
     view = await use_cases.cancel(context.store, job_id)
     response.status_code = 202 if view.job.state is State.CANCELLING else 200
     return _shown(view, response)
+
+
+@router.post(
+    "/jobs/{job_id}/pause",
+    responses={202: {"model": JobShape, "description": "its checkpoint is being written"}},
+    dependencies=[SUBMIT],
+)
+async def pause_job(job_id: JobId, response: Response, context: InContext) -> JobShape:
+    """Have a job save and give its room back: `paused` at once where it has no processes (200), else after the present step (202)."""
+    view = await use_cases.pause(context.store, job_id)
+    response.status_code = 202 if view.job.state is State.PAUSING else 200
+    return _shown(view, response)
+
+
+@router.post("/jobs/{job_id}/resume", dependencies=[SUBMIT])
+async def resume_job(job_id: JobId, response: Response, context: InContext) -> JobShape:
+    """Have a paused job queued again; it goes on from the step at which it was paused."""
+    return _shown(await use_cases.resume(context.store, job_id), response)
 
 
 @router.delete("/jobs/{job_id}", status_code=204, dependencies=[SUBMIT])

@@ -48,6 +48,8 @@ _COMMANDS: tuple[Callable[..., None], ...] = (
     jobs.wait,
     jobs.logs,
     jobs.metrics,
+    jobs.pause,
+    jobs.resume,
     jobs.cancel,
     down.down,
     demo.demo,

@@ -102,6 +102,14 @@ class Client:
         """Ask for the end of a job and return it; it is cancelled when its processes are gone. Asking twice is asking once."""
         return self._json("POST", _path("jobs", job_id, "cancel"), is_repeatable=True)
 
+    def pause(self, job_id: str) -> Json:
+        """Ask a job to save after the present step and to give its room back, and return it. Asking twice is asking once."""
+        return self._json("POST", _path("jobs", job_id, "pause"), is_repeatable=True)
+
+    def resume(self, job_id: str) -> Json:
+        """Have a paused job queued again, to go on from where it was paused, and return it. Asking twice is asking once."""
+        return self._json("POST", _path("jobs", job_id, "resume"), is_repeatable=True)
+
     def delete(self, job_id: str) -> None:
         """Delete a job that has ended, and its checkpoints."""
         self._transport.request("DELETE", _path("jobs", job_id))

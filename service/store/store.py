@@ -16,6 +16,7 @@ from service.store.metrics import Metrics
 from service.store.migration import migrate
 from service.store.queue import Queue
 from service.store.records import Lease
+from service.store.recoveries import Recoveries
 from service.store.tokens import Tokens
 
 
@@ -32,6 +33,7 @@ class Store:
         self.events = Events(database, max_log_bytes)
         self.metrics = Metrics(database)
         self.checkpoints = Checkpoints(database)
+        self.recoveries = Recoveries(database)
         self.tokens = Tokens(database)
         self.bundles = Bundles(database)
         self.leases = Leases(database)

@@ -39,11 +39,18 @@ def test_cluster(hosts, tmp_path):
         say(job)
         job = cluster.ask("wait", job["id"], "--timeout", "60")["data"][0]
         say(job)
-        f.write_text(json.dumps(spec(100_000, checkpoint={"every_steps": 5})))
+        f.write_text(json.dumps(spec(60, checkpoint={"every_steps": 5})))
         job = cluster.ask("submit", f)
         until(lambda: list((cluster.storage / "jobs" / job["id"] / "checkpoints").glob("step-*/manifest.json")), 60, "a checkpoint")
         say("training", ranks_on(left), ranks_on(right))
         right.kill()
         say("killed")
-        job = cluster.ask("wait", job["id"], "--timeout", "60", status=1)["data"][0]
-        say(job, ranks_on(left))
+        cluster.join(right, 1)
+        say("rejoined")
+        try:
+            job = cluster.ask("wait", job["id"], "--timeout", "60")["data"][0]
+        finally:
+            job = cluster.ask("get", job["id"])
+            say(job["state"], job["reason"], job["message"], ranks_on(left), ranks_on(right))
+            say(*(f'{t["at"]} {t["state"]} {t["reason"]} {t["message"]}\n' for t in job["transitions"]))
+            print((tmp_path / "serve.log").read_text()[-6000:])

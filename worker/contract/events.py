@@ -1,13 +1,15 @@
 """What a rank tells the controller: numbered events, fetched by long polls.
 
 The data of each type:
-    state       {phase}                              starting, training, evaluating, recalibrating, finishing
+    state       {phase, generation, step}            starting, training, evaluating, recalibrating, finishing, parked
     metrics     {step, total_steps, epoch, samples, values: {NAME: number}}
     log         {stream: stdout | stderr | log, level, message}
     checkpoint  the manifest                         only after it is published
     pruned      {steps: [...]}                       checkpoints deleted by the retention rule
     warning     {code, message, ...}                 bad_sample, loader_restarted, metric_not_finite, ...
-    end         {outcome: succeeded | stopped | failed, failure: JobFailure or null}       always the last one
+    end         {outcome: succeeded | paused | stopped | failed, failure: JobFailure or null}       always the last one
+Of the controller:
+    recovery    {generation, ranks, step, used, budget, message}
 """
 
 from datetime import datetime
@@ -42,6 +44,11 @@ class RankEvent(Frozen):
 
 class Drain(Frozen):
     """The answer to one long poll: events after the asked number, oldest first, and whether the rank has said its last word."""
+
+    generation: int = 0
+    """That of the group that the rank is in, or was in last; 0 before the first."""
+    phase: str = ""
+    """What it does now: the phase of its last `state` event."""
 
     rank: int
     fence: int

@@ -37,6 +37,8 @@ GET /v1/jobs/{job_id}/checkpoints/{step}/statistics
 GET /v1/jobs/{job_id}/events
 GET /v1/jobs/{job_id}/logs
 GET /v1/jobs/{job_id}/metrics
+POST /v1/jobs/{job_id}/pause
+POST /v1/jobs/{job_id}/resume
 GET /v1/models
 GET /v1/norms
 GET /v1/queue
