@@ -11,7 +11,7 @@ import shutil
 import sys
 import tempfile
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import psutil
 
@@ -46,7 +46,7 @@ class HostCluster:
             "SYNCBN_PORT": "0",
         }
 
-    def __enter__(self) -> HostCluster:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -62,7 +62,7 @@ class HostCluster:
         self._start_ray(host, cpus, f"--address={self.head.address}:{PORT}")
 
     def serve(self) -> None:
-        """Start the controller; return when it answers and has all nodes."""
+        """Start the controller; return when it listens."""
         controller = self._directory / "home" / "controller.json"
         log = self._directory / "serve.log"
         process = self.head.start([*CLI, "serve"], log, self._environment)
@@ -76,6 +76,10 @@ class HostCluster:
         command = ["sh", "-c", 'answer=$0; exec "$@" > "$answer"', answer, *CLI, *arguments, "--json"]
         assert self.head.run(command, log, self._environment, timeout_s) == status, log.read_text()[-3000:] + answer.read_text()[-3000:]
         return json.loads(answer.read_text())
+
+    def checkpoints(self, job_id: str) -> list[Path]:
+        """Return what the job has published: a sign of its progress that needs no network."""
+        return list((self.storage / "jobs" / job_id / "checkpoints").glob("step-*/manifest.json"))
 
     def _start_ray(self, host: Host, cpus: int, *more: str) -> None:
         log = self._directory / f"ray-{host.name}.log"

@@ -13,7 +13,6 @@ import uuid
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from tests.support.hosts import Host
 from tests.support.jobs import JOB, MARKER, Faults, RankRun, run_one_rank
@@ -47,16 +46,23 @@ class HostJob:
         return (self.directory / f"log-{rank}").read_text(errors="replace")[-3000:]
 
 
-def start_job(hosts: Sequence[Host], spec: JobSpec, storage: Path, environment: Mapping[str, str] | None = None) -> HostJob:
-    """Start one rank for each entry of `hosts`, on that host."""
+def start_job(
+    hosts: Sequence[Host],
+    spec: JobSpec,
+    storage: Path,
+    environment: Mapping[str, str] | None = None,
+    *,
+    is_interface_chosen: bool = True,
+) -> HostJob:
+    """Start one rank for each entry of `hosts`, on that host. Gloo chooses its interface itself where it is not chosen for it."""
     (storage / MARKER).write_text("here")
     directory = storage / f"ranks-{uuid.uuid4().hex}"
     directory.mkdir()
     common = {"job_id": JOB, "attempt": 1, "fence": 1, "spec": spec, "storage": str(storage), "marker": MARKER}
     processes = []
     for rank, host in enumerate(hosts):
-        told = (rank, len(hosts), common, str(directory / "port"), Faults(), host.address)
-        (directory / f"told-{rank}").write_bytes(pickle.dumps(told))
+        told = (rank, len(hosts), common, str(directory / "port"), Faults())
+        (directory / f"told-{rank}").write_bytes(pickle.dumps((is_interface_chosen, host.address, told)))
         command = [sys.executable, "-m", "tests.support.host_ranks", directory, str(rank)]
         processes.append(host.start(command, directory / f"log-{rank}", {"OMP_NUM_THREADS": "1", **(environment or {})}))
     return HostJob(directory, processes)
@@ -64,8 +70,12 @@ def start_job(hosts: Sequence[Host], spec: JobSpec, storage: Path, environment: 
 
 def main(directory: Path, rank: str) -> None:
     """Be one rank."""
-    told: tuple[Any, ...] = pickle.loads((directory / f"told-{rank}").read_bytes())
-    said = run_one_rank(*told)
+    is_interface_chosen, node_ip, told = pickle.loads((directory / f"told-{rank}").read_bytes())
+    if not is_interface_chosen:
+        import worker.ranks
+
+        worker.ranks.export_interface = lambda name: None
+    said = run_one_rank(*told, node_ip=node_ip)
     (directory / f"said-{rank}").write_bytes(pickle.dumps(said))
 
 

@@ -40,9 +40,7 @@ class Host:
     switch: str
     address: str
 
-    def start(
-        self, command: Sequence[str | Path], log: Path, environment: Mapping[str, str] | None = None
-    ) -> subprocess.Popen[bytes]:
+    def start(self, command: Sequence[str | Path], log: Path, environment: Mapping[str, str] | None = None) -> subprocess.Popen[bytes]:
         """Start a process on the host, at the root of the sources; the pid is the command's own."""
         named = ["unshare", "--uts", "sh", "-c", 'hostname "$0" && exec "$@"', self.name]
         with log.open("ab") as output:

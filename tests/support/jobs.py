@@ -100,7 +100,7 @@ def run_job(
 
 
 def run_one_rank(
-    rank: int, world_size: int, common: dict[str, Any], port_file: str, faults: Faults, node_ip: str = "127.0.0.1"
+    rank: int, world_size: int, common: dict[str, Any], port_file: str, faults: Faults, *, node_ip: str = "127.0.0.1"
 ) -> tuple[Any, ...]:
     """The program of a rank on the node with this address: meet, run, report the fields of a RankRun."""
     import torch.distributed as dist
