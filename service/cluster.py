@@ -18,7 +18,7 @@ from service.room import Node, Room
 from service.settings import export_ray_patience, export_ray_token
 from worker.contract import Assignment, Drain
 
-POLL_S = 20.0
+POLL_S = 5.0
 """Length of a long poll. Longer is cheaper; a dead rank is noticed at once whatever it is."""
 
 LISTENER_TIMEOUT_S = 5.0

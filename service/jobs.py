@@ -48,18 +48,20 @@ async def submit(
     """
     await check_references(artifacts, spec)
     try:
-        job_id, is_new = await store.jobs.create(new_job_id(), spec, claim, _caps(spec, quotas), project=project)
-    except QueueFullError as error:
-        raise QuotaError(f"{error}, which is as many as its quota allows; wait until some have started, or cancel some") from error
-    except KeyReusedError as error:
-        problem = Problem(
-            loc="header.idempotency-key",
-            value=str(error),
-            expected="a key of this request alone",
-            remedy="send a new key for a new request",
-        )
-        raise InvalidError.of([problem], code="idempotency_key_reused") from error
+        job_id, is_new = await store.jobs.create(new_job_id(), spec, claim, caps_of(spec, quotas), project=project)
+    except (QueueFullError, KeyReusedError) as error:
+        raise refusal(error) from error
     return await describe(store, await find(store, job_id)), is_new
+
+
+def refusal(error: QueueFullError | KeyReusedError) -> QuotaError | InvalidError:
+    """Return what to tell whoever submitted, where the store refuses."""
+    if isinstance(error, QueueFullError):
+        return QuotaError(f"{error}, which is as many as its quota allows; wait until some have started, or cancel some")
+    problem = Problem(
+        loc="header.idempotency-key", value=str(error), expected="a key of this request alone", remedy="send a new key for a new request"
+    )
+    return InvalidError.of([problem], code="idempotency_key_reused")
 
 
 async def check_references(artifacts: Artifacts, spec: JobSpec) -> None:
@@ -79,7 +81,7 @@ async def check_references(artifacts: Artifacts, spec: JobSpec) -> None:
         raise InvalidError.of([problem], code="invalid_spec") from error
 
 
-def _caps(spec: JobSpec, quotas: Sequence[Quota]) -> list[QueueCap]:
+def caps_of(spec: JobSpec, quotas: Sequence[Quota]) -> list[QueueCap]:
     """Return the limits on queued jobs that one more with these labels must keep."""
     groups = [(quota.label, quota.group_of(spec.labels), quota.queued_jobs) for quota in quotas]
     return [QueueCap(label, group, limit) for label, group, limit in groups if group is not None and limit is not None]

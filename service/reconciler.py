@@ -16,6 +16,7 @@ import structlog
 from service.assignments import Assignments
 from service.cluster import Cluster, ClusterError
 from service.embedded import EmbeddedRayError
+from service.norm_choice import choose_norms
 from service.planner import NUM_SAID, Planner
 from service.policy import PolicyFile
 from service.room import Room
@@ -172,6 +173,8 @@ class Reconciler:
             store = tenure.under(_lease_of(start.job_id))
             if store is not None:
                 await self._start(planning, store, start)
+        # Last, so that whatever may go wrong with it keeps no other job from starting.
+        await choose_norms(planning)
 
     async def _start(self, planning: Store, store: Store, start: Start) -> None:
         history = (await store.jobs.transitions_of([start.job_id]))[start.job_id]

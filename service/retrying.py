@@ -22,11 +22,13 @@ _FAULTS_OF_THE_SYSTEM = frozenset({FailureCode.PEER_LOST, FailureCode.RANK_LOST,
 
 
 class RankEnd(BaseModel):
-    """How one rank ended: its own last word (the data of its `end` event), or `died` when its process is gone without one."""
+    """How one rank ended: its own last word (the data of its `end` event), `died` when its process is gone without one, or
+    `stalled` when it holds up the others and is to be replaced as if it were.
+    """
 
     model_config = ConfigDict(frozen=True)
 
-    outcome: Literal["succeeded", "paused", "stopped", "failed", "died"]
+    outcome: Literal["succeeded", "paused", "stopped", "failed", "died", "stalled"]
     failure: JobFailure | None = None
 
 

@@ -106,7 +106,10 @@ class Supervisor:
         job = await self._store.jobs.get(self._job.id) or self._job
         generation = gang.generation + 1
         used, limit = await self._store.recoveries.used(job.id) + 1, job.spec.retries.recoveries
-        message = f"{named(lost)} lost at step {job.progress.step}; the others keep the state; recovery {used} of {limit}"
+        what = "; ".join(self._watch.stalled[rank] for rank in lost if rank in self._watch.stalled)
+        message = (
+            f"{named(lost)} lost at step {job.progress.step}{what and f' ({what})'}; the others keep the state; recovery {used} of {limit}"
+        )
         data = {"generation": generation, "ranks": list(lost), "step": job.progress.step, "used": used, "budget": limit, "message": message}
         log.warning("recovery", job=job.id, **{name: value for name, value in data.items() if name != "message"})
         # Stored before anything is done, so that the budget holds whoever is killed. Where the job moved on, the watch sees to that.

@@ -15,10 +15,11 @@ import structlog
 
 from service.cluster import ClusterError, RankDiedError, RunningGang
 from service.retrying import GATHER_S, Budget, Cancel, RankEnd, Ranks, Verdict, Wait, judge, timed_out
+from service.stalling import Heard, stalled
 from service.states import State
 from service.store.records import Job
 from service.store.store import Store
-from worker.contract import Drain, EventType
+from worker.contract import Drain, EventType, Reading
 
 CANCEL_GRACE_S = 5.0
 """How long ranks may take to come to the end of a step after a cancel."""
@@ -43,6 +44,9 @@ class Watch:
         self._job = job
         self._ends: dict[int, RankEnd] = {}
         self._standings: dict[int, tuple[int, str]] = {}
+        self._heard: dict[int, tuple[float, Reading | None]] = {}
+        self.stalled: dict[int, str] = {}
+        """What ranks that hold up the others do, for people, in the present generation."""
         self._generation = 0
         self._unsettled_since: float | None = None
         self._changed = asyncio.Event()
@@ -66,6 +70,7 @@ class Watch:
             Whatever the store raises: the attempt can be watched again from where it was.
         """
         self._ends, self._standings, self._unsettled_since, self._generation = {}, {}, None, gang.generation
+        self._heard, self.stalled = {}, {}
         self._job = await self._fresh()
         cursors = await self._store.events.cursors(self._job.id, self._job.attempt)
         recoveries, restarts = await self._budgets()
@@ -92,6 +97,7 @@ class Watch:
     def _verdict(self, gang: RunningGang, recoveries: Budget, restarts: Budget) -> Verdict:
         if self.is_cancelled:
             return Cancel()
+        self._look_for_stalled(gang.world_size)
         parked = {rank for rank, standing in self._standings.items() if standing == (self._generation, "parked")}
         if not (self._ends or parked or gang.is_torn):
             self._unsettled_since = None
@@ -102,6 +108,16 @@ class Watch:
         if isinstance(verdict, Wait) and self._job.started_at is not None:
             return timed_out((datetime.now(UTC) - self._job.started_at).total_seconds(), self._job.spec.timeout_s)
         return verdict
+
+    def _look_for_stalled(self, world_size: int) -> None:
+        """Take ranks that hold up the others for lost."""
+        now = time.monotonic()
+        found = stalled({rank: Heard(now - at, reading) for rank, (at, reading) in self._heard.items()}, world_size)
+        for rank, what in found.items():
+            if rank not in self._ends:
+                log.warning("rank_stalled", job=self._job.id, rank=rank, what=what)
+                self.stalled[rank] = what
+                self._end(rank, RankEnd(outcome="stalled"))
 
     async def _change(self, readers: list[asyncio.Task[None]]) -> None:
         """Wait until something may have changed, and pass on what a reader raised."""
@@ -143,6 +159,7 @@ class Watch:
                 await asyncio.sleep(BATCH_S)
 
     async def _take(self, rank: int, drain: Drain, after_seq: int) -> int:
+        self._heard[rank] = (time.monotonic(), drain.reading if drain.generation == self._generation else None)
         if drain.events:
             await self._store.events.ingest(self._job.id, self._job.attempt, rank, drain.events, self._job.fence)
         await self._note(rank, drain)

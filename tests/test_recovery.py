@@ -9,7 +9,9 @@ import signal
 
 import pytest
 
+from service import stalling
 from service.states import TERMINAL, State
+from tests.support import process_cluster
 from tests.support.recoveries import assert_undisturbed, run_job
 
 pytestmark = pytest.mark.ranks
@@ -106,3 +108,22 @@ def test_ranks_die_at_random_moments(tmp_path, undisturbed_long, seed):
 
     assert_undisturbed(left, undisturbed_long, is_restart_possible=True)
     assert left.recoveries()
+
+
+async def _stop_one(world, job_id, gang, *, rank, after_step):
+    """Stop a rank in mid-training as SIGSTOP does: its connections stay, it says nothing."""
+    while (await world.store.jobs.get(job_id)).progress.step < after_step:
+        await asyncio.sleep(0.01)
+    os.kill(gang.ranks[rank].process.pid, signal.SIGSTOP)
+
+
+def test_a_rank_that_stops_without_dying_is_named_and_replaced(tmp_path, undisturbed_long, monkeypatch):
+    """Noticed because the others do not move on, and not before; the result is that of the undisturbed job, bit for bit."""
+    monkeypatch.setattr(stalling, "PATIENCE_S", 2.0)
+    monkeypatch.setattr(stalling, "SILENT_S", process_cluster.POLL_S + 1.0)
+    left = run_job(tmp_path, disturb=functools.partial(_stop_one, rank=0, after_step=4), steps=LONG)
+
+    assert_undisturbed(left, undisturbed_long)
+    [recovery] = left.recoveries()
+    assert recovery["ranks"] == [0]
+    assert "rank 0 has not answered for" in recovery["message"]

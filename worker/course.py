@@ -21,6 +21,7 @@ from worker.evaluation import StoppedError, evaluate
 from worker.holding import Holding
 from worker.orders import Orders, Request
 from worker.publisher import Publisher
+from worker.pulse import Pulse
 from worker.ranks import Ranks
 from worker.sampler import even_batches
 from worker.snapshot import draft_manifest
@@ -35,8 +36,11 @@ FAREWELL_S = 0.5
 class Course:
     """The way of one group through the job."""
 
-    def __init__(self, holding: Holding, assignment: Assignment, ranks: Ranks, *, publisher: Publisher | None, orders: Orders) -> None:
+    def __init__(
+        self, holding: Holding, assignment: Assignment, ranks: Ranks, *, publisher: Publisher | None, orders: Orders, pulse: Pulse
+    ) -> None:
         self.holding, self.assignment, self.ranks, self.publisher, self.orders = holding, assignment, ranks, publisher, orders
+        self.pulse = pulse
         self.spec, self.plan, self.trainer, self.reporter = holding.spec, holding.plan, holding.trainer, holding.reporter
         self.buffers = Buffers()
 
@@ -76,7 +80,7 @@ class Course:
         holding = self.holding
         self._phase("training")
         while holding.step < self.plan.total_steps:
-            with holding.advancing():
+            with self.pulse.step(holding.step), holding.advancing():
                 result = self.trainer.step(holding.step, self.orders)
             self.reporter.step(holding.step, result)
             holding.bad.settle((holding.step - 1) // self.plan.steps_per_epoch, result.bad, result.num_bad)

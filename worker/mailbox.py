@@ -13,6 +13,7 @@ from worker.contract.events import EventType
 from worker.orders import Orders
 from worker.output import captured_output
 from worker.progress import EventBuffer
+from worker.pulse import Pulse
 
 MAX_POLL_S = 60.0
 
@@ -24,6 +25,7 @@ class Mailbox:
         self._node_ip = node_ip
         self._events = EventBuffer()
         self._orders = Orders()
+        self._pulse = Pulse()
         self._thread: threading.Thread | None = None
         self._fence = 0
         self._starting = threading.Lock()
@@ -62,6 +64,7 @@ class Mailbox:
             "fence": self._fence,
             "generation": standing.get("generation", 0),
             "phase": standing.get("phase", ""),
+            "reading": self._pulse.reading(),
             "events": [event.model_dump(mode="json") for event in events],
             "is_ended": is_ended,
         }
@@ -83,7 +86,7 @@ class Mailbox:
         with captured_output(self._events):
             try:
                 bind_interface(self._node_ip)
-                outcome = run_rank(self._orders, self._events)
+                outcome = run_rank(self._orders, self._events, self._pulse)
                 ending: dict[str, Any] = {"outcome": outcome, "failure": None}
             except BaseException as error:  # noqa: BLE001 - recorded as the rank's last word
                 ending = {"outcome": "failed", "failure": to_failure(error, rank).model_dump(mode="json")}

@@ -9,6 +9,7 @@ from typing import Any
 from worker.contract.events import EventType
 from worker.progress import EventBuffer
 from worker.sampler import Plan
+from worker.telemetry import cost, record_of
 from worker.training import StepResult
 
 # Jobs of up to so many steps report every one; longer ones at most so often.
@@ -45,9 +46,12 @@ class Reporter:
         now = time.monotonic()
         self._marks.append((now, self._plan.samples_after(step)))
         is_due = self._plan.total_steps <= EVERY_STEP_UP_TO or now - self._reported_at >= INTERVAL_S or step == self._plan.total_steps
-        if is_due:
+        if result.layers and self._rank == 0:
+            self._events.emit(EventType.TELEMETRY, record_of(step, result.layers).model_dump())
+        if is_due or result.layers is not None:
             self._reported_at = now
             values = {f"train/{name}": value for name, value in result.metrics.items()}
+            values |= {} if result.layers is None else cost(result.layers)
             self.metrics(step, values | {"lr": result.learning_rate, "data/wait_s": result.wait_s} | self._throughput())
 
     def warn(self, code: str, message: str) -> None:

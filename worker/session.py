@@ -20,6 +20,7 @@ from worker.holding import Holding
 from worker.orders import Orders
 from worker.progress import EventBuffer
 from worker.publisher import Publisher
+from worker.pulse import Pulse
 from worker.ranks import connect_store, device_for, join, leave
 from worker.settings import read_settings
 from worker.storage.opening import open_storage
@@ -30,19 +31,20 @@ LAST_WRITE_TIMEOUT_S = 60.0
 """How long a failed or stopped rank 0 waits for the checkpoint in flight, so that it is announced."""
 
 
-def run_rank(orders: Orders, events: EventBuffer) -> Outcome:
+def run_rank(orders: Orders, events: EventBuffer, pulse: Pulse | None = None) -> Outcome:
     """Train one rank's part of a job, from meeting the other ranks to leaving them, through as many groups as it takes.
 
     Args:
         orders: the first assignment, and whatever the controller says later.
         events: where phases, and on rank 0 metrics, checkpoints and warnings go. Not the `end` event: the caller knows the end.
+        pulse: told of every step, for those who look whether the rank moves on.
     Returns:
         succeeded, paused, or stopped.
     Raises:
         WorkerError: of any kind but the loss of peers, after which it waits for the next assignment for `park_timeout_s`. The group is
             left at once, so that the peers see it go.
     """
-    rank = _Rank(orders, events)
+    rank = _Rank(orders, events, pulse or Pulse())
     try:
         return rank.run()
     finally:
@@ -56,8 +58,8 @@ def run_rank(orders: Orders, events: EventBuffer) -> Outcome:
 class _Rank:
     """What outlives the groups."""
 
-    def __init__(self, orders: Orders, events: EventBuffer) -> None:
-        self.orders, self.events = orders, events
+    def __init__(self, orders: Orders, events: EventBuffer, pulse: Pulse) -> None:
+        self.orders, self.events, self.pulse = orders, events, pulse
         assignment = orders.await_newer(0, 0)
         assert assignment is not None, "run_rank comes after the first assignment"
         self.assignment = assignment
@@ -109,7 +111,9 @@ class _Rank:
             decision = holding.join(ranks, group)
             if decision.is_reporter_new:
                 holding.reporter.repeat(assignment.reported)
-            outcome = Course(holding, assignment, ranks, publisher=self.publisher, orders=self.orders).run(is_saved=decision.is_saved)
+            outcome = Course(holding, assignment, ranks, publisher=self.publisher, orders=self.orders, pulse=self.pulse).run(
+                is_saved=decision.is_saved
+            )
         holding.leave()
         del group, ranks, store
         leave()

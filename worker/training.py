@@ -31,6 +31,7 @@ from worker.ranks import Pending, Ranks, Replica
 from worker.sampler import Plan, Sampler
 from worker.tasks.registry import build_task
 from worker.tasks.task import checked_losses, checked_sums
+from worker.telemetry import Layers, is_watched
 
 # Parameters are kept in float32 except in fp64; bf16 and fp16 are the types that autocast computes in.
 PARAMETER_DTYPES = {"fp32": torch.float32, "bf16": torch.float32, "fp16": torch.float32, "fp64": torch.float64}
@@ -52,6 +53,8 @@ class StepResult:
     """Samples that could not be read, over all ranks."""
     bad: tuple[BadSample, ...] = ()
     """Those of them that this rank met."""
+    layers: Layers | None = None
+    """What the normalization layers did, on steps that are watched."""
 
 
 class Precision:
@@ -140,15 +143,16 @@ class Trainer:
             PeerLostError: another rank went away.
 
         Collectives: those of the model's forward and backward, the gradients' all_reduces, and one all_reduce of 4 + K float64 for a task
-            with K sums. A rank with an empty share takes part in all of them.
+            with K sums; on a watched step one more of 2 float64 per layer. A rank with an empty share takes part in all of them.
         """
         rate = learning_rate(self._spec, self._plan, step)
         for group in self.optimizer.param_groups:
             group["lr"] = rate
         seed_draws(self._spec.seed, Purpose.STEP, step, self._ranks.rank)
         count = len(self._sampler.batch(step))
-        with blame(TaskError), blame_compiler(self._spec), self._statistics_of_a_step():
+        with blame(TaskError), blame_compiler(self._spec), self._statistics_of_a_step(), self._watching(step) as records:
             totals = self._accumulate_gradients(step, count, orders.request)
+            layers = None if records is None else records.collect()
             self._ranks.confirm()
             self._clip_gradients()
             self.scaler.step(self.optimizer)
@@ -165,7 +169,8 @@ class Trainer:
             metrics = {name: value for name, value in self.task.metrics(sums, count).items() if "/" not in name}
         wait_s /= self._ranks.world_size
         request = Request.of_sum(asked)
-        return StepResult({"loss": loss_sum / count, **metrics}, rate, request, wait_s, int(num_bad), self._data.take_bad())
+        bad = self._data.take_bad()
+        return StepResult({"loss": loss_sum / count, **metrics}, rate, request, wait_s, int(num_bad), bad, layers)
 
     @property
     def evaluated(self) -> nn.Module:
@@ -175,6 +180,11 @@ class Trainer:
     def _statistics_of_a_step(self) -> AbstractContextManager[None]:
         """Return a context that moves the running statistics once, by all micro-batches of a step together."""
         return syncbn.accumulated_statistics(self.model) if self._spec.accumulate > 1 else nullcontext()
+
+    def _watching(self, step: int) -> AbstractContextManager[syncbn.Telemetry | None]:
+        """Return a context that watches the layers, on the steps that are watched. A model compiled whole would be compiled anew for it."""
+        is_due = self._spec.compile != "model" and is_watched(step, self._plan.total_steps)
+        return syncbn.telemetry(self.model) if is_due else nullcontext()
 
     def _accumulate_gradients(self, step: int, count: int, request: Request) -> Tensor:
         """Leave the gradient of the mean loss over the global batch in the parameters.

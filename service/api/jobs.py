@@ -52,7 +52,7 @@ async def submit_job(
     if dry_run:
         await use_cases.check_references(context.artifacts, spec)
         return JSONResponse({"spec": spec.model_dump(mode="json"), "warnings": [str(problem) for problem in advise(spec)]})
-    claim = None if idempotency_key is None else IdempotencyClaim(idempotency_key, _fingerprint(document))
+    claim = None if idempotency_key is None else IdempotencyClaim(idempotency_key, fingerprint(document))
     quotas = context.policy.current().quotas
     view, is_new = await use_cases.submit(context.store, context.artifacts, spec, claim, quotas, project=identity.project)
     response.headers["Location"] = f"/v1/jobs/{view.job.id}"
@@ -146,7 +146,7 @@ def _shown(view: JobView, response: Response) -> JobShape:
     return JobShape.of(view)
 
 
-def _fingerprint(document: Any) -> str:
+def fingerprint(document: Any) -> str:
     """Return a digest of what was asked for: the same for JSON and YAML, whatever the order of keys."""
     return hashlib.sha256(json.dumps(document, sort_keys=True, default=repr).encode()).hexdigest()
 

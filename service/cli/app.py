@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from service.cli import checkpoints, demo, doctor, down, jobs, serve, tokens
+from service.cli import checkpoints, comparisons, demo, doctor, down, jobs, serve, tokens
 from service.cli.exits import Shell
 from service.cli.options import Target
 
@@ -51,6 +51,7 @@ _COMMANDS: tuple[Callable[..., None], ...] = (
     jobs.pause,
     jobs.resume,
     jobs.cancel,
+    comparisons.compare,
     down.down,
     demo.demo,
     doctor.doctor,

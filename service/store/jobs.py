@@ -15,10 +15,12 @@ from service.store.lifecycle import Change, enter
 from service.store.queue import QueueCap, require_place, store_need
 from service.store.records import IdempotencyClaim, Job, Progress, Transition
 from service.store.session import Write
-from service.store.tables import job_labels, jobs, transitions
+from service.store.tables import job_labels, jobs, norm_choices, transitions
 from worker.contract import JobSpec
+from worker.contract.spec import AUTO_NORM
 
 SUBMITTED = "submitted"
+CHOOSING_NORM = "choosing_norm"
 
 
 @dataclass(frozen=True)
@@ -61,13 +63,9 @@ class Jobs:
                     return earlier, False
             for cap in caps:
                 await require_place(write, cap)
-            await write.connection.execute(insert(jobs).values(project=project, **_new_row(job_id, spec)))
-            await store_need(write, job_id, spec)
-            await _store_labels(write, job_id, spec.labels)
-            await enter(write, job_id, Change(State.QUEUED, SUBMITTED))
+            await add_job(write, job_id, spec, project)
             if claim is not None:
                 await remember(write, project, claim, job_id)
-            write.is_queue_changed = True
         return job_id, True
 
     async def get(self, job_id: str) -> Job | None:
@@ -205,6 +203,19 @@ class Jobs:
     async def _fetch(self, query: Select[Any]) -> list[Job]:
         async with self._database.read() as connection:
             return [_job(row) for row in (await connection.execute(query)).mappings()]
+
+
+async def add_job(write: Write, job_id: str, spec: JobSpec, project: str) -> None:
+    """Store a queued job, in a transaction of the caller."""
+    await write.connection.execute(insert(jobs).values(project=project, **_new_row(job_id, spec)))
+    await _store_labels(write, job_id, spec.labels)
+    if spec.norm.kind == AUTO_NORM:
+        await write.connection.execute(insert(norm_choices).values(job_id=job_id))
+        await enter(write, job_id, Change(State.QUEUED, CHOOSING_NORM, "waits for short trials to choose norm.kind"))
+    else:
+        await store_need(write, job_id, spec)
+        await enter(write, job_id, Change(State.QUEUED, SUBMITTED))
+    write.is_queue_changed = True
 
 
 async def _store_labels(write: Write, job_id: str, labels: Mapping[str, str]) -> None:
