@@ -8,14 +8,14 @@ from tests.support.host_cluster import HostCluster, ranks_on
 from tests.support.serving import spec, until
 
 pytestmark = pytest.mark.ray
-STEPS = 60
+STEPS = 80
 
 
 def test_a_killed_host_that_comes_back_costs_no_step(hosts, tmp_path):
     """Every process of a host is killed in mid-training, Ray's too, and it joins again: the job recovers and does every step."""
     left, right = hosts
     document = tmp_path / "spec.json"
-    document.write_text(json.dumps(spec(STEPS, checkpoint={"every_steps": 2})))
+    document.write_text(json.dumps(spec(STEPS, checkpoint={"every_steps": 10})))
     with HostCluster(tmp_path, left) as cluster:
         cluster.start_head(cpus=1)
         cluster.join(right, cpus=1)

@@ -26,8 +26,8 @@ class HostJob:
     directory: Path
     processes: list[subprocess.Popen[bytes]]
 
-    def ends(self, timeout_s: float) -> list[RankRun | None]:
-        """Wait until every process is gone and return what each rank said; None of one that was killed."""
+    def ends(self, timeout_s: float) -> list[RankRun]:
+        """Wait until every process is gone and return what each rank said."""
         deadline = time.monotonic() + timeout_s
         for rank, process in enumerate(self.processes):
             try:
@@ -36,9 +36,7 @@ class HostJob:
                 raise AssertionError(f"rank {rank} is still there after {timeout_s:g} s:\n{self._log(rank)}") from None
         return [self._said(rank) for rank in range(len(self.processes))]
 
-    def _said(self, rank: int) -> RankRun | None:
-        if self.processes[rank].returncode < 0:
-            return None
+    def _said(self, rank: int) -> RankRun:
         assert self.processes[rank].returncode == 0, self._log(rank)
         return RankRun(*pickle.loads((self.directory / f"said-{rank}").read_bytes()))
 
