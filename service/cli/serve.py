@@ -175,6 +175,8 @@ class _Server(uvicorn.Server):
         self._last_resort.daemon = True
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        # Ray takes SIGTERM first, as a crash to be reported, and has an alarm abort the process after 3 s: an orderly end may take longer.
+        signal.alarm(0)
         if not self.should_exit:
             self._last_resort.start()
         super().handle_exit(sig, frame)
