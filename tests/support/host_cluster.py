@@ -24,10 +24,11 @@ CLI = [sys.executable, "-m", "service.cli.main"]
 
 
 class HostCluster:
-    """Use as a context manager inside `two_hosts`, which ends the processes. The shared storage is `storage`."""
+    """Use as a context manager inside `two_hosts`; leaving it ends every process on its hosts. The shared storage is `storage`."""
 
     def __init__(self, directory: Path, head: Host) -> None:
         self.head = head
+        self._hosts = [head]
         self.storage = directory / "storage"
         self._directory = directory
         # Short, because Ray makes Unix sockets below it.
@@ -53,6 +54,8 @@ class HostCluster:
         return self
 
     def __exit__(self, *_: object) -> None:
+        for host in self._hosts:
+            host.kill()  # who lives would write its files anew
         shutil.rmtree(self._temporary, ignore_errors=True)
 
     def start_head(self, cpus: int) -> None:
@@ -62,6 +65,7 @@ class HostCluster:
 
     def join(self, host: Host, cpus: int) -> None:
         """Start a node of the cluster on another host."""
+        self._hosts.append(host)
         self._start_ray(host, cpus, f"--address={self.head.address}:{PORT}")
 
     def serve(self) -> None:
