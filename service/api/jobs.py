@@ -12,7 +12,7 @@ from service import jobs as use_cases
 from service.admission import admit
 from service.api.bodies import read_json, read_json_or_yaml
 from service.api.context import READ, SUBMIT, InContext, InIdentity
-from service.api.parameters import JobId
+from service.api.parameters import JobId, VisibleJob
 from service.api.problems import problems_of
 from service.api.schemas import DryRunShape, JobEdit, JobPage, JobShape
 from service.errors import InvalidError
@@ -80,9 +80,9 @@ async def list_jobs(
 
 
 @router.get("/jobs/{job_id}", dependencies=[READ])
-async def get_job(job_id: JobId, response: Response, context: InContext) -> JobShape:
+async def get_job(job: VisibleJob, response: Response, context: InContext) -> JobShape:
     """Show a job."""
-    return _shown(await use_cases.describe(context.store, await use_cases.find(context.store, job_id)), response)
+    return _shown(await use_cases.describe(context.store, job), response)
 
 
 @router.patch("/jobs/{job_id}", dependencies=[SUBMIT])
