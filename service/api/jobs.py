@@ -79,7 +79,7 @@ async def list_jobs(
     return JobPage(data=[JobShape.of(view) for view in views], has_more=has_more, next_cursor=found[limit - 1].id if has_more else None)
 
 
-@router.get("/jobs/{job_id}", dependencies=[READ])
+@router.get("/jobs/{job_id}", dependencies=[READ])  # noqa: FAST003 - VisibleJob takes it
 async def get_job(job: VisibleJob, response: Response, context: InContext) -> JobShape:
     """Show a job."""
     return _shown(await use_cases.describe(context.store, job), response)

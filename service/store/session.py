@@ -74,17 +74,16 @@ class Backend(Protocol):
 def _rest(work: Coroutine[Any, Any, T], first: Any) -> Generator[Any, Any, T]:
     """Go on with a coroutine that waits for `first`."""
     waits_for = first
-    while True:
-        try:
-            value = yield waits_for
-        except BaseException as error:  # noqa: BLE001 - handed on as it is, like `yield from` does
-            step, said = work.throw, error
-        else:
-            step, said = work.send, value
-        try:
-            waits_for = step(said)
-        except StopIteration as done:
-            return done.value
+    try:
+        while True:
+            try:
+                value = yield waits_for
+            except BaseException as error:  # noqa: BLE001 - handed on as it is, like `yield from` does
+                waits_for = work.throw(error)
+            else:
+                waits_for = work.send(value)
+    except StopIteration as done:
+        return cast("T", done.value)
 
 
 async def finished(work: Coroutine[Any, Any, T]) -> T:

@@ -50,7 +50,9 @@ async def against_mlflow(home: Path, ours: Address, ids: list[str]) -> list[Line
         search = Call("POST", f"{_API}/runs/search", json.dumps({"experiment_ids": ["0"], "max_results": 20}).encode())
         lines = [
             await _alike("submit", (ours, _submission, _NUM), ("MLflow, create a run", mlflow, lambda _: create, _NUM)),
-            await _alike("get", (ours, _get(ids), _NUM), ("MLflow, get a run", mlflow, lambda _: Call("GET", f"{_API}/runs/get?run_id={run}"), _NUM)),
+            await _alike(
+                "get", (ours, _get(ids), _NUM), ("MLflow, get a run", mlflow, lambda _: Call("GET", f"{_API}/runs/get?run_id={run}"), _NUM)
+            ),
             await _alike("list", (ours, _list, _NUM), ("MLflow, search its 401 runs", mlflow, lambda _: search, 100)),
         ]
         found = await load(mlflow, lambda number: _steps(run, number), 40, connections=2)
@@ -73,7 +75,9 @@ def _steps(run: str, number: int) -> Call:
     return Call("POST", f"{_API}/runs/log-batch", json.dumps({"run_id": run, "metrics": rows}).encode())
 
 
-async def _alike(what: str, ours: tuple[Address, Callable[[int], Call], int], theirs: tuple[str, Address, Callable[[int], Call], int]) -> Line:
+async def _alike(
+    what: str, ours: tuple[Address, Callable[[int], Call], int], theirs: tuple[str, Address, Callable[[int], Call], int]
+) -> Line:
     mine = await load(*ours, connections=4)
     name, *peer = theirs
     found = await load(*peer, connections=4)

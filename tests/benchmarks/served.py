@@ -11,7 +11,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import psutil
@@ -58,7 +58,9 @@ def static(root: Path, home: Path) -> Iterator[tuple[str, Address]]:
         (home / "nginx.conf").write_text(_NGINX.format(home=home, port=port, root=root, user=user))
         name, command = "nginx, 1 worker, sendfile", [nginx, "-p", str(home), "-c", str(home / "nginx.conf"), "-e", str(home / "nginx.log")]
     else:
-        program = f"import uvicorn; from starlette.staticfiles import StaticFiles; uvicorn.run(StaticFiles(directory={str(root)!r}), port={port})"
+        program = (
+            f"import uvicorn; from starlette.staticfiles import StaticFiles; uvicorn.run(StaticFiles(directory={str(root)!r}), port={port})"
+        )
         name, command = "uvicorn and Starlette's StaticFiles", [sys.executable, "-c", program]
     with _running(command, home / "static.log", os.environ) as process:
         _until(process, lambda: _listens("127.0.0.1", port), home / "static.log")
@@ -100,15 +102,15 @@ def mlflow(program: str, home: Path) -> Iterator[Address]:
 def _running(command: list[str], log: Path, environment) -> Iterator[psutil.Process]:
     """Run a server in a process group of its own, and end all of the group."""
     with log.open("ab") as output:
-        process = psutil.Popen(command, env=dict(environment), stdin=subprocess.DEVNULL, stdout=output, stderr=output, start_new_session=True)
+        process = psutil.Popen(
+            command, env=dict(environment), stdin=subprocess.DEVNULL, stdout=output, stderr=output, start_new_session=True
+        )
     try:
         yield process
     finally:
         process.terminate()
-        try:
+        with suppress(psutil.TimeoutExpired):
             process.wait(20)
-        except psutil.TimeoutExpired:
-            pass
         _end_group(process.pid)
 
 

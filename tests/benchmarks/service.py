@@ -1,7 +1,7 @@
 """The service under load, beside others that do like work: `make bench-service`, or `python -m tests.benchmarks.service`.
 
-Everything is a real process on loopback; this one makes the load. Where an MLflow is to be compared, MLFLOW is its program; NGINX likewise, if
-it is not on the path. Owns what is measured and what was aimed at; `traffic` measures, `served` starts, `stock` and `talking` prepare.
+Everything is a real process on loopback; this one makes the load. MLFLOW and NGINX name programs that are not on the path. Owns what is
+measured and what was aimed at; `traffic` measures, `served` starts, `stock` and `talking` prepare, `peers` compares.
 """
 
 from __future__ import annotations
@@ -10,9 +10,7 @@ import asyncio
 import json
 import os
 import resource
-import shutil
 import statistics
-import subprocess
 import tempfile
 import time
 from collections.abc import Callable
@@ -43,8 +41,8 @@ class Sizes:
     told: int = 50
     file_bytes: int = 2**30
     rounds: int = 3
-    hour: int = 18_000
-    """Requests of an hour at five a second."""
+    hour: int = 7_200
+    """Requests of an hour at two a second."""
     has_peers: bool = True
 
 
@@ -81,14 +79,16 @@ def run(sizes: Sizes) -> list[Row]:
         print(row, flush=True)
 
     with tempfile.TemporaryDirectory(prefix="bench-") as name:
-        uvloop.run(_stored(Path(name) / "stored", sizes, say))
-        uvloop.run(_told(Path(name) / "told", sizes, say))
+        stored, told = Path(name) / "stored", Path(name) / "told"
+        stored.mkdir()
+        told.mkdir()
+        uvloop.run(_stored(stored, sizes, say))
+        uvloop.run(_told(told, sizes, say))
     return rows
 
 
 async def _stored(home: Path, sizes: Sizes, say: Callable[[Row], None]) -> None:
     """What is asked of a controller with many jobs on the books."""
-    home.mkdir()
     async with await Store.open(f"sqlite:///{home}/syncbn.db") as store:
         ids = await fill(store, sizes.jobs)
     file = await asyncio.to_thread(write_checkpoint, home / "storage", ids[-2], sizes.file_bytes)
@@ -162,12 +162,11 @@ async def _hour(address: Address, process: psutil.Process, ids: list[str], sizes
         memory.append(process.memory_info().rss / 1e6)
     text = " -> ".join(f"{one:.0f}" for one in memory) + " MB after each quarter"
     grown = max(later - earlier for earlier, later in pairwise(memory[1:]))
-    return Row(f"memory over {sizes.hour:,} requests, an hour at five a second", text, "flat (+5 MB a quarter)", grown <= 5)
+    return Row(f"memory over {sizes.hour:,} requests, an hour at two a second", text, "flat (+5 MB a quarter)", grown <= 5)
 
 
 async def _told(home: Path, sizes: Sizes, say: Callable[[Row], None]) -> None:
     """What ranks say, and who listens."""
-    home.mkdir()
     with served.syncbn(home, "tests.benchmarks.talking") as (address, _):
         name = f"talk-{sizes.steps}-0"
         job_id = await _running(address, name)
