@@ -10,6 +10,7 @@ from collections.abc import Callable
 from service.artifacts import Artifacts
 from service.catalogue import align
 from service.errors import NotFoundError
+from service.states import State
 from service.store.records import Job
 from service.store.store import Store
 from worker.contract import Assignment
@@ -26,9 +27,12 @@ class Assignments:
         self._storage = storage
         self._artifacts = Artifacts(store, storage)
 
-    async def prepare(self, job: Job) -> Callable[[int, str, int], Assignment]:
+    async def prepare(self, job: Job, generation: int = 1) -> Callable[[int, str, int], Assignment]:
         """Write the attempt's marker and return the function from (rank, store host, store port) to assignment.
 
+        Args:
+            job: as it is now.
+            generation: which group of the attempt the assignments are for. After the first, they say what is on record already.
         Raises:
             FileNotFoundError: the checkpoint or the code that the spec names is gone.
             OSError: the storage cannot be written.
@@ -37,21 +41,27 @@ class Assignments:
         code = await self._code(job)
         marker = _marker(job)
         await asyncio.to_thread(self._storage.mark, marker)
+        cursors = await self._store.events.cursors(job.id, job.attempt)
+        reported = await self._store.metrics.last_steps(job.id) if generation > 1 else {}
 
         def assignment(rank: int, store_host: str, store_port: int) -> Assignment:
             return Assignment(
                 job_id=job.id,
                 attempt=job.attempt,
                 fence=job.fence,
+                generation=generation,
                 rank=rank,
                 world_size=job.world_size,
                 spec=job.spec,
                 storage=self._storage.address,
                 marker=marker,
+                begins=job.state is State.STARTING,
                 resume=resume,
                 code_sha256=code,
                 store_host=store_host,
                 store_port=store_port,
+                after_seq=cursors.get(rank, 0),
+                reported=reported,
             )
 
         return assignment

@@ -7,7 +7,7 @@ import asyncio
 import socket
 import sys
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
@@ -18,7 +18,7 @@ from service.room import Node, Room
 from service.settings import export_ray_patience, export_ray_token
 from worker.contract import Assignment, Drain
 
-POLL_S = 20.0
+POLL_S = 5.0
 """Length of a long poll. Longer is cheaper; a dead rank is noticed at once whatever it is."""
 
 LISTENER_TIMEOUT_S = 5.0
@@ -43,11 +43,25 @@ class RunningGang(Protocol):
     def world_size(self) -> int:
         """Number of ranks."""
 
-    async def start(self, assignment: Callable[[int, str, int], Assignment]) -> None:
-        """Give every rank its assignment, made by `assignment(rank, store_host, store_port)`."""
+    @property
+    def generation(self) -> int:
+        """The newest one that any rank may have been told; 0 before the first."""
+
+    @property
+    def is_torn(self) -> bool:
+        """Whether a living rank has not been told the newest generation: whoever was telling it was cut off."""
+
+    async def assign(self, generation: int, assignment: Callable[[int, str, int], Assignment]) -> None:
+        """Give every rank its assignment of a generation, made by `assignment(rank, store_host, store_port)`."""
+
+    async def replace(self, lost: Collection[int], generation: int, is_given_up: Callable[[], bool]) -> None:
+        """Put new processes into the places of lost ranks. Raises NoRoomError where a place does not come back, or on giving up."""
 
     async def drain(self, rank: int, after_seq: int) -> Drain:
         """Wait up to POLL_S for events. Raises RankDiedError, or ClusterError when nothing is known."""
+
+    async def pause(self) -> None:
+        """Ask the ranks to save after the present step, and to end."""
 
     async def stop(self) -> None:
         """Ask the ranks to stop at the next step."""
@@ -77,10 +91,13 @@ class Cluster(Protocol):
     async def form(self, job_id: str, attempt: int, world_size: int, *, cpus: float, gpus: int) -> RunningGang:
         """Start the ranks of an attempt, all or none."""
 
-    async def adopt(self, job_id: str, attempt: int, world_size: int) -> RunningGang | None:
-        """Return the gang that runs already, or None where not one rank is alive. Dead ranks are found dead at the first drain."""
+    async def adopt(self, job_id: str, attempt: int, world_size: int, *, cpus: float, gpus: int) -> RunningGang | None:
+        """Return the gang that runs already, or None where not one rank is alive that was told what to do.
 
-    async def dissolve(self, job_id: str, attempt: int, world_size: int) -> None:
+        Dead ranks are found dead at the first drain.
+        """
+
+    async def dissolve(self, job_id: str, attempt: int) -> None:
         """End whatever there is of an attempt, known only by name."""
 
 
@@ -106,20 +123,42 @@ def _translated(error: Exception) -> ClusterError:
     return ClusterError(str(error))
 
 
-@dataclass(frozen=True)
+@dataclass
 class RayGang:
-    """A gang on Ray. `members` holds the living ranks only; a rank without one died before it could be found."""
+    """A gang on Ray. A rank without a member died before it could be found."""
 
     job_id: str
     attempt: int
     world_size: int
+    cpus: float
+    gpus: int
     members: Sequence[Any]
+    told: int = 0
+    """The newest generation that was begun to be told here: some may have heard it before another one died."""
 
-    async def start(self, assignment: Callable[[int, str, int], Assignment]) -> None:
+    @property
+    def generation(self) -> int:
+        """See RunningGang."""
+        return max(self.told, *(int(member.generation) for member in self.members), 0)
+
+    @property
+    def is_torn(self) -> bool:
+        """See RunningGang."""
+        return any(member.generation < self.generation for member in self.members)
+
+    async def assign(self, generation: int, assignment: Callable[[int, str, int], Assignment]) -> None:
         """See RunningGang."""
         from worker import gang
 
-        await _off_loop(gang.start, self.members, assignment)
+        self.told = generation
+        self.members = await _off_loop(gang.assign, self.members, generation, assignment)
+
+    async def replace(self, lost: Collection[int], generation: int, is_given_up: Callable[[], bool]) -> None:
+        """See RunningGang."""
+        from worker import gang
+
+        who = {"job_id": self.job_id, "attempt": self.attempt, "cpus": self.cpus, "gpus": self.gpus}
+        self.members = await _off_loop(gang.replace, self.members, lost, generation, **who, is_given_up=is_given_up)
 
     async def drain(self, rank: int, after_seq: int) -> Drain:
         """See RunningGang."""
@@ -136,6 +175,12 @@ class RayGang:
         except Exception as error:
             raise _translated(gang.read_failure(error)) from error
 
+    async def pause(self) -> None:
+        """See RunningGang."""
+        from worker import gang
+
+        await _off_loop(gang.pause, self.members)
+
     async def stop(self) -> None:
         """See RunningGang."""
         from worker import gang
@@ -146,7 +191,7 @@ class RayGang:
         """See RunningGang."""
         from worker import gang
 
-        await _off_loop(gang.dissolve, self.job_id, self.attempt, self.world_size, self.members)
+        await _off_loop(gang.dissolve, self.job_id, self.attempt, self.members)
 
 
 @dataclass(frozen=True)
@@ -212,25 +257,24 @@ class RayCluster:
         from worker import gang
 
         members = await _off_loop(gang.form, job_id, attempt, world_size, cpus=cpus, gpus=gpus)
-        return self._known(RayGang(job_id, attempt, world_size, members))
+        return self._known(RayGang(job_id, attempt, world_size, cpus, gpus, members))
 
-    async def adopt(self, job_id: str, attempt: int, world_size: int) -> RunningGang | None:
+    async def adopt(self, job_id: str, attempt: int, world_size: int, *, cpus: float, gpus: int) -> RunningGang | None:
         """See Cluster."""
         from worker import gang
 
-        members = await _off_loop(gang.find, job_id, attempt, world_size)
-        started = [member for member in members if member.is_started]
-        return self._known(RayGang(job_id, attempt, world_size, members)) if started else None
+        found = RayGang(job_id, attempt, world_size, cpus, gpus, await _off_loop(gang.find, job_id, attempt))
+        return self._known(found) if found.generation > 0 else None
 
     def _known(self, gang: RayGang) -> RayGang:
         self.gangs[gang.job_id] = gang
         return gang
 
-    async def dissolve(self, job_id: str, attempt: int, world_size: int) -> None:
+    async def dissolve(self, job_id: str, attempt: int) -> None:
         """See Cluster."""
         from worker import gang
 
-        await _off_loop(gang.dissolve, job_id, attempt, world_size)
+        await _off_loop(gang.dissolve, job_id, attempt)
 
 
 def _let_go() -> None:

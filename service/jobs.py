@@ -1,4 +1,4 @@
-"""What can be done with jobs: submit, describe, cancel, edit, delete. Knows neither HTTP nor Ray."""
+"""What can be done with jobs: submit, describe, pause, resume, cancel, edit, delete. Knows neither HTTP nor Ray."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -10,12 +10,13 @@ from service.scopes import DEFAULT_PROJECT
 from service.states import TERMINAL, State
 from service.store.idempotency import KeyReusedError
 from service.store.ids import new_job_id
-from service.store.queue import QueueCap, QueueFullError
+from service.store.queue import PAUSE_REQUESTED, QueueCap, QueueFullError
 from service.store.records import Attempt, IdempotencyClaim, Job, Transition
 from service.store.store import Store
 from worker.contract import JobSpec, Problem
 
 CANCEL_REQUESTED = "cancel_requested"
+RESUME_REQUESTED = "resume_requested"
 _WITHOUT_GANG = frozenset({State.QUEUED, State.PAUSED})
 
 
@@ -47,18 +48,20 @@ async def submit(
     """
     await check_references(artifacts, spec)
     try:
-        job_id, is_new = await store.jobs.create(new_job_id(), spec, claim, _caps(spec, quotas), project=project)
-    except QueueFullError as error:
-        raise QuotaError(f"{error}, which is as many as its quota allows; wait until some have started, or cancel some") from error
-    except KeyReusedError as error:
-        problem = Problem(
-            loc="header.idempotency-key",
-            value=str(error),
-            expected="a key of this request alone",
-            remedy="send a new key for a new request",
-        )
-        raise InvalidError.of([problem], code="idempotency_key_reused") from error
+        job_id, is_new = await store.jobs.create(new_job_id(), spec, claim, caps_of(spec, quotas), project=project)
+    except (QueueFullError, KeyReusedError) as error:
+        raise refusal(error) from error
     return await describe(store, await find(store, job_id)), is_new
+
+
+def refusal(error: QueueFullError | KeyReusedError) -> QuotaError | InvalidError:
+    """Return what to tell whoever submitted, where the store refuses."""
+    if isinstance(error, QueueFullError):
+        return QuotaError(f"{error}, which is as many as its quota allows; wait until some have started, or cancel some")
+    problem = Problem(
+        loc="header.idempotency-key", value=str(error), expected="a key of this request alone", remedy="send a new key for a new request"
+    )
+    return InvalidError.of([problem], code="idempotency_key_reused")
 
 
 async def check_references(artifacts: Artifacts, spec: JobSpec) -> None:
@@ -78,7 +81,7 @@ async def check_references(artifacts: Artifacts, spec: JobSpec) -> None:
         raise InvalidError.of([problem], code="invalid_spec") from error
 
 
-def _caps(spec: JobSpec, quotas: Sequence[Quota]) -> list[QueueCap]:
+def caps_of(spec: JobSpec, quotas: Sequence[Quota]) -> list[QueueCap]:
     """Return the limits on queued jobs that one more with these labels must keep."""
     groups = [(quota.label, quota.group_of(spec.labels), quota.queued_jobs) for quota in quotas]
     return [QueueCap(label, group, limit) for label, group, limit in groups if group is not None and limit is not None]
@@ -129,6 +132,47 @@ async def cancel(store: Store, job_id: str) -> JobView:
         # False where the job moved on since it was read: look again.
         to = State.CANCELLED if job.state in _WITHOUT_GANG else State.CANCELLING
         if await store.jobs.transition(job_id, to, from_={job.state}, reason=CANCEL_REQUESTED, message="cancelled on request"):
+            store.changes.jobs.set()
+            return await describe(store, await find(store, job_id))
+
+
+async def pause(store: Store, job_id: str) -> JobView:
+    """Have a job save, give its room back and wait for `resume`: at once where it has no processes, else after the present step.
+
+    Doing it again changes nothing.
+
+    Raises:
+        NotFoundError: no such job.
+        ConflictError: it has ended, or is about to.
+    """
+    while True:
+        job = await find(store, job_id)
+        if job.state in {State.PAUSING, State.PAUSED}:
+            return await describe(store, job)
+        if job.state in TERMINAL | {State.CANCELLING}:
+            raise ConflictError(
+                f"job {job_id} is {job.state}; expected one that goes on; there is nothing to pause", code="job_already_ended"
+            )
+        to = State.PAUSED if job.state is State.QUEUED else State.PAUSING
+        if await store.jobs.transition(job_id, to, from_={job.state}, reason=PAUSE_REQUESTED, message="paused on request"):
+            store.changes.jobs.set()
+            return await describe(store, await find(store, job_id))
+
+
+async def resume(store: Store, job_id: str) -> JobView:
+    """Have a paused job queued again; it goes on exactly from the step at which it was paused. Doing it again changes nothing.
+
+    Raises:
+        NotFoundError: no such job.
+        ConflictError: it has ended, or its processes are still being ended.
+    """
+    while True:
+        job = await find(store, job_id)
+        if job.state in {State.QUEUED, State.STARTING, State.RUNNING, State.RECOVERING}:
+            return await describe(store, job)
+        if job.state is not State.PAUSED:
+            raise ConflictError(f"job {job_id} is {job.state}; expected one that is paused; wait until it is", code="job_not_paused")
+        if await store.jobs.transition(job_id, State.QUEUED, from_={State.PAUSED}, reason=RESUME_REQUESTED, message="resumed on request"):
             store.changes.jobs.set()
             return await describe(store, await find(store, job_id))
 

@@ -16,6 +16,7 @@ import structlog
 from service.assignments import Assignments
 from service.cluster import Cluster, ClusterError
 from service.embedded import EmbeddedRayError
+from service.norm_choice import choose_norms
 from service.planner import NUM_SAID, Planner
 from service.policy import PolicyFile
 from service.room import Room
@@ -151,10 +152,12 @@ class Reconciler:
             await self._schedule(planning, tenure)
 
     def _supervise(self, tenure: Tenure, job: Job) -> None:
-        """Have a live job supervised, where its lease is here, and its supervisor know of a cancel."""
+        """Have a live job supervised, where its lease is here, and its supervisor know of a cancel or a pause."""
         if job.id in self._supervisors:
             if job.state is State.CANCELLING:
                 self._supervisors[job.id][0].cancel()
+            elif job.state is State.PAUSING:
+                self._supervisors[job.id][0].pause()
         elif (store := tenure.under(_lease_of(job.id))) is not None:
             supervisor = self._supervisor(store, job)
             self._spawn(store, job, supervisor, supervisor.adopt())
@@ -170,6 +173,8 @@ class Reconciler:
             store = tenure.under(_lease_of(start.job_id))
             if store is not None:
                 await self._start(planning, store, start)
+        # Last, so that whatever may go wrong with it keeps no other job from starting.
+        await choose_norms(planning)
 
     async def _start(self, planning: Store, store: Store, start: Start) -> None:
         history = (await store.jobs.transitions_of([start.job_id]))[start.job_id]

@@ -1,6 +1,10 @@
-"""What the ends of single ranks mean for the attempt, and what follows it. Pure: plain values in, a decision out."""
+"""What the ends of single ranks mean for the attempt, and what follows it. Pure: plain values in, a decision out.
 
-from collections.abc import Mapping
+A mistake of the user ends the job, wherever it shows. A rank that is lost to a fault of the system is replaced while another one still
+holds the state of training; where none does, the job starts again from its last checkpoint. Each has a budget of its own.
+"""
+
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Literal
 
@@ -9,16 +13,46 @@ from pydantic import BaseModel, ConfigDict
 from worker.contract import FailureCode, JobFailure
 
 SETTLE_S = 10.0
-"""How long a failure that is only a consequence waits for its cause: a killed rank is known dead a little after its peers noticed."""
+"""How long a consequence waits for its cause: ranks that lost their peers, for one of them to be known dead."""
+GATHER_S = 0.1
+"""How long a lost rank waits for others to be lost with it, as those of one node are: they are replaced together."""
+TORN_S = 1.0
+"""How long a gang that was cut off while its ranks were told where to meet is looked at for dead ones."""
+_FAULTS_OF_THE_SYSTEM = frozenset({FailureCode.PEER_LOST, FailureCode.RANK_LOST, FailureCode.SYSTEM_ERROR})
 
 
 class RankEnd(BaseModel):
-    """How one rank ended: its own last word (the data of its `end` event), or `died` when its process is gone without one."""
+    """How one rank ended: its own last word (the data of its `end` event), `died` when its process is gone without one, or
+    `stalled` when it holds up the others and is to be replaced as if it were.
+    """
 
     model_config = ConfigDict(frozen=True)
 
-    outcome: Literal["succeeded", "stopped", "failed", "died"]
+    outcome: Literal["succeeded", "paused", "stopped", "failed", "died", "stalled"]
     failure: JobFailure | None = None
+
+
+@dataclass(frozen=True)
+class Ranks:
+    """What is known of the ranks of an attempt."""
+
+    world_size: int
+    ends: Mapping[int, RankEnd]
+    """By rank, those that have ended."""
+    parked: Collection[int] = ()
+    """Those that lost their peers and wait to be told where to meet anew."""
+    is_torn: bool = False
+    """Some were told of a new group and some not: whoever was telling them was cut off."""
+    unsettled_s: float = 0.0
+    """Seconds since the first of these was known."""
+
+
+@dataclass(frozen=True)
+class Budget:
+    """How many recoveries a job has used, over all its attempts, of how many."""
+
+    used: int
+    limit: int
 
 
 @dataclass(frozen=True)
@@ -32,6 +66,11 @@ class Succeed:
 
 
 @dataclass(frozen=True)
+class Pause:
+    """The checkpoint of the pause is published, and every rank has ended or is to."""
+
+
+@dataclass(frozen=True)
 class Fail:
     """The job has failed for good."""
 
@@ -39,8 +78,15 @@ class Fail:
 
 
 @dataclass(frozen=True)
+class Replace:
+    """Put new processes into the places of these ranks, and have all ranks meet anew. Without ranks, only the latter."""
+
+    ranks: tuple[int, ...]
+
+
+@dataclass(frozen=True)
 class Restart:
-    """The whole gang is gone: form a new one from the last checkpoint."""
+    """No rank holds the state of training any more: form a new gang from the last checkpoint."""
 
     message: str
 
@@ -50,31 +96,49 @@ class Cancel:
     """The user asked for the end."""
 
 
-Verdict = Wait | Succeed | Fail | Restart | Cancel
+Verdict = Wait | Succeed | Pause | Fail | Replace | Restart | Cancel
 
 
-def judge(ends: Mapping[int, RankEnd], world_size: int, since_first_end_s: float) -> Verdict:
-    """Decide what the ends seen so far mean.
+def judge(ranks: Ranks, recoveries: Budget, restarts: Budget) -> Verdict:
+    """Decide what is known of the ranks means.
 
     Args:
-        ends: by rank, those that have ended.
-        world_size: ranks of the attempt.
-        since_first_end_s: seconds since the first of them ended.
+        ranks: who has ended, and who is parked.
+        recoveries: replacements of ranks.
+        restarts: of the whole gang.
     """
-    # Rank 0 writes the last checkpoint; its success needs the collectives of every step, so nothing is missing whatever befell the others.
-    if 0 in ends and ends[0].outcome == "succeeded" and (len(ends) == world_size or since_first_end_s > SETTLE_S):
-        return Succeed()
-    causes = [end.failure for _, end in sorted(ends.items()) if end.failure is not None and end.failure.code is not FailureCode.PEER_LOST]
-    if causes:
-        return Fail(causes[0])
-    died = sorted(rank for rank, end in ends.items() if end.outcome == "died")
-    if died and 0 in ends and ends[0].outcome == "succeeded":
-        return Wait()
-    if died:
-        return Fail(rank_lost(died))
-    if ends and since_first_end_s > SETTLE_S and any(end.outcome in {"failed", "stopped"} for end in ends.values()):
-        return Fail(_no_cause(ends))
+    ends = ranks.ends
+    outcomes = {end.outcome for end in ends.values()}
+    if outcomes & {"succeeded", "paused"}:
+        # Every rank stays until the last checkpoint is published, so whoever ended well says so for all. The others are heard out.
+        is_heard = len(set(ends) | set(ranks.parked)) == ranks.world_size or ranks.unsettled_s > SETTLE_S
+        return (Succeed() if "succeeded" in outcomes else Pause()) if is_heard else Wait()
+    causes = [end.failure for _, end in sorted(ends.items()) if end.failure is not None]
+    mistakes = [cause for cause in causes if cause.code not in _FAULTS_OF_THE_SYSTEM]
+    if mistakes:
+        return Fail(mistakes[0])
+    return _after_losses(ranks, causes, recoveries, restarts)
+
+
+def _after_losses(ranks: Ranks, causes: list[JobFailure], recoveries: Budget, restarts: Budget) -> Verdict:
+    """Decide what follows where nobody ended well and nobody made a mistake."""
+    ends = ranks.ends
+    if any(end.outcome == "stopped" for end in ends.values()):
+        return Fail(_nobody_asked(ends)) if ranks.unsettled_s > SETTLE_S else Wait()
+    if len(ends) == ranks.world_size or any(cause.code is FailureCode.RANK_LOST for cause in causes):
+        faults = [cause for cause in causes if cause.code is FailureCode.SYSTEM_ERROR]
+        return Fail(faults[0]) if faults else after_gang_lost(restarts)
+    if ends:
+        return _replace(sorted(ends), recoveries) if ranks.unsettled_s >= GATHER_S else Wait()
+    if (ranks.is_torn and ranks.unsettled_s > TORN_S) or (ranks.parked and ranks.unsettled_s > SETTLE_S):
+        return _replace([], recoveries)
     return Wait()
+
+
+def _replace(lost: list[int], recoveries: Budget) -> Replace | Fail:
+    if recoveries.used < recoveries.limit:
+        return Replace(tuple(lost))
+    return Fail(rank_lost(lost, recoveries))
 
 
 def timed_out(running_s: float, timeout_s: float) -> Fail | Wait:
@@ -85,24 +149,38 @@ def timed_out(running_s: float, timeout_s: float) -> Fail | Wait:
     return Fail(JobFailure(code=FailureCode.TIMEOUT, message=message))
 
 
-def after_gang_lost(restarts: int, budget: int) -> Restart | Fail:
-    """Decide what follows when not one rank of a gang is alive, as after a restart of the machine or of Ray."""
-    if restarts < budget:
-        return Restart(f"every rank was gone; restart {restarts + 1} of {budget} from the last checkpoint")
-    message = f"every rank was gone, and all {budget} restarts are used; raise retries.restarts and fork the job from its last checkpoint"
+def after_gang_lost(restarts: Budget) -> Restart | Fail:
+    """Decide what follows when not one rank holds the state, as after a restart of the machine or of Ray."""
+    if restarts.used < restarts.limit:
+        return Restart(f"every rank was gone; restart {restarts.used + 1} of {restarts.limit} from the last checkpoint")
+    message = (
+        f"every rank was gone, and all {restarts.limit} restarts are used; raise retries.restarts and fork the job from its last checkpoint"
+    )
     return Fail(JobFailure(code=FailureCode.RANK_LOST, message=message, retryable=True))
 
 
-def rank_lost(ranks: list[int]) -> JobFailure:
-    """Name the ranks whose processes are gone."""
-    names = ", ".join(map(str, ranks))
-    noun = "rank" if len(ranks) == 1 else "ranks"
+def rank_lost(ranks: list[int], recoveries: Budget) -> JobFailure:
+    """Name the ranks that are lost and cannot be replaced."""
+    names = named(ranks)
     verb = "is" if len(ranks) == 1 else "are"
-    message = f"{noun} {names} {verb} lost: the process ended without a word (killed, or out of memory); see the logs of {noun} {names}"
-    return JobFailure(code=FailureCode.RANK_LOST, message=message, rank=ranks[0], retryable=True)
+    message = (
+        f"{names} {verb} lost: the process ended without a word (killed, or out of memory), and all {recoveries.limit} recoveries are used;"
+        f" see the logs of {names}, or raise retries.recoveries"
+    )
+    return JobFailure(code=FailureCode.RANK_LOST, message=message, rank=ranks[0] if ranks else None, retryable=True)
 
 
-def _no_cause(ends: Mapping[int, RankEnd]) -> JobFailure:
+def named(ranks: Collection[int]) -> str:
+    """Return the ranks in words.
+
+    >>> named([1]), named([0, 2]), named([])
+    ('rank 1', 'ranks 0, 2', 'no rank')
+    """
+    names = ", ".join(str(rank) for rank in sorted(ranks))
+    return f"rank {names}" if len(ranks) == 1 else f"ranks {names}" if ranks else "no rank"
+
+
+def _nobody_asked(ends: Mapping[int, RankEnd]) -> JobFailure:
     seen = "; ".join(f"rank {rank}: {end.failure.message if end.failure else end.outcome}" for rank, end in sorted(ends.items()))
-    message = f"ranks lost their peers and none gave a cause within {SETTLE_S:.0f} s ({seen})"
+    message = f"ranks stopped though nobody asked them to ({seen}); expected them to train; see their logs"
     return JobFailure(code=FailureCode.PEER_LOST, message=message, rank=min(ends), retryable=True)

@@ -1,7 +1,7 @@
 """The states of a job and which may follow which. Pure: decides nothing about when.
 
 queued -> starting -> running -> succeeded | failed | cancelled
-running <-> recovering      running -> pausing -> paused -> queued      any live state -> cancelling -> cancelled
+running <-> recovering      queued, any live state -> pausing -> paused -> queued      any live state -> cancelling -> cancelled
 """
 
 from enum import StrEnum
@@ -29,8 +29,8 @@ HOLDS_GANG = frozenset({State.STARTING, State.RUNNING, State.RECOVERING, State.P
 """In these a job may have processes on the cluster."""
 
 ALLOWED: dict[State, frozenset[State]] = {
-    State.QUEUED: frozenset({State.STARTING, State.CANCELLED, State.FAILED}),
-    State.STARTING: frozenset({State.RUNNING, State.SUCCEEDED, State.FAILED, State.CANCELLING, State.QUEUED}),
+    State.QUEUED: frozenset({State.STARTING, State.PAUSED, State.CANCELLED, State.FAILED}),
+    State.STARTING: frozenset({State.RUNNING, State.PAUSING, State.SUCCEEDED, State.FAILED, State.CANCELLING, State.QUEUED}),
     State.RUNNING: frozenset({State.RECOVERING, State.PAUSING, State.SUCCEEDED, State.FAILED, State.CANCELLING, State.QUEUED}),
     State.RECOVERING: frozenset({State.RUNNING, State.PAUSING, State.SUCCEEDED, State.FAILED, State.CANCELLING, State.QUEUED}),
     State.PAUSING: frozenset({State.PAUSED, State.SUCCEEDED, State.FAILED, State.CANCELLING}),

@@ -1,4 +1,4 @@
-"""One attempt of one job, from its gang to the state that follows: form or adopt, watch, dissolve, conclude.
+"""One attempt of one job, from its gang to the state that follows: form or adopt, watch, recover, dissolve, conclude.
 
 Owns nothing that must survive: killed at any instant and run again, it adopts the living gang, reads on from the stored cursors and
 comes to the same end. What an end means is decided in `service.retrying`; how a gang is read, in `service.watch`.
@@ -12,13 +12,13 @@ from typing import TypeVar
 import structlog
 
 from service.assignments import Assignments
-from service.cluster import Cluster, ClusterError, NoRoomError, RunningGang
-from service.retrying import Cancel, Fail, Restart, Succeed, Verdict, after_gang_lost
+from service.cluster import Cluster, ClusterError, NoRoomError, RankDiedError, RunningGang
+from service.retrying import Cancel, Fail, Pause, Replace, Restart, Succeed, Verdict, after_gang_lost, named
 from service.states import HOLDS_GANG, State
 from service.store.errors import LeaseLostError
 from service.store.records import Job
 from service.store.store import Store
-from service.watch import Watch
+from service.watch import RESTART, Watch
 from worker.contract import FailureCode
 
 RETRY_S = 1.0
@@ -39,6 +39,10 @@ class Supervisor:
         self._job = job
         self._watch = Watch(store, job)
 
+    def pause(self) -> None:
+        """Have the attempt save and end; called when the job's state has become `pausing`."""
+        self._watch.pause()
+
     def cancel(self) -> None:
         """Have the attempt end; called when the job's state has become `cancelling`."""
         self._watch.cancel()
@@ -51,12 +55,18 @@ class Supervisor:
             assignment = await self._assignments.prepare(self._job)
             gang = await self._cluster.form(self._job.id, self._job.attempt, self._job.world_size, cpus=cpus, gpus=gpus)
             await self._confirm(gang)
-            await gang.start(assignment)
         except NoRoomError as error:
             await self._give_up(State.QUEUED, "no_room", str(error))
+        except RankDiedError as error:
+            verdict = after_gang_lost(await self._watch.restarts())
+            is_restart = isinstance(verdict, Restart)
+            reason = RESTART if is_restart else FailureCode.GANG_START_FAILED
+            await self._give_up(State.QUEUED if is_restart else State.FAILED, reason, f"a rank died when it was started: {error}")
         except (ClusterError, OSError) as error:
             await self._give_up(State.FAILED, FailureCode.GANG_START_FAILED, f"the gang could not be started: {error}")
         else:
+            with contextlib.suppress(ClusterError):  # a rank that died meanwhile: the watch sees which, and has it replaced
+                await gang.assign(1, assignment)
             await self._see_through(gang)
 
     async def _confirm(self, gang: RunningGang) -> None:
@@ -81,19 +91,56 @@ class Supervisor:
             await self._give_up(State.QUEUED, "controller_restarted", "the controller ended while the gang was being formed")
         else:
             await self._insist(self._dissolve_by_name)
-            await self._conclude(Cancel() if self._watch.is_cancelled else await self._after_gang_lost())
+            await self._conclude(Cancel() if self._watch.is_cancelled else after_gang_lost(await self._watch.restarts()))
 
     async def _see_through(self, gang: RunningGang) -> None:
         verdict = await self._watch.until_decided(gang)
+        while isinstance(verdict, Replace):
+            verdict = await self._recover(gang, verdict.ranks) or await self._watch.until_decided(gang)
         # The job's state says what its processes do, so no terminal state before the last of them is gone.
         await self._insist(gang.dissolve)
         await self._conclude(verdict)
+
+    async def _recover(self, gang: RunningGang, lost: tuple[int, ...]) -> Verdict | None:
+        """Replace lost ranks and have all meet anew; return what follows where that cannot be, None where the gang is to be watched."""
+        job = await self._store.jobs.get(self._job.id) or self._job
+        generation = gang.generation + 1
+        used, limit = await self._store.recoveries.used(job.id) + 1, job.spec.retries.recoveries
+        what = "; ".join(self._watch.stalled[rank] for rank in lost if rank in self._watch.stalled)
+        message = (
+            f"{named(lost)} lost at step {job.progress.step}{what and f' ({what})'}; the others keep the state; recovery {used} of {limit}"
+        )
+        data = {"generation": generation, "ranks": list(lost), "step": job.progress.step, "used": used, "budget": limit, "message": message}
+        log.warning("recovery", job=job.id, **{name: value for name, value in data.items() if name != "message"})
+        # Stored before anything is done, so that the budget holds whoever is killed. Where the job moved on, the watch sees to that.
+        if not await self._store.recoveries.begin(job.id, self._job.fence, FailureCode.RANK_LOST, data):
+            await asyncio.sleep(RETRY_S)
+            return None
+        try:
+            await gang.replace(lost, generation, lambda: self._watch.is_cancelled)
+            # Raises where this controller was stopped meanwhile and has lost the job: whoever has it tells the ranks where to meet.
+            await self._store.jobs.set_message(job.id, FailureCode.RANK_LOST, message)
+            await gang.assign(generation, await self._assignments.prepare(job, generation))
+        except NoRoomError as error:
+            return Cancel() if self._watch.is_cancelled else await self._without_room(error)
+        except RankDiedError as error:
+            log.warning("rank_died_again", job=job.id, error=str(error))
+        except (ClusterError, OSError) as error:
+            log.warning("recovery_interrupted", job=job.id, error=str(error))
+            await asyncio.sleep(RETRY_S)
+        return None
+
+    async def _without_room(self, error: NoRoomError) -> Verdict:
+        verdict = after_gang_lost(await self._watch.restarts())
+        return Restart(f"{verdict.message} ({error})") if isinstance(verdict, Restart) else verdict
 
     async def _give_up(self, to: State, reason: str, message: str) -> None:
         """Leave `starting` without having trained; a cancel that came meanwhile wins."""
         await self._insist(self._dissolve_by_name)
         await self._assignments.discard(self._job)
-        if not await self._store.jobs.transition(self._job.id, to, from_={State.STARTING}, reason=reason, message=message):
+        if await self._store.jobs.transition(self._job.id, to, from_={State.STARTING}, reason=reason, message=message):
+            return
+        if not await self._paused():
             await self._cancelled()
 
     async def _conclude(self, verdict: Verdict) -> None:
@@ -105,12 +152,18 @@ class Supervisor:
                 done = await self._enter(State.SUCCEEDED, "completed", "every step is done and the last checkpoint is published", live)
             case Fail(failure):
                 done = await self._enter(State.FAILED, failure.code, failure.message, live)
+            case Pause():
+                done = await self._paused()
             case Restart(message):
-                done = await self._enter(State.QUEUED, "restart", message, live)
+                # Who was asked to pause has come to rest, if from an older checkpoint than it would have written.
+                done = await self._paused() or await self._enter(State.QUEUED, RESTART, message, live)
             case _:
                 done = False
         if not done:
             await self._cancelled()
+
+    async def _paused(self) -> bool:
+        return await self._enter(State.PAUSED, "paused", "every process is gone; it goes on from its last checkpoint", {State.PAUSING})
 
     async def _cancelled(self) -> None:
         await self._enter(State.CANCELLED, "cancelled_by_user", "every process of the job is gone", {State.CANCELLING})
@@ -121,16 +174,14 @@ class Supervisor:
             log.info("job_entered", job=self._job.id, state=to.value, reason=reason, message=message)
         return changed
 
-    async def _after_gang_lost(self) -> Verdict:
-        attempts = await self._store.attempts.of(self._job.id)
-        restarts = sum(attempt.reason == "restart" for attempt in attempts)
-        return after_gang_lost(restarts, self._job.spec.retries.restarts)
-
     async def _find(self) -> RunningGang | None:
-        return await self._cluster.adopt(self._job.id, self._job.attempt, self._job.world_size)
+        resources = self._job.spec.resources
+        return await self._cluster.adopt(
+            self._job.id, self._job.attempt, self._job.world_size, cpus=resources.cpus_per_worker, gpus=resources.gpus_per_worker
+        )
 
     async def _dissolve_by_name(self) -> None:
-        await self._cluster.dissolve(self._job.id, self._job.attempt, self._job.world_size)
+        await self._cluster.dissolve(self._job.id, self._job.attempt)
 
     async def _insist(self, ask: Callable[[], Awaitable[T]]) -> T:
         """Ask the cluster until it answers: silence is never a reason to declare anything."""

@@ -1,7 +1,7 @@
-"""Reads a gang until its attempt is decided: one long poll open per rank, every event stored before the next is asked for.
+"""Reads a gang until something is to be done: one long poll open per rank, every event stored before the next is asked for.
 
-Owns the deadlines of a running attempt (cancel, timeout_s). Stores events and the step from `starting` to `running`; changes no
-other state and ends no process.
+Owns the deadlines of a running attempt (cancel, timeout_s). Stores events and the steps from `starting` and `recovering` to `running`;
+changes no other state and ends no process.
 """
 
 import asyncio
@@ -14,11 +14,12 @@ from typing import Any
 import structlog
 
 from service.cluster import ClusterError, RankDiedError, RunningGang
-from service.retrying import Cancel, RankEnd, Verdict, Wait, judge, timed_out
+from service.retrying import GATHER_S, Budget, Cancel, RankEnd, Ranks, Verdict, Wait, judge, timed_out
+from service.stalling import Heard, stalled
 from service.states import State
 from service.store.records import Job
 from service.store.store import Store
-from worker.contract import Drain, EventType
+from worker.contract import Drain, EventType, Reading
 
 CANCEL_GRACE_S = 5.0
 """How long ranks may take to come to the end of a step after a cancel."""
@@ -28,6 +29,9 @@ BATCH_S = 0.1
 """Shortest time between two polls of a rank, so that a fast one is stored in batches and not one disk write per step."""
 LOOK_S = 0.5
 """How often deadlines are looked at when nothing happens."""
+RESTART = "restart"
+"""Why a job is queued again whose gang was lost."""
+_NOT_AT_WORK = frozenset({"", "starting", "parked"})
 
 log = structlog.get_logger()
 
@@ -39,10 +43,20 @@ class Watch:
         self._store = store
         self._job = job
         self._ends: dict[int, RankEnd] = {}
-        self._first_end = 0.0
+        self._standings: dict[int, tuple[int, str]] = {}
+        self._heard: dict[int, tuple[float, Reading | None]] = {}
+        self.stalled: dict[int, str] = {}
+        """What ranks that hold up the others do, for people, in the present generation."""
+        self._generation = 0
+        self._unsettled_since: float | None = None
         self._changed = asyncio.Event()
-        self._is_running = job.state is not State.STARTING
+        self.is_pausing = job.state is State.PAUSING
         self.is_cancelled = job.state is State.CANCELLING
+
+    def pause(self) -> None:
+        """Have `until_decided` ask the ranks to pause, and tell when they have."""
+        self.is_pausing = True
+        self._changed.set()
 
     def cancel(self) -> None:
         """Have `until_decided` stop the ranks and return Cancel."""
@@ -50,39 +64,77 @@ class Watch:
         self._changed.set()
 
     async def until_decided(self, gang: RunningGang) -> Verdict:
-        """Read every rank until the attempt is decided or cancelled. The gang is left as it is.
+        """Read every rank until the attempt is decided or cancelled, or ranks are to be replaced. The gang is left as it is.
 
         Raises:
             Whatever the store raises: the attempt can be watched again from where it was.
         """
+        self._ends, self._standings, self._unsettled_since, self._generation = {}, {}, None, gang.generation
+        self._heard, self.stalled = {}, {}
+        self._job = await self._fresh()
         cursors = await self._store.events.cursors(self._job.id, self._job.attempt)
+        recoveries, restarts = await self._budgets()
+        is_pause_passed_on = False
         async with _together(self._read(gang, rank, cursors.get(rank, 0)) for rank in range(gang.world_size)) as readers:
-            while True:
-                verdict = self._verdict(gang.world_size)
-                if not isinstance(verdict, Wait):
-                    break
+            while isinstance(verdict := self._verdict(gang, recoveries, restarts), Wait):
+                if self.is_pausing and not is_pause_passed_on:
+                    is_pause_passed_on = await self._pass_on_pause(gang)
                 await self._change(readers)
             if isinstance(verdict, Cancel):
                 await self._stop(gang, readers)
         return verdict
 
-    def _verdict(self, world_size: int) -> Verdict:
+    async def restarts(self) -> Budget:
+        """Return the budget of restarts of the whole gang."""
+        history = (await self._store.jobs.transitions_of([self._job.id]))[self._job.id]
+        used = sum(entry.state is State.QUEUED and entry.reason == RESTART for entry in history)
+        return Budget(used, self._job.spec.retries.restarts)
+
+    async def _budgets(self) -> tuple[Budget, Budget]:
+        used = await self._store.recoveries.used(self._job.id)
+        return Budget(used, self._job.spec.retries.recoveries), await self.restarts()
+
+    def _verdict(self, gang: RunningGang, recoveries: Budget, restarts: Budget) -> Verdict:
         if self.is_cancelled:
             return Cancel()
-        since_first_end_s = time.monotonic() - self._first_end if self._ends else 0.0
-        verdict = judge(self._ends, world_size, since_first_end_s)
+        self._look_for_stalled(gang.world_size)
+        parked = {rank for rank, standing in self._standings.items() if standing == (self._generation, "parked")}
+        if not (self._ends or parked or gang.is_torn):
+            self._unsettled_since = None
+        elif self._unsettled_since is None:
+            self._unsettled_since = time.monotonic()
+        unsettled_s = 0.0 if self._unsettled_since is None else time.monotonic() - self._unsettled_since
+        verdict = judge(Ranks(gang.world_size, self._ends, parked, gang.is_torn, unsettled_s), recoveries, restarts)
         if isinstance(verdict, Wait) and self._job.started_at is not None:
             return timed_out((datetime.now(UTC) - self._job.started_at).total_seconds(), self._job.spec.timeout_s)
         return verdict
 
+    def _look_for_stalled(self, world_size: int) -> None:
+        """Take ranks that hold up the others for lost."""
+        now = time.monotonic()
+        found = stalled({rank: Heard(now - at, reading) for rank, (at, reading) in self._heard.items()}, world_size)
+        for rank, what in found.items():
+            if rank not in self._ends:
+                log.warning("rank_stalled", job=self._job.id, rank=rank, what=what)
+                self.stalled[rank] = what
+                self._end(rank, RankEnd(outcome="stalled"))
+
     async def _change(self, readers: list[asyncio.Task[None]]) -> None:
         """Wait until something may have changed, and pass on what a reader raised."""
         with contextlib.suppress(TimeoutError):
-            await asyncio.wait_for(self._changed.wait(), LOOK_S)
+            await asyncio.wait_for(self._changed.wait(), GATHER_S if self._ends else LOOK_S)
         self._changed.clear()
         for reader in readers:
             if reader.done():
                 reader.result()
+
+    async def _pass_on_pause(self, gang: RunningGang) -> bool:
+        try:
+            await gang.pause()
+        except ClusterError as error:
+            log.warning("pause_not_passed_on", job=self._job.id, error=str(error))
+            return False
+        return True
 
     async def _stop(self, gang: RunningGang, readers: list[asyncio.Task[None]]) -> None:
         with contextlib.suppress(ClusterError):
@@ -107,27 +159,44 @@ class Watch:
                 await asyncio.sleep(BATCH_S)
 
     async def _take(self, rank: int, drain: Drain, after_seq: int) -> int:
+        self._heard[rank] = (time.monotonic(), drain.reading if drain.generation == self._generation else None)
+        if drain.events:
+            await self._store.events.ingest(self._job.id, self._job.attempt, rank, drain.events, self._job.fence)
+        await self._note(rank, drain)
         if not drain.events:
             return after_seq
-        await self._store.events.ingest(self._job.id, self._job.attempt, rank, drain.events, self._job.fence)
-        if not self._is_running and any(event.data.get("phase") == "training" for event in drain.events):
-            await self._enter_running()
         last = drain.events[-1]
         if last.type is EventType.END:
             self._end(rank, RankEnd.model_validate(last.data))
         return last.seq
 
-    async def _enter_running(self) -> None:
-        self._is_running = True
-        message = f"training on {self._job.world_size} workers"
+    async def _note(self, rank: int, drain: Drain) -> None:
+        """Take notice of what a rank does now, and of what that means for the job's state."""
+        standing = (drain.generation, drain.phase)
+        if self._standings.get(rank) == standing:
+            return
+        self._standings[rank] = standing
+        self._changed.set()
+        at_work = [generation == self._generation and phase not in _NOT_AT_WORK for generation, phase in self._standings.values()]
+        if self._job.state is State.STARTING and any(at_work):
+            await self._enter_running("training", f"training on {self._job.world_size} workers")
+        elif self._job.state is State.RECOVERING and all(at_work) and len(at_work) == self._job.world_size:
+            since = (await self._store.jobs.transitions_of([self._job.id]))[self._job.id][-1].at
+            took_s = (datetime.now(UTC) - since).total_seconds()
+            await self._enter_running("recovered", f"going on with {self._job.world_size} workers after {took_s:.1f} s")
+
+    async def _enter_running(self, reason: str, message: str) -> None:
         await self._store.jobs.transition(
-            self._job.id, State.RUNNING, from_={State.STARTING}, reason="training", message=message, fence=self._job.fence
+            self._job.id, State.RUNNING, from_={self._job.state}, reason=reason, message=message, fence=self._job.fence
         )
+        self._job = await self._fresh()
+
+    async def _fresh(self) -> Job:
+        """Return the job as it stands now, unless it has another attempt by now."""
         fresh = await self._store.jobs.get(self._job.id)
-        self._job = fresh if fresh is not None and fresh.fence == self._job.fence else self._job
+        return fresh if fresh is not None and fresh.fence == self._job.fence else self._job
 
     def _end(self, rank: int, end: RankEnd) -> None:
-        self._first_end = self._first_end if self._ends else time.monotonic()
         self._ends[rank] = end
         self._changed.set()
 

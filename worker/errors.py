@@ -14,6 +14,7 @@
     |   `-- StaleFenceError             system: a later attempt has written already; this one must end
     |-- StorageNotSharedError   user: this node does not see the controller's storage
     |-- GangStartError          system, retryable: the ranks did not meet
+    |-- RankLostError           system, retryable: the state of training is lost with the ranks that had it
     `-- PeerLostError           system, retryable: a collective failed because another rank went away
 
 Owns the mapping to `JobFailure`. Loads no torch: torch's own exceptions are known by the names of their classes.
@@ -114,6 +115,13 @@ class PeerLostError(WorkerError):
     """A collective failed because another rank went away: a consequence, never a cause."""
 
     code = FailureCode.PEER_LOST
+    is_retryable = True
+
+
+class RankLostError(WorkerError):
+    """The ranks that held the state of training are gone: only a checkpoint helps."""
+
+    code = FailureCode.RANK_LOST
     is_retryable = True
 
 

@@ -1,12 +1,13 @@
-"""A gang on Ray: one placement group and one detached, named actor per rank. Form, adopt, drain, stop, dissolve.
+"""A gang on Ray: one placement group and one detached, named actor per rank. Form, adopt, drain, replace, stop, dissolve.
 
 Owns the names of actors and placement groups and the mapping of Ray's exceptions. Synchronous and blocking, every wait bounded;
 torch-free, so that the controller can use it. Decides nothing: what a lost rank means is the caller's business.
 """
 
 import contextlib
+import dataclasses
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
 from typing import Any
@@ -26,6 +27,10 @@ ANSWER_TIMEOUT_S = 10.0
 """How long a live actor may take to answer a call that does no work."""
 STORE_TIMEOUT_S = 60.0
 """How long rank 0 may take to import torch and serve the store."""
+REPLACE_TIMEOUT_S = 30.0
+"""How long the place of a dead rank may take to be free and to have a new process in it."""
+IDENTIFY_DOOMED_S = 2.0
+"""How long ranks that are to be killed may take to say which processes they are."""
 EXIT_TIMEOUT_S = 10.0
 """How long a killed process may take to be gone."""
 MAX_CONCURRENCY = 64
@@ -59,8 +64,8 @@ class Member:
     """Start time of the process, seconds since the epoch: tells it from a later process with the same pid."""
     node_id: str
     node_ip: str
-    is_started: bool
-    """Whether the rank has been given its assignment."""
+    generation: int
+    """That of its newest assignment; 0 where it has been given none."""
 
 
 def form(job_id: str, attempt: int, world_size: int, *, cpus: float, gpus: int, timeout_s: float = 60.0) -> list[Member]:
@@ -75,24 +80,69 @@ def form(job_id: str, attempt: int, world_size: int, *, cpus: float, gpus: int, 
     try:
         if not group.wait(timeout_s):
             raise NoRoomError(f"no room for {world_size} workers of {cpus:g} CPUs and {gpus} GPUs within {timeout_s:.0f} s")
-        handles = [_create(group, job_id, attempt, rank, cpus=cpus, gpus=gpus) for rank in range(world_size)]
-        return [_identify(job_id, rank, handle, timeout_s) for rank, handle in enumerate(handles)]
+        handles = [_create(group, _actor_name(job_id, attempt, rank, 1), rank, cpus=cpus, gpus=gpus) for rank in range(world_size)]
+        return [_identify(f"rank {rank} of {job_id}", handle, timeout_s) for rank, handle in enumerate(handles)]
     except BaseException:
-        dissolve(job_id, attempt, world_size)
+        dissolve(job_id, attempt)
         raise
 
 
-def start(members: Sequence[Member], assignment: Callable[[int, str, int], Assignment]) -> None:
-    """Let rank 0 serve the store, then hand every rank its assignment, made by `assignment(rank, store_host, store_port)`.
+def assign(members: Sequence[Member], generation: int, assignment: Callable[[int, str, int], Assignment]) -> list[Member]:
+    """Let one rank serve the store, then hand every rank its assignment, made by `assignment(rank, store_host, store_port)`.
 
+    Returns:
+        The members, now of this generation.
     Raises:
         RankDiedError, UnreachableError: a rank died or did not answer.
     """
-    first = members[0]
-    port = _get(first.handle.host_store.remote(), STORE_TIMEOUT_S, "rank 0")
-    calls = [member.handle.start.remote(assignment(member.rank, first.node_ip, port).model_dump(mode="json")) for member in members]
+    # One that has been at work is the quickest to serve: it has loaded torch.
+    host = max(members, key=lambda member: (member.generation, -member.rank))
+    port = _get(host.handle.host_store.remote(generation), STORE_TIMEOUT_S, f"rank {host.rank}")
+    calls = [member.handle.assign.remote(assignment(member.rank, host.node_ip, port).model_dump(mode="json")) for member in members]
     for member, call in zip(members, calls, strict=True):
         _get(call, ANSWER_TIMEOUT_S, f"rank {member.rank}")
+    return [dataclasses.replace(member, generation=generation) for member in members]
+
+
+def replace(
+    members: Sequence[Member],
+    lost: Collection[int],
+    generation: int,
+    *,
+    job_id: str,
+    attempt: int,
+    cpus: float,
+    gpus: int,
+    is_given_up: Callable[[], bool] = lambda: False,
+) -> list[Member]:
+    """Put new processes into the places of lost ranks, once the old ones are surely gone.
+
+    Args:
+        members: what is known of the gang, dead or alive; a rank without one was dead when the gang was looked for.
+        lost: the ranks to replace.
+        generation: the one that the new processes will begin with; in their names, so that nobody makes them twice.
+        job_id, attempt: which gang.
+        cpus, gpus: what each rank may use.
+        is_given_up: looked at while waiting; ends the wait.
+    Returns:
+        All members, in the order of ranks; the new ones have no assignment yet.
+    Raises:
+        NoRoomError: a place did not come back within REPLACE_TIMEOUT_S, or the wait was given up. What was made is left for `dissolve`.
+        GangError: an old process does not end, or a new one did not come up.
+    """
+    gone = [member for member in members if member.rank in lost]
+    for member in gone:
+        ray.kill(member.handle, no_restart=True)
+    _await_exit(gone)
+    group = get_placement_group(_group_name(job_id, attempt))
+    handles = {rank: _create(group, _actor_name(job_id, attempt, rank, generation), rank, cpus=cpus, gpus=gpus) for rank in sorted(lost)}
+    calls = {rank: handle.identify.remote() for rank, handle in handles.items()}
+    deadline = time.monotonic() + REPLACE_TIMEOUT_S
+    while left := ray.wait(list(calls.values()), num_returns=len(calls), timeout=0.2)[1] if calls else []:
+        if is_given_up() or time.monotonic() > deadline:
+            raise NoRoomError(f"{len(left)} of {len(calls)} new processes did not come up within {REPLACE_TIMEOUT_S:.0f} s")
+    new = [Member(handle=handles[rank], **_get(call, ANSWER_TIMEOUT_S, f"rank {rank} of {job_id}")) for rank, call in calls.items()]
+    return sorted([*(member for member in members if member.rank not in lost), *new], key=lambda member: member.rank)
 
 
 def drain(member: Member, after_seq: int, timeout_s: float) -> "Future[Any]":
@@ -103,6 +153,12 @@ def drain(member: Member, after_seq: int, timeout_s: float) -> "Future[Any]":
     """
     future: Future[Any] = member.handle.drain.remote(after_seq, timeout_s).future()
     return future
+
+
+def pause(members: Sequence[Member]) -> None:
+    """Ask every rank to save after the present step, and to end. Does not wait, and does not mind a rank that is gone."""
+    for member in members:
+        member.handle.pause.remote()
 
 
 def stop(members: Sequence[Member]) -> None:
@@ -127,23 +183,22 @@ def read_failure(error: BaseException) -> GangError:
     return UnreachableError(f"Ray did not answer: {type(error).__name__}: {_first_line(error)}")
 
 
-def find(job_id: str, attempt: int, world_size: int) -> list[Member]:
-    """Return the members of an attempt that are alive, by their names.
+def find(job_id: str, attempt: int) -> list[Member]:
+    """Return the members of an attempt that are alive, in the order of ranks; of two for one rank, the one that was made later.
 
     Raises:
         UnreachableError: an actor exists but does not answer; nothing is known about it.
     """
-    found = []
-    for rank in range(world_size):
-        try:
-            handle = ray.get_actor(_actor_name(job_id, attempt, rank), namespace=NAMESPACE)
-            found.append(_identify(job_id, rank, handle, ANSWER_TIMEOUT_S))
-        except (ValueError, RankDiedError):
-            continue
-    return found
+    found: dict[int, tuple[int, Member]] = {}
+    for name, handle in _named(job_id, attempt).items():
+        with contextlib.suppress(RankDiedError):
+            member = _identify(name, handle, ANSWER_TIMEOUT_S)
+            made = int(name.rpartition("/")[2])
+            found[member.rank] = max(found.get(member.rank, (0, member)), (made, member), key=lambda entry: entry[0])
+    return [found[rank][1] for rank in sorted(found)]
 
 
-def dissolve(job_id: str, attempt: int, world_size: int, members: Sequence[Member] = ()) -> None:
+def dissolve(job_id: str, attempt: int, members: Sequence[Member] = ()) -> None:
     """Kill every rank of an attempt and give its room back. Returns only when every process is gone; safe to call again.
 
     Args:
@@ -151,34 +206,44 @@ def dissolve(job_id: str, attempt: int, world_size: int, members: Sequence[Membe
     Raises:
         GangError: processes are left after EXIT_TIMEOUT_S, or a node does not answer; names them.
     """
-    known = {member.rank: member for member in members}
-    for rank in range(world_size):
-        try:
-            handle = ray.get_actor(_actor_name(job_id, attempt, rank), namespace=NAMESPACE)
-        except ValueError:
-            continue  # never made, or dead already
-        if rank not in known:
-            with contextlib.suppress(GangError):  # it cannot say who it is; Ray itself kills it below
-                known[rank] = _identify(job_id, rank, handle, ANSWER_TIMEOUT_S)
+    doomed = list(members)
+    handles = _named(job_id, attempt)
+    calls = {handle.identify.remote(): handle for handle in handles.values()}
+    answered = ray.wait(list(calls), num_returns=len(calls), timeout=IDENTIFY_DOOMED_S)[0] if calls else []
+    for call in answered:
+        with contextlib.suppress(GangError):  # one that cannot say who it is: Ray itself kills it below
+            doomed.append(Member(handle=calls[call], **_get(call, ANSWER_TIMEOUT_S, "a rank")))
+    for handle in handles.values():
         ray.kill(handle, no_restart=True)
-    _await_exit(known.values())
+    _await_exit(doomed)
     _remove_group(_group_name(job_id, attempt))
 
 
-def _create(group: PlacementGroup, job_id: str, attempt: int, rank: int, *, cpus: float, gpus: int) -> Any:
+def _named(job_id: str, attempt: int) -> dict[str, Any]:
+    """Return the handles of the living actors of an attempt by their names."""
+    prefix = _actor_name(job_id, attempt, 0, 0).removesuffix("0/0")
+    handles = {}
+    for entry in ray.util.list_named_actors(all_namespaces=True):
+        if entry["namespace"] == NAMESPACE and entry["name"].startswith(prefix):
+            with contextlib.suppress(ValueError):  # dead since it was listed
+                handles[entry["name"]] = ray.get_actor(entry["name"], namespace=NAMESPACE)
+    return handles
+
+
+def _create(group: PlacementGroup, name: str, rank: int, *, cpus: float, gpus: int) -> Any:
     where = PlacementGroupSchedulingStrategy(placement_group=group, placement_group_bundle_index=rank)
     return (
         ray.remote(RankActor)
         .options(
-            name=_actor_name(job_id, attempt, rank), namespace=NAMESPACE, lifetime="detached", scheduling_strategy=where,
-            num_cpus=cpus, num_gpus=gpus, max_restarts=0, max_concurrency=MAX_CONCURRENCY,
+            name=name, namespace=NAMESPACE, lifetime="detached", scheduling_strategy=where,
+            num_cpus=cpus, num_gpus=gpus, max_restarts=0, max_concurrency=MAX_CONCURRENCY, get_if_exists=True,
         )
         .remote(rank)
     )  # fmt: skip
 
 
-def _identify(job_id: str, rank: int, handle: Any, timeout_s: float) -> Member:
-    return Member(rank=rank, handle=handle, **_get(handle.identify.remote(), timeout_s, f"rank {rank} of {job_id}"))
+def _identify(name: str, handle: Any, timeout_s: float) -> Member:
+    return Member(handle=handle, **_get(handle.identify.remote(), timeout_s, name))
 
 
 def _get(reference: Any, timeout_s: float, whom: str) -> Any:
@@ -241,8 +306,8 @@ def _remove_group(name: str) -> None:
         return  # never made, or removed already
 
 
-def _actor_name(job_id: str, attempt: int, rank: int) -> str:
-    return f"{job_id}/{attempt}/{rank}"
+def _actor_name(job_id: str, attempt: int, rank: int, generation: int) -> str:
+    return f"{job_id}/{attempt}/{rank}/{generation}"
 
 
 def _group_name(job_id: str, attempt: int) -> str:

@@ -22,7 +22,14 @@ class EventBuffer:
         self._events: deque[RankEvent] = deque()
         self._last_seq = 0
         self._is_ended = False
+        self.standing: dict[str, Any] = {}
+        """The data of the last `state` event."""
         self._changed = threading.Condition()
+
+    def begin_after(self, seq: int) -> None:
+        """Number the first event `seq` + 1: this process goes on where a dead one of the same rank ended. Nothing was emitted yet."""
+        with self._changed:
+            self._last_seq = max(self._last_seq, seq)
 
     def emit(self, type_: EventType, data: dict[str, Any]) -> None:
         """Append one event. `data` must be JSON: str, int, finite float, bool, None, list, dict."""
@@ -32,6 +39,8 @@ class EventBuffer:
             self._last_seq += 1
             self._events.append(RankEvent(seq=self._last_seq, at=datetime.now(UTC), type=type_, data=data))
             self._is_ended = type_ is EventType.END
+            if type_ is EventType.STATE:
+                self.standing = data
             self._changed.notify_all()
 
     def drain(self, after_seq: int, timeout_s: float, limit: int = 1000) -> tuple[tuple[RankEvent, ...], bool]:

@@ -51,6 +51,11 @@ class Publisher:
             self._thread.join(timeout_s)
             self._thread = self._thread if self._thread.is_alive() else None
 
+    def is_idle(self, timeout_s: float) -> bool:
+        """Return whether nothing is in flight, after waiting for that for at most `timeout_s`."""
+        self.wait(timeout_s)
+        return self._thread is None
+
     @property
     def is_writing(self) -> bool:
         """Whether a checkpoint is in flight."""

@@ -9,7 +9,8 @@ Every collective must be called by every rank of the group, in the same order; a
 import gc
 import ipaddress
 import socket
-from collections.abc import Iterable
+import time
+from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager
 from datetime import timedelta
 from inspect import signature
@@ -26,13 +27,19 @@ from torch import Tensor, nn
 from torch._C._distributed_c10d import Store, TCPStore
 from torch.nn.parallel import DistributedDataParallel
 
-from worker.errors import GangStartError
+from worker.errors import GangStartError, PeerLostError
 from worker.settings import WorkerSettings, export_interface, read_settings
 
 # DDP's own synchronization of buffers before every forward; torch 2.13 renamed it.
 _KEEP_BUFFERS: dict[str, Any] = {
     "forward_sync_buffers" if "forward_sync_buffers" in signature(DistributedDataParallel).parameters else "broadcast_buffers": False
 }
+
+
+_LOOK_S = 0.005
+"""How often a rank that waits for the others looks whether all are there."""
+_CONNECT_TIMEOUT_S = 20.0
+"""How long the connections between ranks that are all there may take."""
 
 
 class Pending(Protocol):
@@ -52,16 +59,25 @@ def host_store(host: str) -> TCPStore:
 
 
 def connect_store(host: str, port: int) -> TCPStore:
-    """Connect to the store that rank 0 serves.
+    """Connect to the store that one of the ranks serves. It listened before this rank was told of it.
 
     Raises:
-        GangStartError: nothing answers there within `meet_timeout_s`.
+        PeerLostError: the host refuses: the rank that served it is gone.
+        GangStartError: nothing answers there.
     """
-    timeout = timedelta(seconds=read_settings().meet_timeout_s)
+    try:
+        socket.create_connection((host, port), timeout=_CONNECT_TIMEOUT_S).close()
+    except (ConnectionRefusedError, ConnectionResetError) as error:
+        raise PeerLostError(f"the rank that served the store of the gang at {host}:{port} is gone: {error}") from error
+    except OSError as error:
+        raise GangStartError(
+            f"the store of the gang at {host}:{port} does not answer: {error}; see whether the nodes reach each other"
+        ) from error
+    timeout = timedelta(seconds=min(read_settings().meet_timeout_s, _CONNECT_TIMEOUT_S))
     try:
         return TCPStore(host, port, is_master=False, timeout=timeout, wait_for_workers=False)
     except RuntimeError as error:
-        raise GangStartError(f"the store of rank 0 at {host}:{port} does not answer: {error}") from error
+        raise PeerLostError(f"the rank that served the store of the gang at {host}:{port} is gone: {error}") from error
 
 
 def bind_interface(node_ip: str) -> None:
@@ -119,6 +135,35 @@ class Ranks:
         """Replace the tensors on every rank by those of rank 0. Collectives: one broadcast per tensor."""
         for tensor in tensors:
             dist.broadcast(tensor, src=0)
+
+    def broadcast(self, content: bytes | None, source: int) -> bytes:
+        """Return the bytes that rank `source` gives; the others give None. Collectives: two broadcasts, over the CPU's network."""
+        length = torch.tensor([len(content or b"")])
+        dist.broadcast(length, src=source)
+        buffer = torch.frombuffer(bytearray(content), dtype=torch.uint8) if content else torch.empty(int(length), dtype=torch.uint8)
+        dist.broadcast(buffer, src=source)
+        return buffer.numpy().tobytes()
+
+    def confirm(self) -> None:
+        """Return when every reduction begun so far is known to have succeeded, so that what depends on it may be changed for good.
+
+        On the CPU a reduction that was waited for has succeeded. NCCL reports nothing to the host until it is asked.
+
+        Raises:
+            PeerLostError: one has not.
+        """
+        if self.device.type != "cuda" or dist.group.WORLD is None:
+            return
+        torch.cuda.current_stream(self.device).synchronize()
+        backend = cast("Any", dist.group.WORLD)._get_backend(self.device)  # noqa: SLF001 - there is no public way to the backend
+        error = backend.get_error()
+        if int(error) != 0:
+            raise PeerLostError(f"a collective failed because another rank went away or did not answer: NCCL reports {error}")
+
+    def interrupt(self) -> None:
+        """Have every collective under way fail, from another thread than the one that waits in it."""
+        if dist.group.WORLD is not None:
+            dist.group.WORLD.abort()
 
     def replicate(self, model: nn.Module) -> "Replica":
         """Wrap a model so that gradients are averaged over all ranks. Collectives: parameters of rank 0 are broadcast now."""
@@ -186,14 +231,31 @@ class _Rehearsable(nn.Module):
         return total * 0
 
 
-def join(store: Store, rank: int, world_size: int, device: torch.device, settings: WorkerSettings | None = None) -> Ranks:
+def join(
+    store: Store,
+    rank: int,
+    world_size: int,
+    device: torch.device,
+    *,
+    settings: WorkerSettings | None = None,
+    is_superseded: Callable[[], bool] = lambda: False,
+) -> Ranks:
     """Meet the other ranks at the store and form the process group: gloo on CPU; on CUDA, NCCL with gloo beside it for CPU tensors.
 
+    Args:
+        store: where the ranks meet; each group has its own.
+        rank: this one.
+        world_size: how many are expected.
+        device: where this rank computes.
+        settings: bounds on waiting.
+        is_superseded: looked at while waiting: whether this group is not wanted any more.
     Raises:
         GangStartError: the ranks did not all come within `meet_timeout_s`.
+        PeerLostError: a rank went away when all were there, or the group is not wanted any more.
     """
     settings = settings or read_settings()
-    store.set_timeout(timedelta(seconds=settings.meet_timeout_s))
+    _await_all(store, rank, world_size, settings.meet_timeout_s, is_superseded)
+    store.set_timeout(timedelta(seconds=min(settings.meet_timeout_s, _CONNECT_TIMEOUT_S)))
     backend = "gloo" if device.type == "cpu" else "cpu:gloo,cuda:nccl"
     try:
         dist.init_process_group(
@@ -207,8 +269,31 @@ def join(store: Store, rank: int, world_size: int, device: torch.device, setting
         dist.barrier()
     except RuntimeError as error:
         leave()
-        raise GangStartError(f"rank {rank} of {world_size} did not meet the others: {error}") from error
+        raise PeerLostError(f"rank {rank} of {world_size} lost the others when all were there: {error}") from error
     return Ranks(rank, world_size, device)
+
+
+def _await_all(store: Store, rank: int, world_size: int, timeout_s: float, is_superseded: Callable[[], bool]) -> None:
+    """Wait until every rank has come to the store.
+
+    Not left to torch, whose wait nothing can end: a rank that dies before it has come must cost the others no more than a new assignment.
+    """
+    keys = [f"here/{other}" for other in range(world_size)]
+    deadline = time.monotonic() + timeout_s
+    try:
+        store.set(keys[rank], "")
+        while not store.check(keys):
+            if is_superseded():
+                raise PeerLostError(f"rank {rank} of {world_size} waits no longer for the others: the ranks are to meet anew, or to stop")
+            if time.monotonic() > deadline:
+                missing = [other for other in range(world_size) if not store.check([keys[other]])]
+                raise GangStartError(
+                    f"rank {rank} of {world_size} did not meet the others: ranks {missing} have not come after {timeout_s:g} s; expected"
+                    " all; see their logs, and whether their nodes reach this one"
+                )
+            time.sleep(_LOOK_S)
+    except RuntimeError as error:
+        raise PeerLostError(f"rank {rank} of {world_size} lost the store at which the ranks meet: {error}") from error
 
 
 def device_for(gpus_per_worker: int) -> torch.device:

@@ -1,251 +1,161 @@
-"""One rank's part in one attempt of a job, from the assignment to the last step. Knows no Ray.
+"""One rank's part in one attempt of a job, from the first assignment to the last step. Knows no Ray.
 
-Owns the order of things: meet, build, adopt state, train, evaluate, save, leave. What each of them is, is elsewhere.
+Owns what happens when a group of ranks breaks: the rank leaves it, keeps what it holds, says that it is parked, and waits for the
+assignment of the next group. What is done inside a group is `worker.course`.
 """
 
-import threading
 import traceback
-from collections.abc import Iterator, Sequence
-from typing import Any, Literal
+from contextlib import ExitStack
 
-import numpy as np
 import torch
 
 import syncbn
 from worker.bundle import importable
-from worker.checkpoint import Loaded, Snapshot, load
 from worker.compilation import patience
 from worker.contract.assignment import Assignment
 from worker.contract.events import EventType
-from worker.contract.spec import RecalibrateSpec
-from worker.data.assembly import taken_bad
-from worker.data.bad import BadSamples
-from worker.data.registry import build_data
-from worker.data.split import Splits
-from worker.errors import PeerLostError, StorageNotSharedError, TaskError, blame, classify
-from worker.evaluation import StoppedError, evaluate
-from worker.models.norms import training_norm
-from worker.models.registry import build_model
+from worker.course import Course, Outcome
+from worker.errors import GangStartError, PeerLostError, StorageNotSharedError, WorkerError, classify
+from worker.holding import Holding
+from worker.orders import Orders
 from worker.progress import EventBuffer
 from worker.publisher import Publisher
-from worker.ranks import Ranks, connect_store, device_for, join, leave
-from worker.reports import Reporter
-from worker.sampler import Plan, even_batches
+from worker.pulse import Pulse
+from worker.ranks import connect_store, device_for, join, leave
 from worker.settings import read_settings
-from worker.snapshot import draft_manifest
-from worker.state import Buffers, capture, restore_model, restore_training, seed_generators
 from worker.storage.opening import open_storage
 from worker.storage.profiles import StorageConfigError
 from worker.storage.storage import Storage
-from worker.training import Precision, Trainer
-
-Outcome = Literal["succeeded", "stopped"]
 
 LAST_WRITE_TIMEOUT_S = 60.0
 """How long a failed or stopped rank 0 waits for the checkpoint in flight, so that it is announced."""
 
 
-def run_rank(assignment: Assignment, store: Any, events: EventBuffer, stop: threading.Event) -> Outcome:
-    """Train one rank's part of a job, from meeting the other ranks to leaving them.
+def run_rank(orders: Orders, events: EventBuffer, pulse: Pulse | None = None) -> Outcome:
+    """Train one rank's part of a job, from meeting the other ranks to leaving them, through as many groups as it takes.
 
     Args:
-        assignment: what to train, where, and from which state.
-        store: the store that this process serves, on rank 0; None elsewhere, where the one of rank 0 is connected to.
+        orders: the first assignment, and whatever the controller says later.
         events: where phases, and on rank 0 metrics, checkpoints and warnings go. Not the `end` event: the caller knows the end.
-        stop: looked at between steps. All ranks stop after the same step when any is asked to.
+        pulse: told of every step, for those who look whether the rank moves on.
     Returns:
-        succeeded, or stopped.
+        succeeded, paused, or stopped.
     Raises:
-        WorkerError: of any kind. The group is left at once, so that the peers fail too and at once, with PeerLostError.
+        WorkerError: of any kind but the loss of peers, after which it waits for the next assignment for `park_timeout_s`. The group is
+            left at once, so that the peers see it go.
     """
-    publishers: list[Publisher] = []
+    rank = _Rank(orders, events, pulse or Pulse())
     try:
-        return _train_and_leave(assignment, store, events, stop, publishers)
-    except BaseException as error:
-        _forget_frames(error)
-        leave(has_failed=True)
-        if not isinstance(error, Exception):
-            raise
-        known = classify(error)
-        if stop.is_set() and isinstance(known, PeerLostError):
-            # Who is asked to stop while its peers are ended does as it was asked.
-            return "stopped"
-        raise known from error
+        return rank.run()
     finally:
-        for publisher in publishers:
-            publisher.wait(LAST_WRITE_TIMEOUT_S)
+        if rank.holding is not None:
+            rank.holding.trainer.close()
+        if rank.publisher is not None:
+            rank.publisher.wait(LAST_WRITE_TIMEOUT_S)
+        rank.code.close()
 
 
-def _train_and_leave(
-    assignment: Assignment, store: Any, events: EventBuffer, stop: threading.Event, publishers: list[Publisher]
-) -> Outcome:
-    events.emit(EventType.STATE, {"phase": "starting"})
-    spec = assignment.spec
-    torch.set_num_threads(max(1, int(spec.resources.cpus_per_worker)))
-    device = device_for(spec.resources.gpus_per_worker)
-    store = store or connect_store(assignment.store_host, assignment.store_port)
-    ranks = join(store, assignment.rank, assignment.world_size, device, patience(read_settings(), spec))
-    # Whatever can fail on one rank alone comes after the ranks have met, so that the others need not wait for it in vain.
-    storage = _shared_storage(assignment)
-    with importable(storage, assignment.code_sha256):
-        outcome = _run_session(assignment, ranks, storage, events, stop, publishers)
-    leave()
-    return outcome
+class _Rank:
+    """What outlives the groups."""
 
-
-def _run_session(  # noqa: PLR0917 - what one rank trains with
-    assignment: Assignment, ranks: Ranks, storage: Storage, events: EventBuffer, stop: threading.Event, publishers: list[Publisher]
-) -> Outcome:
-    spec = assignment.spec
-    seed_generators(spec.seed, assignment.rank, assignment.attempt)
-    splits = build_data(spec.data, spec.seed)
-    publisher = None
-    if assignment.rank == 0:
-        publisher = Publisher(storage, assignment.job_id, spec.checkpoint, events)
-        publishers.append(publisher)
-    session = _Session(assignment, ranks, splits, storage=storage, publisher=publisher, events=events, stop=stop)
-    return session.run()
-
-
-class _Session:
-    """The parts of one rank while it trains."""
-
-    def __init__(
-        self,
-        assignment: Assignment,
-        ranks: Ranks,
-        splits: Splits,
-        *,
-        storage: Storage,
-        publisher: Publisher | None,
-        events: EventBuffer,
-        stop: threading.Event,
-    ) -> None:
-        spec = assignment.spec
-        self.assignment, self.spec, self.ranks, self.splits, self.publisher, self.stop = assignment, spec, ranks, splits, publisher, stop
-        self.storage, self.buffers = storage, Buffers()
-        self.plan = Plan(splits.train.num_samples, spec.batch_size, spec.epochs, spec.steps)
-        self.reporter = Reporter(events, self.plan, ranks.rank)
-        self.group = None if spec.norm.group_size == "all" else syncbn.norm_groups(spec.norm.group_size, prefer_node_local=False)
-        # Placed before anything is loaded: a checkpoint of double precision must not pass through the single precision of a fresh model.
-        model = Precision(spec, ranks.device).place_model(
-            build_model(spec.model, spec.norm, training_norm(spec.norm, self.group), splits.train, spec.seed, task=spec.task.name)
-        )
-        loaded = self._resumed_from()
-        if loaded is not None:
-            restore_model(model, loaded.model, str(assignment.resume))
-        self.bad, self.bad_held_out = (BadSamples(spec.data.max_bad, self.reporter.warn) for _ in range(2))
-        self.trainer = Trainer(spec, self.plan, splits.train, model, ranks, warn=self.reporter.warn)
-        self.step = 0
-        if loaded is not None and loaded.manifest.job_id == assignment.job_id:
-            self.step = restore_training(self.trainer, loaded, ranks)
+    def __init__(self, orders: Orders, events: EventBuffer, pulse: Pulse) -> None:
+        self.orders, self.events, self.pulse = orders, events, pulse
+        assignment = orders.await_newer(0, 0)
+        assert assignment is not None, "run_rank comes after the first assignment"
+        self.assignment = assignment
+        self.holding: Holding | None = None
+        self.publisher: Publisher | None = None
+        self.code = ExitStack()
+        """Keeps uploaded code importable."""
 
     def run(self) -> Outcome:
-        """Train to the end, or until some rank is asked to stop."""
-        try:
-            self._train()
-            self._finish()
-        except StoppedError:
-            return "stopped"
-        finally:
-            self.trainer.close()
-        return "succeeded"
+        """Go from group to group until the training has ended."""
+        self.events.emit(EventType.STATE, {"phase": "starting", "generation": self.assignment.generation, "step": 0})
+        while True:
+            try:
+                return self._in_one_group()
+            except BaseException as error:
+                self._break_off(error)
+                if not isinstance(error, Exception):
+                    raise
+                known = classify(error)
+                if self.orders.stop.is_set() and isinstance(known, PeerLostError | GangStartError):
+                    # Who is asked to stop while its peers are ended does as it was asked.
+                    return "stopped"
+                if not self._is_survivable(known):
+                    raise known from error
+                holding, reason = self.holding, str(known)
+                del known
+            assert holding is not None, "only who holds something survives"
+            following = self._park(holding, reason)
+            if following is None:
+                return "stopped"
+            self.assignment = following
 
-    def _train(self) -> None:
-        """Train to the last step; save on the way, but not at the end."""
-        self.reporter.phase("training")
-        while self.step < self.plan.total_steps:
-            result = self.trainer.step(self.step, self.stop)
-            self.step += 1
-            self.reporter.step(self.step, result)
-            self.bad.settle((self.step - 1) // self.plan.steps_per_epoch, result.bad, result.num_bad)
-            if result.is_stop_asked:
-                raise StoppedError
-            if self.step < self.plan.total_steps and self.plan.is_checkpoint_due(self.step, self.spec.checkpoint.every_epochs):
-                self._evaluate_and_save()
-                self.reporter.phase("training")
-            elif self.step < self.plan.total_steps and self.plan.is_step_due(self.step, self.spec.checkpoint.every_steps):
-                self._share_statistics()
-                self._save({})
-
-    def _finish(self) -> None:
-        self._evaluate_and_save(is_last=True)
-        self.reporter.phase("finishing")
-        if self.publisher is not None:
-            self.publisher.finish(self.stop)
-
-    def _evaluate_and_save(self, *, is_last: bool = False) -> None:
-        average = self.trainer.average
-        if (average is not None and average.has_own_statistics) or (is_last and self.spec.recalibrate != "off"):
-            self.reporter.phase("recalibrating")
-            self._recalibrate()
-        self.reporter.phase("evaluating")
-        self._share_statistics()
-        values = evaluate(
-            self.trainer.evaluated,
-            self.trainer.task,
-            self.splits.test,
-            self.ranks,
-            self.trainer.precision,
-            batch_size=self._samples_per_pass(),
-            stop=self.stop,
+    def _in_one_group(self) -> Outcome:
+        assignment = self.assignment
+        holding = self._hold(assignment)
+        holding.reporter.generation = assignment.generation
+        store = self.orders.store_of(assignment.generation) or connect_store(assignment.store_host, assignment.store_port)
+        ranks = join(
+            store,
+            assignment.rank,
+            assignment.world_size,
+            holding.device,
+            settings=patience(read_settings(), assignment.spec),
+            is_superseded=lambda: self.orders.is_superseded(assignment.generation),
         )
-        self._settle_held_out()
-        self._save(self.reporter.metrics(self.step, values))
-
-    def _share_statistics(self) -> None:
-        """Where running statistics differ between ranks, take those of rank 0, as DistributedDataParallel does."""
-        if self.spec.norm.kind == "batch_norm" or self.group is not None:
-            self.ranks.adopt_first(self.trainer.model.buffers())
-            if self.trainer.average is not None:
-                self.ranks.adopt_first(self.trainer.average.model.buffers())
-
-    def _save(self, metrics: dict[str, float]) -> None:
-        """Copy the state and have it published in the background. Every rank must call."""
-        if self.publisher is not None:
-            # What is being written lies in the buffers that are filled next.
-            self.publisher.wait()
-        state = capture(self.trainer, self.step, self.ranks, self.buffers)
-        if state is not None and self.publisher is not None:
-            manifest = draft_manifest(self.assignment, self.plan, self.step, self.trainer.evaluated, metrics)
-            self.publisher.submit(Snapshot(manifest, state.model, state.training, state.scalars))
-
-    def _settle_held_out(self) -> None:
-        """Count the samples of the evaluation that could not be read, where samples are read from files."""
-        if self.spec.data.path is not None:
-            bad = taken_bad(self.splits.test)
-            total = self.ranks.sum(torch.tensor(len(bad), dtype=torch.float64, device=self.ranks.device))
-            self.bad_held_out.settle(self.step, bad, int(total))
-
-    def _samples_per_pass(self) -> int:
-        """Return how many samples surely fit into memory at once without gradients: as many as trained with them, on one rank."""
-        return max(1, self.spec.batch_size // (self.spec.accumulate * self.ranks.world_size))
-
-    def _recalibrate(self) -> None:
-        """Re-estimate the running statistics over the first samples of the training set.
-
-        Whole batches are dealt out to the ranks, because each is normalized by its own statistics: so the result does not depend on the
-        world size. They have the size of the batches that were normalized together in training.
-        """
-        asked = RecalibrateSpec() if self.spec.recalibrate == "off" else self.spec.recalibrate
-        count = min(asked.num_samples, self.splits.train.num_samples)
-        together = max(1, self.spec.batch_size // self.spec.accumulate)
-        with blame(TaskError), self.trainer.precision.forward():
-            syncbn.recalibrate(
-                self.trainer.evaluated, self._images(even_batches(count, together)[self.ranks.rank :: self.ranks.world_size])
+        with self.orders.interrupting(assignment.generation, ranks.interrupt):
+            size = assignment.spec.norm.group_size
+            group = None if size == "all" else syncbn.norm_groups(size, prefer_node_local=False)
+            decision = holding.join(ranks, group)
+            if decision.is_reporter_new:
+                holding.reporter.repeat(assignment.reported)
+            outcome = Course(holding, assignment, ranks, publisher=self.publisher, orders=self.orders, pulse=self.pulse).run(
+                is_saved=decision.is_saved
             )
+        holding.leave()
+        del group, ranks, store
+        leave()
+        return outcome
 
-    def _images(self, batches: Sequence[slice]) -> Iterator[torch.Tensor]:
-        for batch in batches:
-            indices = np.arange(batch.start, batch.stop, dtype=np.int64)
-            yield self.trainer.precision.place(*self.splits.train.batch(indices, 0))[0]
+    def _hold(self, assignment: Assignment) -> Holding:
+        """Return what this rank holds, made from the assignment the first time. Done before the ranks meet: who is new is waited for."""
+        if self.holding is None:
+            spec = assignment.spec
+            torch.set_num_threads(max(1, int(spec.resources.cpus_per_worker)))
+            storage = _shared_storage(assignment)
+            self.code.enter_context(importable(storage, assignment.code_sha256))
+            self.holding = Holding(assignment, device_for(spec.resources.gpus_per_worker), storage, self.events)
+            if assignment.rank == 0:
+                self.publisher = Publisher(storage, assignment.job_id, spec.checkpoint, self.events)
+        return self.holding
 
-    def _resumed_from(self) -> Loaded | None:
-        """Read the checkpoint to start from, on every rank."""
-        if self.assignment.resume is None:
-            return None
-        job_id, _, step = self.assignment.resume.partition("/")
-        return load(self.storage, job_id, int(step))
+    def _break_off(self, error: BaseException) -> None:
+        """Leave the group so that the peers see it at once, and keep what is held."""
+        _forget_frames(error)
+        if self.holding is not None:
+            self.holding.leave()
+        leave(has_failed=True)
+
+    def _is_survivable(self, error: WorkerError) -> bool:
+        """Return whether a new group may help: peers are gone, or did not come and are replaced already."""
+        if self.holding is None:
+            return False
+        return isinstance(error, PeerLostError) or (isinstance(error, GangStartError) and self.assignment.generation > 1)
+
+    def _park(self, holding: Holding, reason: str) -> Assignment | None:
+        """Say that this rank waits, and wait for the next assignment; None when it is to stop."""
+        holding.reporter.phase("parked", holding.step, reason)
+        timeout_s = read_settings().park_timeout_s
+        following = self.orders.await_newer(self.assignment.generation, timeout_s)
+        if following is None and not self.orders.stop.is_set():
+            raise PeerLostError(
+                f"rank {self.assignment.rank} lost its peers at step {holding.step} and was told nothing by the controller for"
+                f" {timeout_s:g} s; expected the assignment of generation {self.assignment.generation + 1}; see whether the controller runs"
+                f" ({reason})"
+            )
+        return following
 
 
 def _shared_storage(assignment: Assignment) -> Storage:

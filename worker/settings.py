@@ -16,6 +16,8 @@ class WorkerSettings:
     """SYNCBN_MEET_TIMEOUT_S: longest wait for all ranks to meet at the start; above 0."""
     collective_timeout_s: float = 300.0
     """SYNCBN_COLLECTIVE_TIMEOUT_S: longest wait for the peers in one collective; above the longest pause of any rank."""
+    park_timeout_s: float = 3600.0
+    """SYNCBN_PARK_TIMEOUT_S: longest wait of a rank that lost a peer for the controller to replace it; above 0."""
     batch_timeout_s: float = 300.0
     """SYNCBN_BATCH_TIMEOUT_S: longest wait of a step for its batch; above the time that one process takes to load one."""
     data_roots: tuple[str, ...] = ()
@@ -34,6 +36,7 @@ def read_settings() -> WorkerSettings:
     return WorkerSettings(
         meet_timeout_s=_seconds("SYNCBN_MEET_TIMEOUT_S", defaults.meet_timeout_s),
         collective_timeout_s=_seconds("SYNCBN_COLLECTIVE_TIMEOUT_S", defaults.collective_timeout_s),
+        park_timeout_s=_seconds("SYNCBN_PARK_TIMEOUT_S", defaults.park_timeout_s),
         batch_timeout_s=_seconds("SYNCBN_BATCH_TIMEOUT_S", defaults.batch_timeout_s),
         data_roots=_directories("SYNCBN_DATA_ROOTS"),
         storage_profiles=os.environ.get("SYNCBN_STORAGE_PROFILES", ""),
@@ -49,6 +52,8 @@ def export_interface(name: str) -> None:
     """Tell gloo and NCCL which network interface to use. They read it when a process group is made."""
     os.environ["GLOO_SOCKET_IFNAME"] = name
     os.environ["NCCL_SOCKET_IFNAME"] = name
+    # CleanUpOnly: a failed collective is given up. The default ends the process, and with it the state that training goes on from.
+    os.environ.setdefault("TORCH_NCCL_ASYNC_ERROR_HANDLING", "2")
 
 
 def _directories(name: str) -> tuple[str, ...]:

@@ -2,21 +2,21 @@
 
 model.safetensors       parameters and buffers under their own names; loads strictly into the same architecture with plain norms. Where
                         training averages the model, it is the average, which is what was evaluated
-training.safetensors    optimizer.{PARAMETER}.{NAME}, generator.{cpu|cuda}.{RANK}; beside an average, model.{NAME}: what is trained
+training.safetensors    optimizer.{PARAMETER}.{NAME}; beside an average, model.{NAME}: what is trained
 training.json           step, world_size, optimizer: {PARAMETER: {NAME: number}}, scaler: {NAME: number}
+
+No generator states: what is drawn is a function of (seed, step, rank), see `worker.draws`.
 """
 
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
 from worker.checkpoint import Loaded
 from worker.errors import CheckpointMismatchError
-from worker.ranks import Ranks
 from worker.training import Trainer
 
 
@@ -56,26 +56,21 @@ class Buffers:
         return kept
 
 
-def capture(trainer: Trainer, step: int, ranks: Ranks, buffers: Buffers | None = None) -> State | None:
-    """Return the state after `step` steps on rank 0, None elsewhere: all ranks hold the same, but for the generators.
+def capture(trainer: Trainer, step: int, world_size: int, buffers: Buffers | None = None) -> State:
+    """Return the state after `step` steps. All ranks hold the same.
 
     Args:
         trainer: what to copy.
         step: completed steps.
-        ranks: the gang.
+        world_size: number of ranks.
         buffers: memory of earlier states, which are overwritten; None for memory of its own.
-
-    Collectives: one all_gather of the generator state per kind of device. Every rank must call.
     """
-    generators = _gather_generators(ranks)
-    if ranks.rank != 0:
-        return None
     tensors, numbers = _optimizer_state(trainer)
     if trainer.average is not None:
         tensors |= {f"model.{name}": tensor for name, tensor in trainer.model.state_dict().items()}
     buffers = buffers or Buffers()
-    model, training = buffers.copy("model", trainer.evaluated.state_dict()), buffers.copy("training", tensors | generators)
-    scalars = {"step": step, "world_size": ranks.world_size, "optimizer": numbers, "scaler": trainer.scaler.state_dict()}
+    model, training = buffers.copy("model", trainer.evaluated.state_dict()), buffers.copy("training", tensors)
+    scalars = {"step": step, "world_size": world_size, "optimizer": numbers, "scaler": trainer.scaler.state_dict()}
     return State(model, training, scalars)
 
 
@@ -93,15 +88,15 @@ def restore_model(model: nn.Module, tensors: Mapping[str, Tensor], origin: str) 
         ) from error
 
 
-def restore_training(trainer: Trainer, loaded: Loaded, ranks: Ranks) -> int:
-    """Load optimizer, scaler and generators; return the number of completed steps. The model is loaded by `restore_model` before.
+def restore_training(trainer: Trainer, loaded: Loaded | State) -> int:
+    """Load optimizer and scaler; return the number of completed steps. The model is loaded by `restore_model` before.
 
     Beside an average, what was loaded before is the average, and the model that is trained is loaded here.
     """
     if trainer.average is not None:
         prefix = "model."
         trained = {name.removeprefix(prefix): tensor for name, tensor in loaded.training.items() if name.startswith(prefix)}
-        restore_model(trainer.model, trained, f"of {loaded.manifest.job_id} with an average")
+        restore_model(trainer.model, trained, "with an average")
     names = [name for name, _ in trainer.model.named_parameters()]
     state: dict[int, dict[str, Any]] = {}
     for index, name in enumerate(names):
@@ -112,16 +107,7 @@ def restore_training(trainer: Trainer, loaded: Loaded, ranks: Ranks) -> int:
             state[index] = entries
     trainer.optimizer.load_state_dict({"state": state, "param_groups": trainer.optimizer.state_dict()["param_groups"]})
     trainer.scaler.load_state_dict(loaded.scalars["scaler"])
-    # With another number of ranks the old generators belong to nobody; the new ones, seeded at the start, go on.
-    if loaded.scalars["world_size"] == ranks.world_size:
-        _restore_generators(loaded.training, ranks)
     return int(loaded.scalars["step"])
-
-
-def seed_generators(seed: int, rank: int, attempt: int) -> None:
-    """Seed PyTorch's generators, which layers like dropout draw from: different on every rank, and in every attempt."""
-    word = np.random.SeedSequence([seed, rank, attempt]).generate_state(1, np.uint64)[0]
-    torch.manual_seed(int(word) >> 1)
 
 
 def _optimizer_state(trainer: Trainer) -> tuple[dict[str, Tensor], dict[str, dict[str, float]]]:
@@ -135,18 +121,3 @@ def _optimizer_state(trainer: Trainer) -> tuple[dict[str, Tensor], dict[str, dic
             elif value is not None:
                 numbers.setdefault(names[index], {})[key] = value
     return tensors, numbers
-
-
-def _gather_generators(ranks: Ranks) -> dict[str, Tensor]:
-    found = {f"generator.cpu.{rank}": state for rank, state in enumerate(ranks.gather(torch.get_rng_state()))}
-    if ranks.device.type == "cuda":
-        own = torch.cuda.get_rng_state(ranks.device)
-        found |= {f"generator.cuda.{rank}": state for rank, state in enumerate(ranks.gather(own))}
-    return found
-
-
-def _restore_generators(tensors: Mapping[str, Tensor], ranks: Ranks) -> None:
-    torch.set_rng_state(tensors[f"generator.cpu.{ranks.rank}"])
-    own = tensors.get(f"generator.cuda.{ranks.rank}")
-    if own is not None and ranks.device.type == "cuda":
-        torch.cuda.set_rng_state(own, ranks.device)

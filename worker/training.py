@@ -5,10 +5,9 @@ the steps is `worker.session`.
 """
 
 import math
-import threading
 from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -24,12 +23,15 @@ from worker.data.loader import Loader
 from worker.data.loader_pool import Warn
 from worker.data.mixing import Mixing
 from worker.data.split import Array, Split
+from worker.draws import Purpose, seed_draws
 from worker.errors import DataError, DivergedError, TaskError, blame
 from worker.optimization import build_optimizer, learning_rate
-from worker.ranks import Pending, Ranks
+from worker.orders import Orders, Request
+from worker.ranks import Pending, Ranks, Replica
 from worker.sampler import Plan, Sampler
 from worker.tasks.registry import build_task
 from worker.tasks.task import checked_losses, checked_sums
+from worker.telemetry import Layers, is_watched
 
 # Parameters are kept in float32 except in fp64; bf16 and fp16 are the types that autocast computes in.
 PARAMETER_DTYPES = {"fp32": torch.float32, "bf16": torch.float32, "fp16": torch.float32, "fp64": torch.float64}
@@ -43,14 +45,16 @@ class StepResult:
     metrics: Mapping[str, float]
     """`loss`, the mean over the samples, and what the task makes of it, but for what it keeps for evaluations."""
     learning_rate: float
-    is_stop_asked: bool
-    """Some rank was asked to stop; all ranks learn it in the same step."""
+    request: Request
+    """What some rank was asked to do; all ranks learn it in the same step."""
     wait_s: float
     """How long the ranks waited for their batches, on average."""
     num_bad: int
     """Samples that could not be read, over all ranks."""
     bad: tuple[BadSample, ...] = ()
     """Those of them that this rank met."""
+    layers: Layers | None = None
+    """What the normalization layers did, on steps that are watched."""
 
 
 class Precision:
@@ -84,33 +88,54 @@ class Precision:
 
 
 class Trainer:
-    """The state that steps change: model, optimizer, gradient scaler, average. Every rank has one, and all stay equal."""
+    """The state that steps change: model, optimizer, gradient scaler, average. Every rank has one, and all stay equal.
 
-    def __init__(self, spec: JobSpec, plan: Plan, data: Split, model: nn.Module, ranks: Ranks, *, warn: Warn) -> None:
+    It outlives the group of ranks that it is trained in: `join` one, `leave` it when it is broken, join the next.
+    """
+
+    _ranks: Ranks
+    _replica: Replica
+
+    def __init__(
+        self, spec: JobSpec, plan: Plan, data: Split, model: nn.Module, *, device: torch.device, sampler: Sampler, warn: Warn
+    ) -> None:
         self.model = model
         self.optimizer = build_optimizer(spec.optimizer, model)
-        self.scaler = torch.amp.GradScaler(ranks.device.type, enabled=spec.precision == "fp16")
-        self.precision = Precision(spec, ranks.device)
+        self.scaler = torch.amp.GradScaler(device.type, enabled=spec.precision == "fp16")
+        self.precision = Precision(spec, device)
         self.task = build_task(spec.task, data)
         self.average = Average(spec.average, plan, model) if spec.average else None
-        self._spec, self._plan, self._ranks = spec, plan, ranks
-        self._sampler = Sampler(plan, spec.seed, ranks.rank, ranks.world_size, spec.accumulate)
+        self._spec, self._plan, self._sampler = spec, plan, sampler
         self._data = Loader(
             Recipe(data, Mixing(spec.data.mixup, spec.seed, data.num_classes) if spec.data.mixup else None),
-            Sampler(plan, spec.seed, ranks.rank, ranks.world_size, spec.accumulate),
+            replace(sampler),
             num_processes=spec.data.loader_workers,
             prefetch=spec.data.prefetch,
-            is_pinned=ranks.device.type == "cuda",
+            is_pinned=device.type == "cuda",
             warn=warn,
         )
-        self._replica = ranks.replicate(compiled(model, spec))
+
+    def join(self, ranks: Ranks) -> None:
+        """Train with these ranks from now on. Collectives: those of `Ranks.replicate`."""
+        self._ranks = ranks
+        self._replica = ranks.replicate(compiled(self.model, self._spec))
+
+    def leave(self) -> None:
+        """Let go of the group, and of what a step had begun and not ended."""
+        self.__dict__.pop("_replica", None)
+        self.__dict__.pop("_ranks", None)
+        self._data.take_wait_s()
+        self._data.take_bad()
+        self.optimizer.zero_grad(set_to_none=True)
+        self.model.train()
+        self.evaluated.train()
 
     def close(self) -> None:
         """End what loads the data."""
         self._data.close()
 
-    def step(self, step: int, stop: threading.Event) -> StepResult:
-        """Train on the global batch of one step, counted from 0.
+    def step(self, step: int, orders: Orders) -> StepResult:
+        """Train on the global batch of one step, counted from 0. The last thing that can fail comes before anything but buffers changes.
 
         Raises:
             DivergedError: the loss is NaN or infinite; on every rank alike.
@@ -118,19 +143,22 @@ class Trainer:
             PeerLostError: another rank went away.
 
         Collectives: those of the model's forward and backward, the gradients' all_reduces, and one all_reduce of 4 + K float64 for a task
-            with K sums. A rank with an empty share takes part in all of them.
+            with K sums; on a watched step one more of 2 float64 per layer. A rank with an empty share takes part in all of them.
         """
         rate = learning_rate(self._spec, self._plan, step)
         for group in self.optimizer.param_groups:
             group["lr"] = rate
+        seed_draws(self._spec.seed, Purpose.STEP, step, self._ranks.rank)
         count = len(self._sampler.batch(step))
-        with blame(TaskError), blame_compiler(self._spec), self._statistics_of_a_step():
-            totals = self._accumulate_gradients(step, count, stop)
+        with blame(TaskError), blame_compiler(self._spec), self._statistics_of_a_step(), self._watching(step) as records:
+            totals = self._accumulate_gradients(step, count, orders.request)
+            layers = None if records is None else records.collect()
+            self._ranks.confirm()
             self._clip_gradients()
             self.scaler.step(self.optimizer)
             self.scaler.update()
             self.optimizer.zero_grad(set_to_none=True)
-        num_asked, wait_s, num_bad, loss_sum, *sums = totals.tolist()
+        asked, wait_s, num_bad, loss_sum, *sums = totals.tolist()
         if not math.isfinite(loss_sum):
             raise DivergedError(
                 f"the loss is {loss_sum} at step {step + 1}; expected a finite number; lower optimizer.lr or lengthen the warm-up"
@@ -140,7 +168,9 @@ class Trainer:
         with blame(TaskError):
             metrics = {name: value for name, value in self.task.metrics(sums, count).items() if "/" not in name}
         wait_s /= self._ranks.world_size
-        return StepResult({"loss": loss_sum / count, **metrics}, rate, num_asked > 0, wait_s, int(num_bad), self._data.take_bad())
+        request = Request.of_sum(asked)
+        bad = self._data.take_bad()
+        return StepResult({"loss": loss_sum / count, **metrics}, rate, request, wait_s, int(num_bad), bad, layers)
 
     @property
     def evaluated(self) -> nn.Module:
@@ -151,14 +181,19 @@ class Trainer:
         """Return a context that moves the running statistics once, by all micro-batches of a step together."""
         return syncbn.accumulated_statistics(self.model) if self._spec.accumulate > 1 else nullcontext()
 
-    def _accumulate_gradients(self, step: int, count: int, stop: threading.Event) -> Tensor:
+    def _watching(self, step: int) -> AbstractContextManager[syncbn.Telemetry | None]:
+        """Return a context that watches the layers, on the steps that are watched. A model compiled whole would be compiled anew for it."""
+        is_due = self._spec.compile != "model" and is_watched(step, self._plan.total_steps)
+        return syncbn.telemetry(self.model) if is_due else nullcontext()
+
+    def _accumulate_gradients(self, step: int, count: int, request: Request) -> Tensor:
         """Leave the gradient of the mean loss over the global batch in the parameters.
 
         DDP averages:  (1 / R) sum_r grad(loss_r)        so with loss_r = (R / B) sum_i loss_ri it is the gradient of the mean over B
 
         Returns:
-            Over all ranks: how many were asked to stop, how long they waited for data, how many samples could not be read, the sum of
-            the losses, and the task's sums.
+            Over all ranks: the sum of what each was asked to do, how long they waited for data, how many samples could not be read, the sum
+            of the losses, and the task's sums.
         """
         weight = self._ranks.world_size / count
         last = len(self._sampler.micro_batches(step)) - 1
@@ -169,7 +204,7 @@ class Trainer:
                 self._backward(loss, weight)
                 measured.append(sums)
         loss, sums = self._forward(step, last)
-        own = sums.new_tensor([float(stop.is_set()), self._data.take_wait_s(), self._data.num_bad])
+        own = sums.new_tensor([float(request), self._data.take_wait_s(), self._data.num_bad])
         totals = torch.cat([own, torch.stack([*measured, sums]).sum(0)])
         # Begun before backward, so that it is done by its end.
         pending: Pending = self._ranks.start_sum(totals)

@@ -5,6 +5,7 @@ from typing import Any, Final
 from fastapi import FastAPI
 from fastapi.openapi.utils import get_openapi
 
+from service.api.comparisons import ComparisonAsk
 from service.api.schemas import JobEdit, ProblemShape
 from service.api.tokens import TokenRequest
 from worker.contract import JobSpec
@@ -23,13 +24,18 @@ _BY_ROUTE: Final = {
     ("POST", "/v1/tokens"): _BODY | {"415": "not JSON"},
     ("POST", "/v1/code"): _BODY | {"415": "neither zip nor tar.gz"},
     ("POST", "/v1/jobs/{job_id}/cancel"): {"409": "ended otherwise"},
+    ("POST", "/v1/jobs/{job_id}/pause"): {"409": "ended, or about to"},
+    ("POST", "/v1/jobs/{job_id}/resume"): {"409": "not paused"},
     ("DELETE", "/v1/jobs/{job_id}"): {"409": "not ended"},
     ("DELETE", "/v1/jobs/{job_id}/checkpoints/{step}"): {"409": "pinned, or the newest of a job that has not ended"},
+    ("POST", "/v1/comparisons"): _BODY | {"415": "neither JSON nor YAML"},
+    ("DELETE", "/v1/comparisons/{comparison_id}"): {"409": "not ended"},
 }
 _DOWNLOAD: Final = {"412": "another file", "416": "outside of the file", "500": "the file is not what its manifest says"}
 _BODIES: Final = {
     ("POST", "/v1/jobs"): (JobSpec, ("application/json", "application/yaml")),
     ("PATCH", "/v1/jobs/{job_id}"): (JobEdit, ("application/json",)),
+    ("POST", "/v1/comparisons"): (ComparisonAsk, ("application/json", "application/yaml")),
     ("POST", "/v1/tokens"): (TokenRequest, ("application/json",)),
 }
 
@@ -45,7 +51,7 @@ def describe(app: FastAPI) -> dict[str, Any]:
 
 def _complete(document: dict[str, Any]) -> None:
     schemas = document.setdefault("components", {}).setdefault("schemas", {})
-    for model in (ProblemShape, JobSpec, JobEdit, TokenRequest):
+    for model in (ProblemShape, JobSpec, JobEdit, TokenRequest, ComparisonAsk):
         schema = model.model_json_schema(ref_template="#/components/schemas/{model}")
         schemas |= schema.pop("$defs", {}) | {model.__name__: schema}
     for unused in ("HTTPValidationError", "ValidationError"):
@@ -70,7 +76,7 @@ def _errors(method: str, path: str) -> dict[str, str]:
     errors = _EVERY_ROUTE | _BY_ROUTE.get((method, path), {})
     if "{" in path:
         errors |= {"404": "not here"}
-    if path.endswith(("/files/{name}", "/archive", "/statistics")):
+    if path.endswith(("/files/{name}", "/archive", "{step}/statistics")):
         errors |= _DOWNLOAD
     if "/checkpoints" in path:
         errors |= {"503": "the object store does not answer"}

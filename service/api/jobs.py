@@ -1,4 +1,4 @@
-"""Routes of jobs: submit, list, get, edit, cancel, delete."""
+"""Routes of jobs: submit, list, get, edit, pause, resume, cancel, delete."""
 
 import hashlib
 import json
@@ -52,7 +52,7 @@ async def submit_job(
     if dry_run:
         await use_cases.check_references(context.artifacts, spec)
         return JSONResponse({"spec": spec.model_dump(mode="json"), "warnings": [str(problem) for problem in advise(spec)]})
-    claim = None if idempotency_key is None else IdempotencyClaim(idempotency_key, _fingerprint(document))
+    claim = None if idempotency_key is None else IdempotencyClaim(idempotency_key, fingerprint(document))
     quotas = context.policy.current().quotas
     view, is_new = await use_cases.submit(context.store, context.artifacts, spec, claim, quotas, project=identity.project)
     response.headers["Location"] = f"/v1/jobs/{view.job.id}"
@@ -116,6 +116,24 @@ async def cancel_job(job_id: JobId, response: Response, context: InContext) -> J
     return _shown(view, response)
 
 
+@router.post(
+    "/jobs/{job_id}/pause",
+    responses={202: {"model": JobShape, "description": "its checkpoint is being written"}},
+    dependencies=[SUBMIT],
+)
+async def pause_job(job_id: JobId, response: Response, context: InContext) -> JobShape:
+    """Have a job save and give its room back: `paused` at once where it has no processes (200), else after the present step (202)."""
+    view = await use_cases.pause(context.store, job_id)
+    response.status_code = 202 if view.job.state is State.PAUSING else 200
+    return _shown(view, response)
+
+
+@router.post("/jobs/{job_id}/resume", dependencies=[SUBMIT])
+async def resume_job(job_id: JobId, response: Response, context: InContext) -> JobShape:
+    """Have a paused job queued again; it goes on from the step at which it was paused."""
+    return _shown(await use_cases.resume(context.store, job_id), response)
+
+
 @router.delete("/jobs/{job_id}", status_code=204, dependencies=[SUBMIT])
 async def delete_job(job_id: JobId, context: InContext) -> Response:
     """Delete a job that has ended, its history and its files."""
@@ -128,7 +146,7 @@ def _shown(view: JobView, response: Response) -> JobShape:
     return JobShape.of(view)
 
 
-def _fingerprint(document: Any) -> str:
+def fingerprint(document: Any) -> str:
     """Return a digest of what was asked for: the same for JSON and YAML, whatever the order of keys."""
     return hashlib.sha256(json.dumps(document, sort_keys=True, default=repr).encode()).hexdigest()
 

@@ -45,13 +45,13 @@ _MISSING_BY_PARAMETER: Final = {
     "token_id": "token_not_found",
     "step": "checkpoint_not_found",
     "name": "file_not_found",
+    "comparison_id": "comparison_not_found",
 }
 _EXPECTATIONS: Final = {
     "int_parsing": "a whole number",
     "int_type": "a whole number",
     "int_from_float": "a whole number",
     "bool_parsing": "true or false",
-    "extra_forbidden": "a known key",
     "model_type": "a mapping of keys to values",
     "dict_type": "a mapping of keys to values",
 }
@@ -108,6 +108,8 @@ def _problem_of(detail: ErrorDetails | Mapping[str, Any]) -> Problem:
     value = given if isinstance(given, str | int | float | bool) else None
     if detail["type"] == "rule":
         return Problem(loc=loc, value=value, expected=context["expected"], remedy=context["remedy"])
+    if detail["type"] == "extra_forbidden":
+        return Problem(loc=loc, value=value, expected="a known key", remedy=f"leave {loc} out")
     expected = _EXPECTATIONS.get(detail["type"]) or _expectation(str(detail["msg"]))
     return Problem(loc=loc, value=value, expected=expected, remedy=f"set {loc} to {expected}" if loc else f"send {expected}")
 

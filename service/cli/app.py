@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from service.cli import checkpoints, demo, doctor, down, jobs, serve, tokens
+from service.cli import checkpoints, comparisons, demo, doctor, down, jobs, serve, tokens
 from service.cli.exits import Shell
 from service.cli.options import Target
 
@@ -48,7 +48,10 @@ _COMMANDS: tuple[Callable[..., None], ...] = (
     jobs.wait,
     jobs.logs,
     jobs.metrics,
+    jobs.pause,
+    jobs.resume,
     jobs.cancel,
+    comparisons.compare,
     down.down,
     demo.demo,
     doctor.doctor,

@@ -1,6 +1,6 @@
-"""The commands about jobs: submit, ls, get, wait, logs, metrics, cancel."""
+"""The commands about jobs: submit, ls, get, wait, logs, metrics, pause, resume, cancel."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -144,14 +144,27 @@ def metrics(
     answer(found, as_json=as_json, show=lambda: console().print(metrics_table(found["series"])))
 
 
-def cancel(
-    ctx: typer.Context,
-    jobs: Annotated[list[str], typer.Argument(metavar="ID...", help="Job ids.", show_default=False)],
-    as_json: JsonFlag = False,
-) -> None:
+JobsArgument = Annotated[list[str], typer.Argument(metavar="ID...", help="Job ids.", show_default=False)]
+
+
+def pause(ctx: typer.Context, jobs: JobsArgument, as_json: JsonFlag = False) -> None:
+    """Pause jobs: each saves after its present step and gives its room back."""
+    _ask(ctx, jobs, Client.pause, as_json=as_json)
+
+
+def resume(ctx: typer.Context, jobs: JobsArgument, as_json: JsonFlag = False) -> None:
+    """Resume paused jobs; each goes on from the step at which it was paused."""
+    _ask(ctx, jobs, Client.resume, as_json=as_json)
+
+
+def cancel(ctx: typer.Context, jobs: JobsArgument, as_json: JsonFlag = False) -> None:
     """Cancel jobs; each is cancelled once its processes are gone (`syncbn wait ID`)."""
+    _ask(ctx, jobs, Client.cancel, as_json=as_json)
+
+
+def _ask(ctx: typer.Context, jobs: list[str], what: Callable[[Client, str], dict[str, Any]], *, as_json: bool) -> None:
     if not jobs:
         raise UsageError("no job id; `syncbn ls` lists them")
     with connect(ctx) as client:
-        asked = [client.cancel(full_id(client, job)) for job in jobs]
+        asked = [what(client, full_id(client, job)) for job in jobs]
     answer({"data": asked}, as_json=as_json, show=lambda: console().print(jobs_table(asked)))

@@ -10,6 +10,7 @@ from typing import Any
 import yaml
 
 from service.cli.exits import UsageError
+from service.paths import PathError, assign
 
 
 class _Loader(yaml.SafeLoader):
@@ -85,12 +86,10 @@ def _where(error: Exception) -> str:
 
 def _assign(document: dict[str, Any], assignment: str) -> None:
     path, found, text = assignment.partition("=")
-    keys = path.split(".")
-    if not found or not all(keys):
+    if not found or not all(path.split(".")):
         raise UsageError(f"--set {assignment!r} is not KEY.KEY=VALUE; for example --set optimizer.lr=0.05")
-    section = document
-    for depth, key in enumerate(keys[:-1], 1):
-        section = section.setdefault(key, {})
-        if not isinstance(section, dict):
-            raise UsageError(f"--set {assignment}: {'.'.join(keys[:depth])} is {section!r}; expected a mapping; set it as a whole")
-    section[keys[-1]] = parse(text, f"--set {path}") if text else ""
+    value = parse(text, f"--set {path}") if text else ""
+    try:
+        assign(document, path, value)
+    except PathError as error:
+        raise UsageError(f"--set {assignment}: {error}") from error

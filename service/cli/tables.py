@@ -1,6 +1,6 @@
 """Answers of the service as tables and lines for people. Pure but for the clock; prints nothing."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any
 
@@ -111,6 +111,23 @@ def metrics_table(series: Iterable[Json]) -> Table:
         step = row["points"][-1][0] if values else None
         summary = (values[-1], min(values), max(values)) if values else (None, None, None)
         table.add_row(Text(clean(row["name"])), str(len(values)), number(step), *(number(value, 6) for value in summary))
+    return table
+
+
+def comparison_table(rows: Sequence[Json]) -> Table:
+    """Return the rows of a comparison, one a row; of metrics on the validation data the newest value and the best."""
+    names = list(dict.fromkeys(name for row in rows for name in row["validation"]))
+    scores = [f">{name}" for name in names]
+    table = _table("~VALUE", "STATE", ">STEP", *scores, ">train/loss", ">SAMPLES/S", ">SYNC MS", ">SYNC", "HEALTH")
+    for row in rows:
+        found = [row["validation"].get(name) for name in names]
+        cells = ["-" if one is None else f"{number(one['last'])} ({number(one['best'])})" for one in found]
+        time_ms = None if row["sync_time_s"] is None else row["sync_time_s"] * 1e3
+        sent = "-" if row["sync_bytes"] is None else size(row["sync_bytes"])
+        cells += [number(row["train_loss"]), number(row["samples_per_s"]), number(time_ms, 3), sent]
+        health = "-" if row["health"] is None else row["health"]["status"]
+        step = f"{row['step']}/{number(row['total_steps'])}"
+        table.add_row(Text(clean(row["value"])), state_text(row["state"] or "deleted"), step, *cells, health)
     return table
 
 

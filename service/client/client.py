@@ -102,6 +102,14 @@ class Client:
         """Ask for the end of a job and return it; it is cancelled when its processes are gone. Asking twice is asking once."""
         return self._json("POST", _path("jobs", job_id, "cancel"), is_repeatable=True)
 
+    def pause(self, job_id: str) -> Json:
+        """Ask a job to save after the present step and to give its room back, and return it. Asking twice is asking once."""
+        return self._json("POST", _path("jobs", job_id, "pause"), is_repeatable=True)
+
+    def resume(self, job_id: str) -> Json:
+        """Have a paused job queued again, to go on from where it was paused, and return it. Asking twice is asking once."""
+        return self._json("POST", _path("jobs", job_id, "resume"), is_repeatable=True)
+
     def delete(self, job_id: str) -> None:
         """Delete a job that has ended, and its checkpoints."""
         self._transport.request("DELETE", _path("jobs", job_id))
@@ -142,6 +150,11 @@ class Client:
     def metrics(self, job_id: str, names: Sequence[str] = (), *, max_points: int | None = None) -> Json:
         """Return the series of a job's metrics, all of them unless named, thinned out to max_points each."""
         return self._json("GET", _path("jobs", job_id, "metrics"), params=_given({"name": list(names) or None, "max_points": max_points}))
+
+    def layers(self, job_id: str, names: Sequence[str] = (), *, max_points: int | None = None) -> Json:
+        """Return what the normalization layers do: drift, cost of synchronizing, variance between ranks; all of them unless named."""
+        params = _given({"layer": list(names) or None, "max_points": max_points})
+        return self._json("GET", _path("jobs", job_id, "statistics"), params=params)
 
     # -- checkpoints; a step is a number, "latest" or "best"
 
@@ -212,6 +225,28 @@ class Client:
     def revoke_token(self, token_id: str) -> None:
         """Have a token admitted no more."""
         self._transport.request("DELETE", _path("tokens", token_id), is_repeatable=True)
+
+    # -- comparisons
+
+    def compare(
+        self, spec: Mapping[str, Any], values: Sequence[Any], *, field: str = "norm.kind", idempotency_key: str | None = None
+    ) -> Json:
+        """Submit one spec once for each value of a field, all or none, and return the comparison. Tried again where needed."""
+        headers = {"Idempotency-Key": idempotency_key or uuid.uuid4().hex}
+        ask = {"spec": dict(spec), "field": field, "values": list(values)}
+        return self._json("POST", "/v1/comparisons", json=ask, headers=headers, is_repeatable=True)
+
+    def comparisons(self, *, limit: int | None = None) -> Iterator[Json]:
+        """Yield comparisons, newest first, without their tables."""
+        return self._pages("/v1/comparisons", {}, limit)
+
+    def comparison(self, comparison_id: str) -> Json:
+        """Return a comparison with its table."""
+        return self._json("GET", _path("comparisons", comparison_id))
+
+    def delete_comparison(self, comparison_id: str) -> None:
+        """Delete a comparison whose jobs have ended. The jobs stay."""
+        self._transport.request("DELETE", _path("comparisons", comparison_id))
 
     # -- the service
 

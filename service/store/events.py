@@ -75,6 +75,17 @@ class Events:
         async with self._database.read() as connection:
             return [_event(row) for row in (await connection.execute(query)).mappings()]
 
+    async def spread(self, job_id: str, type_: EventType, most: int) -> list[Event]:
+        """Return at most `most` of a job's events of one type, evenly spread, oldest first; the newest is always among them."""
+        mine = (events.c.job_id == job_id) & (events.c.type == type_.value)
+        async with self._database.read() as connection:
+            # The numbers come out of the index; only what is kept is read and decoded.
+            seqs = list((await connection.execute(select(events.c.seq).where(mine).order_by(events.c.seq))).scalars())
+            number = min(most, len(seqs))
+            kept = [seqs[(place + 1) * len(seqs) // number - 1] for place in range(number)]
+            query = select(events).where((events.c.job_id == job_id) & events.c.seq.in_(kept)).order_by(events.c.seq)
+            return [_event(row) for row in (await connection.execute(query)).mappings()]
+
 
 async def _without_known(write: Write, job_id: str, attempt: int, rank: int, batch: Sequence[RankEvent]) -> list[RankEvent]:
     """Return the events of a batch that are not stored yet, each once, in the rank's order."""

@@ -6,6 +6,7 @@ import time
 from typing import Final
 
 JOB_ID_PATTERN: Final = r"^job_[0-9A-HJKMNP-TV-Z]{26}$"
+COMPARISON_ID_PATTERN: Final = r"^cmp_[0-9A-HJKMNP-TV-Z]{26}$"
 TOKEN_ID_PATTERN: Final = r"^tok_[0-9A-HJKMNP-TV-Z]{26}$"  # noqa: S105 - a pattern
 _ALPHABET: Final = "0123456789ABCDEFGHJKMNPQRSTVWXYZ"
 _RANDOM_BITS: Final = 80
@@ -28,7 +29,7 @@ def new_id(kind: str) -> str:
     """Return an id greater than every one this process has made before, also within one millisecond or after the clock went back.
 
     Args:
-        kind: its beginning: `job`, `tok` (a token) or `code` (a bundle).
+        kind: its beginning: `job`, `cmp` (a comparison), `tok` (a token) or `code` (a bundle).
     """
     global _last  # noqa: PLW0603 - the one counter of the process
     with _lock:

@@ -16,10 +16,12 @@ from service.store.lifecycle import Change, begin, enter
 from service.store.queue import QueueCap, require_place, store_need
 from service.store.records import Attempt, IdempotencyClaim, Job, Progress, Transition
 from service.store.session import Session, Write
-from service.store.tables import job_labels, jobs, transitions
+from service.store.tables import job_labels, jobs, norm_choices, transitions
 from worker.contract import JobSpec
+from worker.contract.spec import AUTO_NORM
 
 SUBMITTED = "submitted"
+CHOOSING_NORM = "choosing_norm"
 
 
 @dataclass(frozen=True)
@@ -62,13 +64,9 @@ class Jobs:
                     return earlier, False
             for cap in caps:
                 await require_place(write, cap)
-            await write.connection.execute(insert(jobs).values(project=project, **_new_row(job_id, spec)))
-            await store_need(write, job_id, spec)
-            await _store_labels(write, job_id, spec.labels)
-            await begin(write, job_id, Change(State.QUEUED, SUBMITTED))
+            await add_job(write, job_id, spec, project)
             if claim is not None:
                 await remember(write, project, claim, job_id)
-            write.is_queue_changed = True
         return job_id, True
 
     async def get(self, job_id: str) -> Job | None:
@@ -215,6 +213,19 @@ async def _read_transitions(session: Session, job_ids: Sequence[str]) -> dict[st
     for row in (await session.execute(query)).mappings():
         found[row["job_id"]].append(Transition(State(row["state"]), row["reason"], row["message"], row["at"]))
     return found
+
+
+async def add_job(write: Write, job_id: str, spec: JobSpec, project: str) -> None:
+    """Store a queued job, in a transaction of the caller."""
+    await write.connection.execute(insert(jobs).values(project=project, **_new_row(job_id, spec)))
+    await _store_labels(write, job_id, spec.labels)
+    if spec.norm.kind == AUTO_NORM:
+        await write.connection.execute(insert(norm_choices).values(job_id=job_id))
+        await begin(write, job_id, Change(State.QUEUED, CHOOSING_NORM, "waits for short trials to choose norm.kind"))
+    else:
+        await store_need(write, job_id, spec)
+        await begin(write, job_id, Change(State.QUEUED, SUBMITTED))
+    write.is_queue_changed = True
 
 
 async def _store_labels(write: Write, job_id: str, labels: Mapping[str, str]) -> None:

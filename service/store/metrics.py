@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any
 
-from sqlalchemy import select, update
+from sqlalchemy import func, select, update
 
 from service.store.database import Database
 from service.store.records import Progress
@@ -26,6 +26,13 @@ class Metrics:
         query = select(metric_points.c.name).where(metric_points.c.job_id == job_id).distinct().order_by(metric_points.c.name)
         async with self._database.read() as connection:
             return list((await connection.execute(query)).scalars())
+
+    async def last_steps(self, job_id: str) -> dict[str, int]:
+        """Return, for each of a job's series, the last step that is on record."""
+        mine = metric_points.c.job_id == job_id
+        query = select(metric_points.c.name, func.max(metric_points.c.step)).where(mine).group_by(metric_points.c.name)
+        async with self._database.read() as connection:
+            return {name: int(step) for name, step in (await connection.execute(query))}
 
     async def points(self, job_id: str, name: str, most: int) -> list[tuple[int, float]]:
         """Return a series as (step, value), by step: whole, or where it is much longer than `most` its lows and highs (`rolls`)."""

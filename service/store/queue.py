@@ -19,6 +19,7 @@ from service.store.tables import job_labels, jobs, needs, transitions
 from worker.contract import JobSpec
 
 PREEMPTED = "preempted"
+PAUSE_REQUESTED = "pause_requested"
 _LEAVING = frozenset({State.PAUSING, State.CANCELLING})
 _COLUMNS = (
     jobs.c.id,
@@ -96,7 +97,9 @@ class Queue:
         last = select(func.max(pausings.c.number)).where(pausings.c.job_id == jobs.c.id, pausings.c.state == State.PAUSING.value)
         query = select(jobs.c.id).join(transitions, transitions.c.job_id == jobs.c.id)
         is_meant = (transitions.c.number == last.correlate(jobs).scalar_subquery()) & (transitions.c.reason == PREEMPTED)
-        return [row["id"] for row in await self._fetch(query.where(jobs.c.state == State.PAUSED.value, is_meant))]
+        # Preempted before, and paused by a user while it waited: it stays.
+        is_left_alone = jobs.c.reason == PAUSE_REQUESTED
+        return [row["id"] for row in await self._fetch(query.where(jobs.c.state == State.PAUSED.value, is_meant, ~is_left_alone))]
 
     async def _page(self, last: Queued | None, size: int) -> list[Queued]:
         waiting = _rows().where(jobs.c.state == State.QUEUED.value).order_by(*_IN_ORDER)

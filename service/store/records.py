@@ -109,6 +109,31 @@ class Checkpoint:
 
 
 @dataclass(frozen=True)
+class Variant:
+    """One job of a comparison: the value that it has in the compared field."""
+
+    value: Any
+    job_id: str
+    state: State | None
+    """None where the job has been deleted."""
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Jobs that were submitted together, alike but for one field of their specs."""
+
+    id: str
+    project: str
+    """Whose it is, and whose the jobs are."""
+    field: str
+    """A dotted path into the spec."""
+    document: dict[str, Any]
+    """The spec that they have in common, as it was submitted."""
+    created_at: datetime
+    variants: tuple[Variant, ...]
+
+
+@dataclass(frozen=True)
 class Token:
     """One API token. The token itself is nowhere but with its owner."""
 

@@ -8,14 +8,17 @@ from service.store.attempts import Attempts
 from service.store.bundles import Bundles
 from service.store.changes import Changes
 from service.store.checkpoints import Checkpoints
+from service.store.comparisons import Comparisons
 from service.store.database import Database
 from service.store.events import Events
 from service.store.jobs import Jobs
 from service.store.leases import Leases
 from service.store.metrics import Metrics
 from service.store.migration import migrate
+from service.store.norm_choices import NormChoices
 from service.store.queue import Queue
 from service.store.records import Lease
+from service.store.recoveries import Recoveries
 from service.store.tokens import Tokens
 
 
@@ -32,6 +35,9 @@ class Store:
         self.events = Events(database, max_log_bytes)
         self.metrics = Metrics(database)
         self.checkpoints = Checkpoints(database)
+        self.comparisons = Comparisons(database)
+        self.norm_choices = NormChoices(database)
+        self.recoveries = Recoveries(database)
         self.tokens = Tokens(database)
         self.bundles = Bundles(database)
         self.leases = Leases(database)

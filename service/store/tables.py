@@ -174,6 +174,31 @@ idempotency_keys = Table(
     ForeignKeyConstraint(["job_id"], ["jobs.id"], ondelete="CASCADE"),
 )
 
+comparisons = Table(
+    "comparisons",
+    metadata,
+    Column("id", Text, primary_key=True),
+    Column("project", Text, nullable=False),
+    Column("field", Text, nullable=False),
+    Column("spec", JsonText, nullable=False),
+    Column("created_at", Instant, nullable=False),
+    Column("idempotency_key", Text),
+    Column("fingerprint", Text),
+    UniqueConstraint("project", "idempotency_key", name="uq_comparisons_idempotency_key"),
+)
+
+variants = Table(
+    "variants",
+    metadata,
+    Column("comparison_id", Text, ForeignKey("comparisons.id", ondelete="CASCADE"), primary_key=True),
+    Column("number", Integer, primary_key=True),
+    Column("value", JsonText, nullable=False),
+    # No foreign key: a table still says of a deleted job that there was one.
+    Column("job_id", Text, nullable=False),
+)
+
+norm_choices = Table("norm_choices", metadata, _job_id())
+
 leases = Table(
     "leases",
     metadata,

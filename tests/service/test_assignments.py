@@ -76,7 +76,7 @@ def test_the_catalogue_lists_what_is_in_the_storage_when_a_job_has_ended(tmp_pat
 
     async def scenario(world: World) -> None:
         async with world.controller():
-            gang = await world.cluster.gang(job_id := await world.submit())
+            gang = await world.cluster.gang(job_id := await world.submit(retries={"restarts": 0}))
             gang.say(EventType.STATE, {"phase": "training"})
             gang.say(EventType.CHECKPOINT, manifest(job_id, 12, 0.9), [0])
             await world.until(job_id, State.RUNNING)
@@ -94,7 +94,7 @@ def test_what_dead_writers_left_is_gone_when_the_attempt_is(tmp_path):
 
     async def scenario(world: World) -> None:
         async with world.controller():
-            job_id, gang = await world.training()
+            job_id, gang = await world.training(retries={"restarts": 0})
             world.publish(job_id, 12, 0.9)
             directory = world.storage / checkpoints_directory(job_id)
             for name in (".tmp-step-00000024-1", ".deleted-step-00000006-ab"):

@@ -11,10 +11,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from service.bundles import FOLDER, TAR_GZ, ZIP, archive_of, read_archive, store_bundle
+from service.bundles import TAR_GZ, ZIP, read_archive, store_bundle
 from service.errors import InvalidError
 from tests.support.archives import COLLISIONS, EVIL_NAMES, GOOD, special, tar_gz, tar_of, zip_that_lies, zip_twice, zipped
-from worker.contract.bundle import MAX_FILES, MAX_UNPACKED_BYTES, BundleError, read_tar
+from worker.contract.bundle import MAX_FILES, MAX_UNPACKED_BYTES, BundleError, code_name, read_tar
+from worker.storage.local import LocalStorage
 
 
 @pytest.mark.parametrize(("data", "media_type"), [(tar_gz(GOOD), TAR_GZ), (zipped(GOOD), ZIP), (zipped(GOOD, mode=0), ZIP)])
@@ -129,16 +130,16 @@ def test_the_same_files_are_stored_once(with_store, tmp_path):
     """By any format and any order; each project has a name of its own for them."""
 
     async def scenario(store):
-        first, is_new = await store_bundle(store, tmp_path, tar_gz(GOOD), TAR_GZ, "a")
-        again, is_new_again = await store_bundle(store, tmp_path, zipped(dict(reversed(GOOD.items()))), ZIP, "a")
-        other, is_new_elsewhere = await store_bundle(store, tmp_path, tar_gz(GOOD), TAR_GZ, "b")
+        first, is_new = await store_bundle(store, LocalStorage(tmp_path), tar_gz(GOOD), TAR_GZ, "a")
+        again, is_new_again = await store_bundle(store, LocalStorage(tmp_path), zipped(dict(reversed(GOOD.items()))), ZIP, "a")
+        other, is_new_elsewhere = await store_bundle(store, LocalStorage(tmp_path), tar_gz(GOOD), TAR_GZ, "b")
         assert (is_new, is_new_again, is_new_elsewhere) == (True, False, True)
         assert again == first == await store.bundles.get(first.id)
         assert other.id != first.id
         assert first.num_files == len(GOOD)
-        [path] = (tmp_path / FOLDER).iterdir()
-        assert tmp_path / archive_of(first).name == path
-        assert archive_of(other) == archive_of(first)
+        [path] = (tmp_path / "code").iterdir()
+        assert tmp_path / code_name(first.sha256) == path
+        assert other.sha256 == first.sha256
         assert read_tar(path.read_bytes()) == GOOD
         assert stat.S_IMODE(path.stat().st_mode) == 0o644
 
@@ -150,7 +151,7 @@ def test_what_is_refused_leaves_nothing(with_store, tmp_path):
 
     async def scenario(store):
         with pytest.raises(InvalidError, match=r"evil"):
-            await store_bundle(store, tmp_path, zipped({"../evil": b""}), ZIP, "a")
+            await store_bundle(store, LocalStorage(tmp_path), zipped({"../evil": b""}), ZIP, "a")
         assert not list(tmp_path.glob("code*"))
 
     with_store(scenario)

@@ -96,6 +96,19 @@ def test_wait_takes_several_jobs_and_fails_with_one(run, spec):
     assert [job["state"] for job in json.loads(result.stdout)["data"]] == ["succeeded", "failed"]
 
 
+def test_pause_and_resume(run, spec):
+    """A paused job gives its room back and waits; resumed it is queued again."""
+    job = _submitted(run, spec, "--set", "name=forever")
+    for command, states in (("pause", {"pausing", "paused"}), ("resume", {"queued", "starting", "running"})):
+        assert run(command, job).exit_code == 0
+        for _ in range(1000):
+            state = json.loads(run("get", job, "--json").stdout)["state"]
+            if state in states - {"pausing"}:
+                break
+        assert state in states - {"pausing"}
+    assert run("cancel", job).exit_code == 0
+
+
 def test_wait_has_a_timeout_and_cancel_ends_a_job(run, spec):
     """A job that goes on for ever: waiting ends, cancelling ends it, and cancelled is not success."""
     job = _submitted(run, spec, "--set", "name=forever")

@@ -22,12 +22,16 @@ JOB_ID = "job_00000000000000000000000001"
 SPEC = parse_spec({"name": "t", "model": {"name": "resnet18"}, "data": {"name": "digits"}, "resources": {"workers": 2}})
 
 
-def _assignment(tmp_path):
+ROOM = {"cpus": 1, "gpus": 0}
+
+
+def _assignment(tmp_path, generation=1, after_seq=0):
     """Return assignments whose marker does not exist, so that a real rank ends at once and says why."""
 
     def make(rank, store_host, store_port):
         return Assignment(
-            job_id=JOB_ID, attempt=1, fence=7, rank=rank, world_size=2, spec=SPEC, storage=tmp_path, marker="missing",
+            job_id=JOB_ID, attempt=1, fence=7, generation=generation, after_seq=after_seq, rank=rank,
+            world_size=2, spec=SPEC, storage=tmp_path, marker="missing",
             store_host=store_host, store_port=store_port,
         )  # fmt: skip
 
@@ -49,12 +53,12 @@ async def _last_word(gang, rank, after_seq=0):
 async def _suite(cluster, tmp_path, finish, kill):
     await cluster.connect()
     try:
-        assert await cluster.adopt(JOB_ID, 1, 2) is None
+        assert await cluster.adopt(JOB_ID, 1, 2, **ROOM) is None
         before = await cluster.room()
         gang = await cluster.form(JOB_ID, 1, 2, cpus=1, gpus=0)
-        assert await cluster.adopt(JOB_ID, 1, 2) is None, "formed, but never told what to do"
+        assert await cluster.adopt(JOB_ID, 1, 2, **ROOM) is None, "formed, but never told what to do"
 
-        await gang.start(_assignment(tmp_path))
+        await gang.assign(1, _assignment(tmp_path))
         finish(gang)
         events = await _last_word(gang, 0)
         assert [event.seq for event in events] == list(range(1, len(events) + 1))
@@ -62,18 +66,27 @@ async def _suite(cluster, tmp_path, finish, kill):
         assert events[-1].data["failure"]["code"] == "storage_not_shared"
         assert (await _last_word(gang, 0))[-1] == events[-1], "the last word is never acknowledged, so it is handed out again"
 
-        adopted = await cluster.adopt(JOB_ID, 1, 2)
+        adopted = await cluster.adopt(JOB_ID, 1, 2, **ROOM)
         assert adopted.world_size == 2
         kill(gang, 1)
         with pytest.raises(RankDiedError):
             await _last_word(adopted, 1, after_seq=10**6)
         assert (await _last_word(adopted, 0))[-1] == events[-1], "the other rank is still there"
 
+        await adopted.replace([1], 2, lambda: False)
+        torn = await cluster.adopt(JOB_ID, 1, 2, **ROOM)
+        assert (torn.generation, torn.is_torn) == (1, True), "the new process has not been told anything"
+        await torn.assign(2, _assignment(tmp_path, generation=2, after_seq=100))
+        assert ((await cluster.adopt(JOB_ID, 1, 2, **ROOM)).generation, torn.is_torn) == (2, False)
+        finish(torn)
+        assert (await _last_word(torn, 1, after_seq=100))[0].seq == 101, "numbered on from the dead one's last"
+
+        adopted = torn
         await adopted.stop()
         await adopted.dissolve()
         await adopted.dissolve()
-        assert await cluster.adopt(JOB_ID, 1, 2) is None
-        await cluster.dissolve(JOB_ID, 1, 2)
+        assert await cluster.adopt(JOB_ID, 1, 2, **ROOM) is None
+        await cluster.dissolve(JOB_ID, 1)
         async with asyncio.timeout(10):
             while (await cluster.room()).free_cpus != before.free_cpus:
                 await asyncio.sleep(0.05)

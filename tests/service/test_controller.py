@@ -88,9 +88,67 @@ def test_a_controller_killed_while_a_gang_forms_leaves_one_gang(serving, client)
     assert len(serving.ranks()) == 0
 
 
-def test_a_killed_rank_fails_the_job_by_name(serving, client):
-    """SIGKILL of rank 1: failed, rank_lost, rank 1 named, every process gone."""
-    job_id = client.submit(spec(100_000))["id"]
+def _states(job):
+    return [transition["state"] for transition in job["transitions"]]
+
+
+def test_killed_ranks_are_replaced_and_no_step_is_lost(serving, client):
+    """SIGKILL of one rank, then of the other, which is the older one by then: one attempt, every step on record once, nothing left."""
+    job_id = client.submit(spec(STEPS))["id"]
+    survivors = set()
+    for step in (20, 60):
+        _at_step(client, job_id, step)
+        until(lambda: client.job(job_id)["state"] == "running" and len(serving.ranks()) == 2, 30, "both ranks")
+        victim = min(serving.ranks(), key=lambda process: process.create_time())
+        survivors = {process.pid for process in serving.ranks()} - {victim.pid}
+        os.kill(victim.pid, signal.SIGKILL)
+        until(lambda: client.job(job_id)["state"] == "recovering", 10, "the recovery")
+        assert survivors <= {process.pid for process in serving.ranks()}
+    job = _whole(client, job_id)
+
+    assert _states(job) == ["queued", "starting", "running", "recovering", "running", "recovering", "running", "succeeded"]
+    assert len(job["attempts"]) == 1
+    recoveries = [event["data"] for event in client.events(job_id) if event["type"] == "recovery"]
+    assert [(data["used"], data["generation"]) for data in recoveries] == [(1, 2), (2, 3)]
+    assert sorted(rank for data in recoveries for rank in data["ranks"]) == [0, 1]
+    assert not serving.ranks()
+
+
+def test_a_job_whose_controller_and_rank_are_killed_together_recovers(serving, client):
+    """The survivor waits, parked, for the next controller."""
+    job_id = client.submit(spec(STEPS))["id"]
+    _at_step(client, job_id, 10)
+    serving.kill()
+    os.kill(serving.ranks()[0].pid, signal.SIGKILL)
+    with serving.start() as again:
+        job = _whole(again, job_id)
+
+    assert len(job["attempts"]) == 1
+    assert "recovering" in _states(job)
+
+
+def test_a_paused_job_gives_its_room_back_and_goes_on_from_the_very_step(serving, client):
+    """No process is left while it is paused; after the resume every step is on record exactly once."""
+    job_id = client.submit(spec(STEPS))["id"]
+    _at_step(client, job_id, 10)
+    assert client.pause(job_id)["state"] == "pausing"
+    until(lambda: client.job(job_id)["state"] == "paused", 30, "the pause")
+    assert not serving.ranks()
+    paused_at = client.job(job_id)["progress"]["step"]
+    assert next(client.checkpoints(job_id))["step"] == paused_at
+    client.resume(job_id)
+    job = _whole(client, job_id)
+
+    assert [attempt["reason"] for attempt in job["attempts"]] == ["submitted", "resume_requested"]
+    steps = [
+        event["data"]["step"] for event in client.events(job_id) if event["type"] == "metrics" and "train/loss" in event["data"]["values"]
+    ]
+    assert steps == list(range(1, STEPS + 1))
+
+
+def test_a_killed_rank_without_recoveries_fails_the_job_by_name(serving, client):
+    """SIGKILL of a rank of a job that allows no recovery: failed, rank_lost, the rank named, every process gone."""
+    job_id = client.submit(spec(100_000, retries={"recoveries": 0}))["id"]
     _at_step(client, job_id, 5)
     ranks = serving.ranks()
     victim = max(ranks, key=lambda process: process.pid)

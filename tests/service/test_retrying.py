@@ -1,59 +1,112 @@
-"""Tests of service/retrying.py: a table of ends and what they mean."""
+"""Tests of service/retrying.py: a table of what is known of the ranks, and what follows."""
 
 import pytest
 
-from service.retrying import SETTLE_S, Fail, RankEnd, Restart, Succeed, Wait, after_gang_lost, judge, rank_lost, timed_out
+from service.retrying import (
+    GATHER_S,
+    SETTLE_S,
+    TORN_S,
+    Budget,
+    Fail,
+    Pause,
+    RankEnd,
+    Ranks,
+    Replace,
+    Restart,
+    Succeed,
+    Wait,
+    after_gang_lost,
+    judge,
+    rank_lost,
+    timed_out,
+)
 from worker.contract import FailureCode, JobFailure
 
 DONE = RankEnd(outcome="succeeded")
+PAUSED = RankEnd(outcome="paused")
 STOPPED = RankEnd(outcome="stopped")
 DIED = RankEnd(outcome="died")
-PEER = RankEnd(outcome="failed", failure=JobFailure(code=FailureCode.PEER_LOST, message="connection closed", rank=0, retryable=True))
-MISTAKE = RankEnd(outcome="failed", failure=JobFailure(code=FailureCode.TASK_ERROR, message="user code raised", rank=1))
+
+
+def _failed(code):
+    return RankEnd(outcome="failed", failure=JobFailure(code=code, message=f"it was {code}", rank=1))
+
+
+ALONE = _failed(FailureCode.PEER_LOST)  # parked until its patience was over
+FAULT = _failed(FailureCode.SYSTEM_ERROR)
+STATELESS = _failed(FailureCode.RANK_LOST)
+MISTAKE = _failed(FailureCode.TASK_ERROR)
 LATE = SETTLE_S + 1
+RECOVERIES, RESTARTS = Budget(2, 10), Budget(0, 3)
 
 
 @pytest.mark.parametrize(
-    ("ends", "since_s", "expected"),
+    ("ranks", "expected"),
     [
-        ({}, 0.0, Wait()),
-        ({0: DONE}, 0.0, Wait()),  # the others are about to say so too
-        ({0: DONE, 1: DONE}, 0.0, Succeed()),
-        ({0: DONE, 1: DIED}, 0.0, Succeed()),  # rank 0 has published the last checkpoint
-        ({0: DONE}, LATE, Succeed()),
-        ({1: DONE}, LATE, Wait()),  # the writer is still writing
-        ({1: MISTAKE}, 0.0, Fail(MISTAKE.failure)),
-        ({0: PEER}, 0.0, Wait()),  # a consequence; its cause comes
-        ({0: PEER, 1: MISTAKE}, 0.0, Fail(MISTAKE.failure)),
-        ({0: PEER, 1: DIED}, 0.0, Fail(rank_lost([1]))),
-        ({1: DIED}, 0.0, Fail(rank_lost([1]))),
-        ({0: DIED, 1: DIED}, 0.0, Fail(rank_lost([0, 1]))),
+        (Ranks(2, {}), Wait()),
+        # The end.
+        (Ranks(2, {0: DONE}), Wait()),  # the other is about to say so too
+        (Ranks(2, {0: DONE, 1: DONE}), Succeed()),
+        (Ranks(2, {0: DONE, 1: DIED}), Succeed()),  # whoever ended well knows that the last checkpoint is published
+        (Ranks(2, {0: DIED, 1: DONE}), Succeed()),
+        (Ranks(2, {1: DONE}, parked={0}), Succeed()),
+        (Ranks(2, {1: DONE}, unsettled_s=LATE), Succeed()),
+        (Ranks(2, {0: PAUSED}), Wait()),
+        (Ranks(2, {0: PAUSED, 1: PAUSED}), Pause()),
+        # Mistakes of the user are never tried again.
+        (Ranks(2, {1: MISTAKE}), Fail(MISTAKE.failure)),
+        (Ranks(2, {1: MISTAKE}, parked={0}), Fail(MISTAKE.failure)),
+        (Ranks(2, {0: DIED, 1: MISTAKE}), Fail(MISTAKE.failure)),
+        (Ranks(2, {0: _failed(FailureCode.DIVERGED)}), Fail(_failed(FailureCode.DIVERGED).failure)),
+        # Lost ranks are replaced while another one lives.
+        (Ranks(2, {1: DIED}), Wait()),  # those of one node are lost together
+        (Ranks(2, {1: DIED}, unsettled_s=GATHER_S), Replace((1,))),
+        (Ranks(2, {1: DIED}, parked={0}, unsettled_s=GATHER_S), Replace((1,))),
+        (Ranks(3, {0: DIED, 2: DIED}, unsettled_s=GATHER_S), Replace((0, 2))),
+        (Ranks(2, {0: FAULT}, unsettled_s=GATHER_S), Replace((0,))),
+        (Ranks(2, {0: ALONE}, unsettled_s=GATHER_S), Replace((0,))),
+        # Nobody is known to be lost, yet they lost each other: they meet anew.
+        (Ranks(2, {}, parked={0, 1}), Wait()),
+        (Ranks(2, {}, parked={0, 1}, unsettled_s=LATE), Replace(())),
+        (Ranks(2, {}, is_torn=True), Wait()),
+        (Ranks(2, {}, is_torn=True, unsettled_s=TORN_S + 0.1), Replace(())),
+        # Nobody is left.
+        (Ranks(2, {0: DIED, 1: DIED}), Restart("every rank was gone; restart 1 of 3 from the last checkpoint")),
+        (Ranks(2, {0: ALONE, 1: DIED}), Restart("every rank was gone; restart 1 of 3 from the last checkpoint")),
+        (Ranks(3, {0: STATELESS}), Restart("every rank was gone; restart 1 of 3 from the last checkpoint")),
+        (Ranks(2, {0: FAULT, 1: FAULT}), Fail(FAULT.failure)),  # what befalls every rank alike befalls the next gang too
+        (Ranks(2, {0: STOPPED}), Wait()),
     ],
 )
-def test_judge(ends, since_s, expected):
-    """Each row: the ends seen, the seconds since the first, and the verdict."""
-    assert judge(ends, 2, since_s) == expected
+def test_judge(ranks, expected):
+    """Each row: what is known, and the verdict."""
+    assert judge(ranks, RECOVERIES, RESTARTS) == expected
 
 
-@pytest.mark.parametrize("ends", [{0: PEER}, {0: PEER, 1: PEER}, {0: STOPPED}])
-def test_an_end_without_a_cause_fails_after_a_while(ends):
+def test_recoveries_have_a_budget():
+    """A rank that dies again and again fails the job by name, with the number of recoveries and what to do."""
+    used_up = Budget(10, 10)
+    verdict = judge(Ranks(2, {1: DIED}, unsettled_s=GATHER_S), used_up, RESTARTS)
+
+    assert verdict == Fail(rank_lost([1], used_up))
+    assert verdict.failure.rank == 1
+    assert verdict.failure.message.startswith("rank 1 is lost")
+    assert "all 10 recoveries are used" in verdict.failure.message
+    assert "raise retries.recoveries" in verdict.failure.message
+
+
+def test_ranks_that_stop_unasked_fail_after_a_while():
     """Nothing waits for ever for a cause that does not come."""
-    verdict = judge(ends, 2, LATE)
+    verdict = judge(Ranks(2, {0: STOPPED}, unsettled_s=LATE), RECOVERIES, RESTARTS)
 
     assert isinstance(verdict, Fail)
-    assert verdict.failure.code is FailureCode.PEER_LOST
-
-
-def test_a_lost_rank_is_named():
-    """The operator reads which rank was lost."""
-    assert rank_lost([1]).rank == 1
-    assert rank_lost([1]).message.startswith("rank 1 is lost")
+    assert "nobody asked them to (rank 0: stopped)" in verdict.failure.message
 
 
 def test_restarts_have_a_budget():
     """A gang that is wholly gone is formed again as often as the spec allows."""
-    assert isinstance(after_gang_lost(2, 3), Restart)
-    assert isinstance(after_gang_lost(3, 3), Fail)
+    assert isinstance(after_gang_lost(Budget(2, 3)), Restart)
+    assert isinstance(after_gang_lost(Budget(3, 3)), Fail)
 
 
 def test_timeout_counts_running_time_and_says_both_numbers():

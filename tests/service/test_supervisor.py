@@ -28,15 +28,13 @@ def test_a_job_goes_the_whole_way(tmp_path):
     run(tmp_path, scenario)
 
 
-def test_a_lost_rank_fails_the_job_and_is_named(tmp_path):
+def test_a_lost_rank_without_recoveries_fails_the_job_and_is_named(tmp_path):
     """Reason rank_lost, the rank in the message, every process gone."""
 
     async def scenario(world: World) -> None:
         async with world.controller():
-            gang = await world.cluster.gang(job_id := await world.submit())
+            gang = await world.cluster.gang(job_id := await world.submit(retries={"recoveries": 0}))
             gang.say(EventType.STATE, {"phase": "training"})
-            peer_lost = {"code": "peer_lost", "message": "connection closed", "rank": 0, "retryable": True}
-            gang.end("failed", peer_lost, [0])
             gang.dead.add(1)
             job = await world.until(job_id, State.FAILED)
 

@@ -1,7 +1,7 @@
 """A cluster in memory with the interface of service/cluster.py: ranks are event buffers that a test speaks through."""
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import Any
 
 from service.cluster import ClusterError, NoRoomError, RankDiedError
@@ -13,13 +13,20 @@ POLL_S = 0.05
 
 
 class FakeGang:
-    """Ranks without processes. `say` and `kill` are for the test; the rest is what the controller sees."""
+    """Ranks without processes. `say`, `end` and `dead` are for the test; the rest is what the controller sees."""
 
     def __init__(self, world_size: int) -> None:
         self.world_size = world_size
         self.buffers = [EventBuffer() for _ in range(world_size)]
         self.dead: set[int] = set()
         self.assignments: list[Assignment] = []
+        self.generations = [0] * world_size
+        self.generation = 0
+        """The newest that was begun to be told."""
+        self.replaced: list[tuple[int, ...]] = []
+        self.has_room = True
+        self.is_cut_off = False
+        self.is_asked_to_pause = False
         self.is_asked_to_stop = False
         self.is_dissolved = False
         self.is_silent = False
@@ -34,9 +41,33 @@ class FakeGang:
         """Let ranks say their last word."""
         self.say(EventType.END, {"outcome": outcome, "failure": failure}, ranks)
 
-    async def start(self, assignment: Callable[[int, str, int], Assignment]) -> None:
+    @property
+    def is_torn(self) -> bool:
+        """Whether a living rank was not told the newest."""
+        return any(self.generations[rank] < self.generation for rank in range(self.world_size) if rank not in self.dead)
+
+    async def assign(self, generation: int, assignment: Callable[[int, str, int], Assignment]) -> None:
         """Remember what each rank was told."""
+        self.generation = generation
+        if self.dead:
+            raise RankDiedError(f"ranks {self.dead}")
         self.assignments = [assignment(rank, "127.0.0.1", 1) for rank in range(self.world_size)]
+        for rank, buffer in enumerate(self.buffers):
+            if not self.generations[rank]:
+                buffer.begin_after(self.assignments[rank].after_seq)
+        self.generations = [generation] * self.world_size
+
+    async def replace(self, lost: Collection[int], generation: int, is_given_up: Callable[[], bool]) -> None:
+        """Put new ranks into the places of lost ones, unless the test took the room away or cuts the controller off after it."""
+        if not self.has_room:
+            raise NoRoomError("the place did not come back")
+        self.replaced.append(tuple(lost))
+        for rank in lost:
+            self.buffers[rank] = EventBuffer()
+            self.generations[rank] = 0
+            self.dead.discard(rank)
+        if self.is_cut_off:
+            await asyncio.sleep(3600)
 
     async def drain(self, rank: int, after_seq: int) -> Drain:
         """Answer a long poll, short."""
@@ -51,7 +82,12 @@ class FakeGang:
                 break
             await asyncio.sleep(POLL_S / 10)
         fence = self.assignments[0].fence if self.assignments else 0
-        return Drain(rank=rank, fence=fence, events=events, is_ended=is_ended)
+        standing = {"generation": self.generations[rank], "phase": ""} | self.buffers[rank].standing
+        return Drain(rank=rank, fence=fence, events=events, is_ended=is_ended, generation=standing["generation"], phase=standing["phase"])
+
+    async def pause(self) -> None:
+        """Remember that the ranks were asked."""
+        self.is_asked_to_pause = True
 
     async def stop(self) -> None:
         """Remember that the ranks were asked."""
@@ -117,8 +153,9 @@ class FakeCluster:
         assert not working, "a second gang for one job"
         return self.gangs.setdefault((job_id, attempt), FakeGang(world_size))
 
-    async def adopt(self, job_id: str, attempt: int, world_size: int) -> FakeGang | None:
+    async def adopt(self, job_id: str, attempt: int, world_size: int, *, cpus: float, gpus: int) -> FakeGang | None:
         """Return the gang if a rank of it lives and was told what to do."""
+        assert (cpus, gpus) == (1, 0)
         gang = self.gangs.get((job_id, attempt))
         if gang is None or gang.is_dissolved or not gang.assignments or len(gang.dead) == world_size:
             return None
@@ -126,7 +163,7 @@ class FakeCluster:
             raise ClusterError("silence")
         return gang
 
-    async def dissolve(self, job_id: str, attempt: int, world_size: int) -> None:
+    async def dissolve(self, job_id: str, attempt: int) -> None:
         """End what there is."""
         gang = self.gangs.get((job_id, attempt))
         if gang is not None:

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import json
 import os
-import threading
 import time
 import uuid
 from dataclasses import dataclass, field
@@ -105,6 +104,7 @@ def run_one_rank(rank: int, world_size: int, common: dict[str, Any], port_file: 
     import torch.distributed as dist
 
     from worker.errors import to_failure
+    from worker.orders import Orders
     from worker.ranks import bind_interface, host_store, leave
     from worker.session import run_rank
 
@@ -116,13 +116,17 @@ def run_one_rank(rank: int, world_size: int, common: dict[str, Any], port_file: 
     bind_interface("127.0.0.1")
     store = host_store("127.0.0.1") if rank == 0 else None
     port = _announce(port_file, store.port) if store is not None else _await(port_file)
-    events, stop = EventBuffer(), threading.Event()
+    events, orders = EventBuffer(), Orders()
     assignment = Assignment(rank=rank, world_size=world_size, store_host="127.0.0.1", store_port=port, **common)
+    orders.serve(1, store)
+    orders.assign(assignment)
+    # Nobody replaces a lost rank here: who loses its peers ends at once, with them as the reason.
+    os.environ["SYNCBN_PARK_TIMEOUT_S"] = "0.01"
     failure = None
     started = time.monotonic()
-    with Planted(faults, rank, stop):
+    with Planted(faults, rank, orders):
         try:
-            outcome: str = run_rank(assignment, store, events, stop)
+            outcome: str = run_rank(orders, events)
         except Exception as error:  # noqa: BLE001  the test looks at it
             outcome, failure = "failed", to_failure(error, rank)
     said, _ = events.drain(0, 0, 1_000_000)
@@ -132,21 +136,21 @@ def run_one_rank(rank: int, world_size: int, common: dict[str, Any], port_file: 
 class Planted:
     """Plant faults into the trainer for the length of a run."""
 
-    def __init__(self, faults: Faults, rank: int, stop: threading.Event) -> None:
-        self._faults, self._rank, self._stop = faults, rank, stop
+    def __init__(self, faults: Faults, rank: int, orders: Any) -> None:
+        self._faults, self._rank, self._orders = faults, rank, orders
 
     def __enter__(self) -> None:
         from worker.training import Trainer
 
-        self._step, faults, rank, stop = Trainer.step, self._faults, self._rank, self._stop
+        self._step, faults, rank, orders = Trainer.step, self._faults, self._rank, self._orders
 
-        def step(trainer: Trainer, number: int, asked: threading.Event) -> Any:
+        def step(trainer: Trainer, number: int, asked: Any) -> Any:
             if (rank, number) == faults.raise_on:
                 trainer._data.batch = _raise
             if (rank, number) == faults.nan_on:
                 trainer._data.batch = _not_a_number(trainer._data.batch)
             if (rank, number) == faults.stop_on:
-                stop.set()
+                orders.ask_to_stop()
             return self._step(trainer, number, asked)
 
         Trainer.step = step

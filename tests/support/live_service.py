@@ -89,6 +89,9 @@ async def _play_all(cluster, storage):
             if gang.assignments and key not in played:
                 played.add(key)
                 _play(gang, storage)
+            if gang.is_asked_to_pause and key in played and (*key, "paused") not in played:
+                played.add((*key, "paused"))
+                gang.end("paused")
             if gang.is_asked_to_stop and key in played:
                 played.add((*key, "stopped"))
                 gang.end("stopped")

@@ -7,7 +7,7 @@ import psutil
 import pytest
 import torch
 
-from worker.errors import GangStartError
+from worker.errors import GangStartError, PeerLostError
 from worker.ranks import connect_store, device_for, host_store, interface_of, join, leave
 from worker.settings import WorkerSettings
 
@@ -26,14 +26,22 @@ def test_the_store_listens_on_one_interface_only():
     assert other.get("key") == b"value"
 
 
-def test_a_store_that_is_not_there_fails_in_time(monkeypatch):
-    """The wait is bounded, and the message names the address."""
-    monkeypatch.setenv("SYNCBN_MEET_TIMEOUT_S", "1")
+def test_a_store_whose_rank_is_gone_is_a_lost_peer_at_once():
+    """Its host refuses the connection: nothing to wait for, and a new meeting helps. The message names the address."""
     started = time.monotonic()
 
-    with pytest.raises(GangStartError, match=r"the store of rank 0 at 127\.0\.0\.1:1 does not answer"):
+    with pytest.raises(PeerLostError, match=r"the rank that served the store of the gang at 127\.0\.0\.1:1 is gone"):
         connect_store("127.0.0.1", 1)
-    assert time.monotonic() - started < 20
+    assert time.monotonic() - started < 5
+
+
+def test_a_rank_that_is_told_to_meet_elsewhere_waits_no_longer():
+    """A peer that died before it came costs no more than the new assignment."""
+    store, started = host_store("127.0.0.1"), time.monotonic()
+
+    with pytest.raises(PeerLostError, match="rank 0 of 2 waits no longer for the others"):
+        join(store, 0, 2, torch.device("cpu"), is_superseded=lambda: time.monotonic() > started + 0.05)
+    assert time.monotonic() - started < 5
 
 
 def test_the_interface_is_the_one_with_the_address():
@@ -57,7 +65,7 @@ def test_a_rank_that_nobody_joins_gives_up_in_time():
     settings = WorkerSettings(meet_timeout_s=1, collective_timeout_s=1)
 
     with pytest.raises(GangStartError, match="rank 0 of 2 did not meet the others"):
-        join(store, 0, 2, torch.device("cpu"), settings)
+        join(store, 0, 2, torch.device("cpu"), settings=settings)
 
 
 def test_leaving_closes_every_thread_and_socket():

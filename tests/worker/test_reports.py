@@ -1,11 +1,12 @@
 """Tests of worker/reports.py."""
 
+from worker.orders import Request
 from worker.progress import EventBuffer
 from worker.reports import EVERY_STEP_UP_TO, Reporter
 from worker.sampler import Plan
 from worker.training import StepResult
 
-RESULT = StepResult(metrics={"loss": 1.5, "accuracy": 0.25}, learning_rate=0.1, is_stop_asked=False, wait_s=0.01, num_bad=0)
+RESULT = StepResult(metrics={"loss": 1.5, "accuracy": 0.25}, learning_rate=0.1, request=Request.GO_ON, wait_s=0.01, num_bad=0)
 
 
 def _reported(num_steps, total_steps, rank=0):

@@ -7,7 +7,7 @@ Owns the words and their validation; does nothing. This face re-exports, against
 from worker.contract.advice import advise
 from worker.contract.assignment import Assignment
 from worker.contract.catalogue import DATASETS, MODELS, NORMS, TASKS
-from worker.contract.events import Drain, EventType, RankEvent
+from worker.contract.events import Drain, EventType, RankEvent, Reading
 from worker.contract.failure import FailureCode, JobFailure
 from worker.contract.manifest import (
     FileEntry,
@@ -21,6 +21,7 @@ from worker.contract.manifest import (
 )
 from worker.contract.problem import Problem
 from worker.contract.spec import JobSpec
+from worker.contract.telemetry import LayerRecord, TelemetryRecord
 from worker.contract.validation import SpecError, parse_spec
 
 __all__ = [
@@ -38,10 +39,13 @@ __all__ = [
     "JobFailure",
     "JobSpec",
     "LayerEntry",
+    "LayerRecord",
     "Manifest",
     "Problem",
     "RankEvent",
+    "Reading",
     "SpecError",
+    "TelemetryRecord",
     "advise",
     "best_step",
     "checkpoint_name",

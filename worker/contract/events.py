@@ -1,13 +1,16 @@
 """What a rank tells the controller: numbered events, fetched by long polls.
 
 The data of each type:
-    state       {phase}                              starting, training, evaluating, recalibrating, finishing
+    state       {phase, generation, step}            starting, training, evaluating, recalibrating, finishing, parked
     metrics     {step, total_steps, epoch, samples, values: {NAME: number}}
     log         {stream: stdout | stderr | log, level, message}
     checkpoint  the manifest                         only after it is published
     pruned      {steps: [...]}                       checkpoints deleted by the retention rule
+    telemetry   TelemetryRecord                      rank 0, now and then
     warning     {code, message, ...}                 bad_sample, loader_restarted, metric_not_finite, ...
-    end         {outcome: succeeded | stopped | failed, failure: JobFailure or null}       always the last one
+    end         {outcome: succeeded | paused | stopped | failed, failure: JobFailure or null}       always the last one
+Of the controller:
+    recovery    {generation, ranks, step, used, budget, message}
 """
 
 from datetime import datetime
@@ -27,6 +30,7 @@ class EventType(StrEnum):
     PRUNED = "pruned"
     RECOVERY = "recovery"
     RESIZE = "resize"
+    TELEMETRY = "telemetry"
     WARNING = "warning"
     END = "end"
 
@@ -40,9 +44,31 @@ class RankEvent(Frozen):
     data: dict[str, Any]
 
 
+class Reading(Frozen):
+    """Where a rank is in the midst of a step."""
+
+    step: int
+    """Counted from 0."""
+    idle_s: float
+    """Since the step began."""
+    usual_s: float
+    """The longest of the last steps that were completed."""
+    is_waiting: bool
+    """It waits for other ranks."""
+    where: str
+    """The line of Python that its training is at."""
+
+
 class Drain(Frozen):
     """The answer to one long poll: events after the asked number, oldest first, and whether the rank has said its last word."""
 
+    generation: int = 0
+    """That of the group that the rank is in, or was in last; 0 before the first."""
+    phase: str = ""
+    """What it does now: the phase of its last `state` event."""
+
+    reading: Reading | None = None
+    """Where in a step it is; None between steps."""
     rank: int
     fence: int
     events: tuple[RankEvent, ...]

@@ -89,6 +89,10 @@ class ModelSpec(Frozen):
         return name if is_code(name) or is_of_library(name) else _known("model", MODELS, name)
 
 
+AUTO_NORM = "auto"
+"""The controller replaces it by a kind before the job starts; a rank never sees it."""
+
+
 class NormSpec(Frozen):
     """Which normalization every norm site of the model uses. momentum None: cumulative average."""
 
@@ -101,7 +105,7 @@ class NormSpec(Frozen):
     @field_validator("kind")
     @classmethod
     def _is_known(cls, kind: str) -> str:
-        return _known("norm kind", NORMS, kind)
+        return kind if kind == AUTO_NORM else _known("norm kind", NORMS, kind)
 
 
 # The batch size that lr is meant for: the rate is lr times batch_size / lr_batch_size. None: lr as it is.

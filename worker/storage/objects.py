@@ -7,7 +7,7 @@ jobs/{job_id}/pins/step-00000120     .gangs/...                                 
 There is no rename, and pyarrow offers no conditional write, so nothing can be "created only if absent". Instead no two writers share a
 key: each puts its fence and a random word into its own. An object is not there before all of it is, so a manifest names only what is whole.
 Of several manifests of one step all readers choose alike: the highest fence, and of equals the first word. So a writer of an earlier
-attempt, however late it comes, changes nothing that a later one has published (docs/decisions/0010-object-stores.md).
+attempt, however late it comes, changes nothing that a later one has published (docs/decisions/0007-object-stores.md).
 """
 
 import re

@@ -38,7 +38,11 @@ def _ask(world: World, route: tuple[str, str], headers: dict[str, str]) -> Any:
     home = world.client.headers.pop("Authorization")
     try:
         path = template.format(
-            job_id=_job(world, home) if "{job_id}" in template else "", step="latest", name="model.safetensors", token_id=TOKEN
+            job_id=_job(world, home) if "{job_id}" in template else "",
+            comparison_id=_comparison(world, home) if "{comparison_id}" in template else "",
+            step="latest",
+            name="model.safetensors",
+            token_id=TOKEN,
         )
         return world.client.request(method, path, headers=headers)
     finally:
@@ -47,6 +51,11 @@ def _ask(world: World, route: tuple[str, str], headers: dict[str, str]) -> Any:
 
 def _job(world: World, authorization: str) -> str:
     return world.client.post("/v1/jobs", json=SPEC, headers={"Authorization": authorization}).json()["id"]
+
+
+def _comparison(world: World, authorization: str) -> str:
+    ask = {"spec": SPEC, "values": ["sync_bn", "group_norm"]}
+    return world.client.post("/v1/comparisons", json=ask, headers={"Authorization": authorization}).json()["id"]
 
 
 def _code(answer: Any) -> str | None:
@@ -98,10 +107,10 @@ def test_another_project_sees_no_job(world, routes):
     tried = 0
     for route, [needed] in routes.items():
         answer = _ask(world, route, headers)
-        if "{job_id}" in route[1]:
+        if "{job_id}" in route[1] or "{comparison_id}" in route[1]:
             tried += 1
             assert answer.status_code == 404, (route, answer.text)
-            assert route[0] == "HEAD" or _code(answer) == "job_not_found"
+            assert route[0] == "HEAD" or _code(answer) == ("job_not_found" if "{job_id}" in route[1] else "comparison_not_found")
         else:
             assert (answer.status_code == 403) is (needed == Scope.ADMIN), (route, answer.text)
     assert tried > 12

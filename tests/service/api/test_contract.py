@@ -17,6 +17,10 @@ GET /metrics
 GET /readyz
 GET /v1/cluster
 POST /v1/code
+GET /v1/comparisons
+POST /v1/comparisons
+DELETE /v1/comparisons/{comparison_id}
+GET /v1/comparisons/{comparison_id}
 GET /v1/datasets
 GET /v1/jobs
 POST /v1/jobs
@@ -37,6 +41,9 @@ GET /v1/jobs/{job_id}/checkpoints/{step}/statistics
 GET /v1/jobs/{job_id}/events
 GET /v1/jobs/{job_id}/logs
 GET /v1/jobs/{job_id}/metrics
+POST /v1/jobs/{job_id}/pause
+POST /v1/jobs/{job_id}/resume
+GET /v1/jobs/{job_id}/statistics
 GET /v1/models
 GET /v1/norms
 GET /v1/queue
@@ -70,6 +77,7 @@ _KEYS = [
     "wrong",
 ]
 _SPECS = st.dictionaries(st.sampled_from(_KEYS), _JSON, max_size=3).map(lambda changes: SPEC | changes)
+_ASKS = st.fixed_dictionaries({"spec": _SPECS, "values": st.lists(_JSON, max_size=3)}, optional={"field": _JSON | st.just("seed")})
 _HEADERS = [
     "If-None-Match",
     "If-Match",
@@ -105,6 +113,12 @@ def job_id(shared):
     return job_id
 
 
+@pytest.fixture(scope="module")
+def comparison_id(shared):
+    """A comparison whose jobs wait, so that it cannot be deleted."""
+    return shared.client.post("/v1/comparisons", json={"spec": SPEC, "values": ["sync_bn", "group_norm"]}).json()["id"]
+
+
 def test_the_document_names_the_routes(document):
     """All of them, and no other."""
     paths = document["paths"]
@@ -121,7 +135,7 @@ def test_every_error_is_documented_as_a_problem(document):
 
 
 @pytest.mark.parametrize("route", ROUTES)
-def test_the_application_keeps_to_its_document(shared, document, job_id, route):
+def test_the_application_keeps_to_its_document(shared, document, job_id, comparison_id, route):
     """Whatever is sent, to what is there and to what is not."""
     method, template = route.split()
     operation = document["paths"][template][method.lower()]
@@ -130,7 +144,9 @@ def test_the_application_keeps_to_its_document(shared, document, job_id, route):
     @settings(max_examples=40, deadline=None, derandomize=True, database=None, suppress_health_check=list(HealthCheck))
     @given(st.data())
     def holds(data: st.DataObject) -> None:
-        known = {"job_id": job_id, "step": "10", "name": "model.safetensors", "token_id": TOKEN}
+        known = {
+            "job_id": job_id, "comparison_id": comparison_id, "step": "10", "name": "model.safetensors", "token_id": TOKEN,
+        }  # fmt: skip
         place = {name: data.draw(st.just(right) | _JUNK, name) for name, right in known.items() if f"{{{name}}}" in template}
         content, content_type = data.draw(_bodies(method), "body")
         headers = data.draw(st.dictionaries(st.sampled_from(_HEADERS), st.text(st.characters(codec="latin-1"), max_size=12), max_size=2))
@@ -149,7 +165,7 @@ def test_the_application_keeps_to_its_document(shared, document, job_id, route):
 def _bodies(method: str) -> st.SearchStrategy[tuple[bytes, str]]:
     if method not in {"POST", "PATCH"}:
         return st.just((b"", "application/json"))
-    written = (_SPECS | _JSON).map(lambda value: json.dumps(value).encode()) | st.binary(max_size=20)
+    written = (_SPECS | _ASKS | _JSON).map(lambda value: json.dumps(value).encode()) | st.binary(max_size=20)
     return st.tuples(written, st.sampled_from(["application/json", "application/yaml"]))
 
 

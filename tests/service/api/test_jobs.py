@@ -188,6 +188,36 @@ def test_a_job_that_has_ended_cannot_be_cancelled(world):
     assert (answer.status_code, answer.json()["code"]) == (409, "job_already_ended")
 
 
+def test_a_queued_job_is_paused_and_resumed_at_once(world):
+    """It leaves the queue and comes back; doing either again changes nothing."""
+    job_id = world.submit()["id"]
+    for what, state in (("pause", "paused"), ("resume", "queued")):
+        first, again = (world.client.post(f"/v1/jobs/{job_id}/{what}") for _ in range(2))
+
+        assert (first.status_code, first.json()["state"], first.json()["reason"]) == (200, state, f"{what}_requested")
+        assert again.json() == first.json()
+
+
+def test_a_live_job_is_pausing_until_it_has_saved(world):
+    """202, and idempotent; it cannot be resumed before it has come to rest."""
+    job_id = world.start()
+    first, again = (world.client.post(f"/v1/jobs/{job_id}/pause") for _ in range(2))
+    too_early = world.client.post(f"/v1/jobs/{job_id}/resume")
+
+    assert (first.status_code, first.json()["state"]) == (202, "pausing")
+    assert (again.status_code, again.json()) == (202, first.json())
+    assert (too_early.status_code, too_early.json()["code"]) == (409, "job_not_paused")
+
+
+def test_a_job_that_has_ended_is_neither_paused_nor_resumed(world):
+    """409: it is too late, and the client should know."""
+    job_id = world.start()
+    world.finish(job_id)
+    answers = [world.client.post(f"/v1/jobs/{job_id}/{what}") for what in ("pause", "resume")]
+
+    assert [(answer.status_code, answer.json()["code"]) for answer in answers] == [(409, "job_already_ended"), (409, "job_not_paused")]
+
+
 def test_an_edit_needs_the_edition_that_was_seen(world):
     """If-Match with the ETag; without one the last writer wins."""
     job = world.client.get(f"/v1/jobs/{world.submit(labels={'a': '1'})['id']}")

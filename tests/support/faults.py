@@ -1,0 +1,110 @@
+"""Deaths at named moments: planted into a rank's process before it begins, so that SIGKILL falls exactly there.
+
+A wish is a dict {rank, moment, step, made_for}: the process that was made for generation `made_for` (1 unless said) kills itself when it
+comes to the moment, of step `step` (counted from 0, 0 unless said) where the moment is one of a step.
+"""
+
+import os
+import signal
+from collections.abc import Callable
+from typing import Any
+
+_at_step = -1
+
+
+def plant(rank: int, made_for: int, wishes: list[dict[str, Any]]) -> None:
+    """Plant the wishes that are for this process."""
+    _watch_steps()
+    for wish in wishes:
+        if (wish["rank"], wish.get("made_for", 1)) == (rank, made_for):
+            _plant(wish["moment"], wish.get("step", 0))
+
+
+def die() -> None:
+    """End this process as the kernel ends one that is out of memory."""
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def _watch_steps() -> None:
+    from worker.training import Trainer
+
+    def step(original: Callable[..., Any], trainer: Trainer, number: int, orders: Any) -> Any:
+        global _at_step  # noqa: PLW0603  one process trains one step at a time
+        _at_step = number
+        return original(trainer, number, orders)
+
+    _around(Trainer, "step", step)
+
+
+def _plant(moment: str, step: int) -> None:
+    import torch
+
+    import worker.course
+    import worker.holding
+    import worker.publisher
+    import worker.session
+    from syncbn import collectives
+    from worker.course import Course
+    from worker.ranks import Ranks
+    from worker.training import Trainer
+
+    places: dict[str, tuple[Any, str]] = {
+        "build": (worker.holding, "build_model"),
+        "meet": (worker.session, "join"),
+        "agree": (Ranks, "gather"),
+        "hand over": (Ranks, "broadcast"),
+        "backward": (Trainer, "_backward"),
+        "before optimizer": (torch.optim.SGD, "step"),
+        "evaluate": (worker.course, "evaluate"),
+        "publish": (worker.publisher, "publish"),
+        "recalibrate": (Course, "_recalibrate"),
+        "farewell": (Course, "_part"),
+        "parked": (worker.session._Rank, "_park"),
+    }
+    if moment == "forward":
+        collectives._OPS = _Dying(collectives._OPS, step, after=7)
+    elif moment == "backward":
+        # In the middle of it, between two reductions of the layers.
+        collectives._OPS = _Dying(collectives._OPS, step, after=28)
+    elif moment.startswith("after "):
+        where, name = places["before optimizer" if moment == "after optimizer" else "recalibrate"]
+
+        def after(original: Callable[..., Any], *given: Any, **named: Any) -> Any:
+            result = original(*given, **named)
+            if moment == "after recalibrate" or _at_step == step:
+                die()
+            return result
+
+        _around(where, name, after)
+    else:
+        where, name = places[moment]
+        is_of_a_step = moment == "before optimizer"
+
+        def before(original: Callable[..., Any], *given: Any, **named: Any) -> Any:
+            if not is_of_a_step or _at_step == step:
+                die()
+            return original(*given, **named)
+
+        _around(where, name, before)
+
+
+class _Dying:
+    """The functional collectives, of which one kills."""
+
+    def __init__(self, inner: Any, step: int, after: int) -> None:
+        self._inner, self._step, self._left = inner, step, after
+
+    def all_reduce(self, *given: Any) -> Any:
+        if _at_step == self._step:
+            self._left -= 1
+            if self._left == 0:
+                die()
+        return self._inner.all_reduce(*given)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._inner, name)
+
+
+def _around(where: Any, name: str, wrapper: Callable[..., Any]) -> None:
+    original = getattr(where, name)
+    setattr(where, name, lambda *given, **named: wrapper(original, *given, **named))

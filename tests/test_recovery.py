@@ -1,0 +1,129 @@
+"""Recovery in place, as a user meets it: the real controller, real training, real SIGKILL; the result equal in every bit."""
+
+import asyncio
+import contextlib
+import functools
+import os
+import random
+import signal
+
+import pytest
+
+from service import stalling
+from service.states import TERMINAL, State
+from tests.support import process_cluster
+from tests.support.recoveries import assert_undisturbed, run_job
+
+pytestmark = pytest.mark.ranks
+LONG = 40
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory):
+    """What the job leaves behind when nothing happens."""
+    return run_job(tmp_path_factory.mktemp("undisturbed"))
+
+
+@pytest.fixture(scope="module")
+def undisturbed_long(tmp_path_factory):
+    """The same with more steps."""
+    return run_job(tmp_path_factory.mktemp("undisturbed-long"), steps=LONG)
+
+
+def test_nothing_happens(undisturbed):
+    """The job that the others are compared with."""
+    assert undisturbed.recoveries() == []
+    assert_undisturbed(undisturbed, undisturbed)
+
+
+def _one_after_the_other(rank, moments):
+    """Return wishes for a rank that dies at the first moment, its successor at the second, and so on."""
+    return [{"rank": rank, "made_for": number, "moment": moment, "step": step} for number, (moment, step) in enumerate(moments, 1)]
+
+
+EVERY_MOMENT = [
+    ("build", 0), ("meet", 0), ("agree", 0), ("forward", 1), ("hand over", 0), ("backward", 2), ("before optimizer", 3),
+    ("after optimizer", 4), ("publish", 0), ("evaluate", 0), ("recalibrate", 0), ("after recalibrate", 0), ("farewell", 0),
+]  # fmt: skip
+
+
+def test_rank_0_dies_at_every_moment(tmp_path, undisturbed):
+    """The rank that reports and writes is killed, and its successor, and so on, thirteen times: the job ends as if nothing had happened."""
+    left = run_job(tmp_path, _one_after_the_other(0, EVERY_MOMENT), retries={"recoveries": 20})
+
+    assert_undisturbed(left, undisturbed)
+    assert [data["ranks"] for data in left.recoveries()] == [[0]] * 13
+
+
+def test_a_rank_that_does_not_write_dies_at_every_moment(tmp_path, undisturbed):
+    """The same of another rank, which publishes nothing."""
+    moments = [entry for entry in EVERY_MOMENT if entry[0] != "publish"]
+    left = run_job(tmp_path, _one_after_the_other(2, moments), retries={"recoveries": 20})
+
+    assert_undisturbed(left, undisturbed)
+    assert [data["ranks"] for data in left.recoveries()] == [[2]] * 12
+
+
+def test_two_of_three_ranks_die_in_the_same_step(tmp_path, undisturbed):
+    """One survivor is enough."""
+    left = run_job(tmp_path, [{"rank": 0, "moment": "forward", "step": 5}, {"rank": 1, "moment": "backward", "step": 5}])
+
+    assert_undisturbed(left, undisturbed)
+    assert {rank for data in left.recoveries() for rank in data["ranks"]} == {0, 1}
+
+
+def test_the_last_one_with_state_dies_before_it_is_handed_over(tmp_path, undisturbed):
+    """Only a checkpoint helps: the job starts again from its last one, out of another budget, and ends alike."""
+    wishes = [
+        {"rank": 0, "moment": "forward", "step": 4},
+        {"rank": 1, "moment": "forward", "step": 4},
+        {"rank": 2, "moment": "parked"},
+    ]
+    left = run_job(tmp_path, wishes)
+
+    assert_undisturbed(left, undisturbed, is_restart_possible=True)
+    assert State.QUEUED in left.states[1:]
+
+
+async def _kill_now_and_then(world, job_id, gang, *, seed, number):
+    """Kill ranks, one or two at once, at random moments, until so many were killed or the job is over."""
+    moments = random.Random(seed)
+    killed = 0
+    while killed < number:
+        await asyncio.sleep(moments.uniform(0.05, 1.5))
+        if (await world.store.jobs.get(job_id)).state in TERMINAL or gang.is_dissolved:
+            return
+        victims = moments.sample(sorted(gang.ranks), moments.choice([1, 1, 1, 2]))
+        for rank in victims:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(gang.ranks[rank].process.pid, signal.SIGKILL)
+                killed += 1
+
+
+@pytest.mark.parametrize("seed", [1, 2])
+def test_ranks_die_at_random_moments(tmp_path, undisturbed_long, seed):
+    """Wherever SIGKILL falls, the result is that of the undisturbed job, bit for bit."""
+    disturb = functools.partial(_kill_now_and_then, seed=seed, number=6)
+    left = run_job(tmp_path, disturb=disturb, steps=LONG, retries={"recoveries": 100, "restarts": 100})
+
+    assert_undisturbed(left, undisturbed_long, is_restart_possible=True)
+    assert left.recoveries()
+
+
+async def _stop_one(world, job_id, gang, *, rank, after_step):
+    """Stop a rank in mid-training as SIGSTOP does: its connections stay, it says nothing."""
+    while (await world.store.jobs.get(job_id)).progress.step < after_step:
+        await asyncio.sleep(0.01)
+    os.kill(gang.ranks[rank].process.pid, signal.SIGSTOP)
+
+
+def test_a_rank_that_stops_without_dying_is_named_and_replaced(tmp_path, undisturbed_long, monkeypatch):
+    """Noticed because the others do not move on, and not before; the result is that of the undisturbed job, bit for bit."""
+    monkeypatch.setattr(stalling, "PATIENCE_S", 2.0)
+    monkeypatch.setattr(stalling, "SILENT_S", process_cluster.POLL_S + 1.0)
+    left = run_job(tmp_path, disturb=functools.partial(_stop_one, rank=0, after_step=4), steps=LONG)
+
+    assert_undisturbed(left, undisturbed_long)
+    [recovery] = left.recoveries()
+    assert recovery["ranks"] == [0]
+    assert "rank 0 has not answered for" in recovery["message"]

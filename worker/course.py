@@ -1,0 +1,189 @@
+"""What the ranks of one group do together: train, evaluate, save, re-estimate the statistics, part. Knows no Ray and no losses.
+
+Owns the order of things from wherever the state is to the end. A rank that loses its peers leaves this by an exception, at any point;
+the next group's course begins at the step that its ranks agreed on.
+"""
+
+from collections.abc import Iterator, Sequence
+from typing import Literal
+
+import numpy as np
+import torch
+
+import syncbn
+from worker.checkpoint import Snapshot
+from worker.contract.assignment import Assignment
+from worker.contract.spec import RecalibrateSpec
+from worker.data.assembly import taken_bad
+from worker.draws import Purpose, seed_draws
+from worker.errors import TaskError, blame
+from worker.evaluation import StoppedError, evaluate
+from worker.holding import Holding
+from worker.orders import Orders, Request
+from worker.publisher import Publisher
+from worker.pulse import Pulse
+from worker.ranks import Ranks
+from worker.sampler import even_batches
+from worker.snapshot import draft_manifest
+from worker.state import Buffers, capture
+
+Outcome = Literal["succeeded", "paused", "stopped"]
+
+FAREWELL_S = 0.5
+"""How often the ranks tell each other that rank 0 still writes the last checkpoint."""
+
+
+class Course:
+    """The way of one group through the job."""
+
+    def __init__(
+        self, holding: Holding, assignment: Assignment, ranks: Ranks, *, publisher: Publisher | None, orders: Orders, pulse: Pulse
+    ) -> None:
+        self.holding, self.assignment, self.ranks, self.publisher, self.orders = holding, assignment, ranks, publisher, orders
+        self.pulse = pulse
+        self.spec, self.plan, self.trainer, self.reporter = holding.spec, holding.plan, holding.trainer, holding.reporter
+        self.buffers = Buffers()
+
+    def run(self, *, is_saved: bool) -> Outcome:
+        """Go on from the holding's step to the end, or until some rank is asked to pause or to stop.
+
+        Args:
+            is_saved: what is due at the step was done by the group before.
+        """
+        try:
+            if not is_saved:
+                self._do_what_is_due()
+            if self._train() is Request.PAUSE:
+                self._pause()
+                return "paused"
+            self._finish()
+        except StoppedError:
+            return "stopped"
+        return "succeeded"
+
+    def _phase(self, name: str) -> None:
+        self.reporter.phase(name, self.holding.step)
+
+    def _do_what_is_due(self) -> None:
+        """Evaluate and save where that is due after the present step; after the last one it has its own place."""
+        step = self.holding.step
+        if not 0 < step < self.plan.total_steps:
+            return
+        if self.plan.is_checkpoint_due(step, self.spec.checkpoint.every_epochs):
+            self._evaluate_and_save()
+            self._phase("training")
+        elif self.plan.is_step_due(step, self.spec.checkpoint.every_steps):
+            self._save({})
+
+    def _train(self) -> Request:
+        """Train to the last step; save on the way, but not at the end. Return PAUSE where that is asked before the last step."""
+        holding = self.holding
+        self._phase("training")
+        while holding.step < self.plan.total_steps:
+            with self.pulse.step(holding.step), holding.advancing():
+                result = self.trainer.step(holding.step, self.orders)
+            self.reporter.step(holding.step, result)
+            holding.bad.settle((holding.step - 1) // self.plan.steps_per_epoch, result.bad, result.num_bad)
+            if result.request is Request.STOP:
+                raise StoppedError
+            self._do_what_is_due()
+            if result.request is Request.PAUSE and holding.step < self.plan.total_steps:
+                return Request.PAUSE
+        return Request.GO_ON
+
+    def _finish(self) -> None:
+        self._evaluate_and_save(is_last=True)
+        self._part()
+
+    def _pause(self) -> None:
+        """Save the state at this step, without evaluating it: a job that is never paused would not do so here."""
+        if self.holding.saved != self.holding.step:
+            self._save({})
+        self._part()
+
+    def _part(self) -> None:
+        """Keep every rank, and the state that it holds, until rank 0 has published the last checkpoint.
+
+        Collectives: one all_reduce of 2 float64 every FAREWELL_S.
+        """
+        self._phase("finishing")
+        is_published, is_stop_asked = False, False
+        while not is_published:
+            mine = self.publisher is not None and self.publisher.is_idle(FAREWELL_S)
+            if mine and self.publisher is not None:
+                self.publisher.finish(self.orders.stop)
+            words = self.ranks.sum(torch.tensor([mine, self.orders.stop.is_set()], dtype=torch.float64, device=self.ranks.device))
+            is_published, is_stop_asked = (bool(word) for word in words.tolist())
+            if is_stop_asked and not is_published:
+                raise StoppedError
+
+    def _evaluate_and_save(self, *, is_last: bool = False) -> None:
+        """Do what is due at this step. Done again after a loss it comes to the same: nothing in it depends on what it changes."""
+        average = self.trainer.average
+        if (average is not None and average.has_own_statistics) or (is_last and self.spec.recalibrate != "off"):
+            self._phase("recalibrating")
+            self._recalibrate()
+        self._phase("evaluating")
+        seed_draws(self.spec.seed, Purpose.EVALUATION, self.holding.step, self.ranks.rank)
+        self._share_statistics()
+        values = evaluate(
+            self.trainer.evaluated,
+            self.trainer.task,
+            self.holding.splits.test,
+            self.ranks,
+            self.trainer.precision,
+            batch_size=self._samples_per_pass(),
+            stop=self.orders.stop,
+        )
+        self._settle_held_out()
+        self._save(self.reporter.metrics(self.holding.step, values))
+
+    def _share_statistics(self) -> None:
+        """Where running statistics differ between ranks, take those of rank 0, as DistributedDataParallel does."""
+        if self.spec.norm.kind == "batch_norm" or self.spec.norm.group_size != "all":
+            self.ranks.adopt_first(self.trainer.model.buffers())
+            if self.trainer.average is not None:
+                self.ranks.adopt_first(self.trainer.average.model.buffers())
+
+    def _settle_held_out(self) -> None:
+        """Count the samples of the evaluation that could not be read, where samples are read from files."""
+        if self.spec.data.path is not None:
+            bad = taken_bad(self.holding.splits.test)
+            total = self.ranks.sum(torch.tensor(len(bad), dtype=torch.float64, device=self.ranks.device))
+            self.holding.bad_held_out.settle(self.holding.step, bad, int(total))
+
+    def _save(self, metrics: dict[str, float]) -> None:
+        """Copy the state and have it published in the background, by rank 0. Every rank must call."""
+        step = self.holding.step
+        self._share_statistics()
+        if self.publisher is not None:
+            # What is being written lies in the buffers that are filled next.
+            self.publisher.wait()
+            manifest = draft_manifest(self.assignment, self.plan, step, self.trainer.evaluated, metrics)
+            state = capture(self.trainer, step, self.ranks.world_size, self.buffers)
+            self.publisher.submit(Snapshot(manifest, state.model, state.training, state.scalars))
+        self.holding.saved = step
+
+    def _samples_per_pass(self) -> int:
+        """Return how many samples surely fit into memory at once without gradients: as many as trained with them, on one rank."""
+        return max(1, self.spec.batch_size // (self.spec.accumulate * self.ranks.world_size))
+
+    def _recalibrate(self) -> None:
+        """Re-estimate the running statistics over the first samples of the training set.
+
+        Whole batches are dealt out to the ranks, because each is normalized by its own statistics: so the result does not depend on the
+        world size. They have the size of the batches that were normalized together in training.
+        """
+        seed_draws(self.spec.seed, Purpose.RECALIBRATION, self.holding.step, self.ranks.rank)
+        asked = RecalibrateSpec() if self.spec.recalibrate == "off" else self.spec.recalibrate
+        count = min(asked.num_samples, self.holding.splits.train.num_samples)
+        together = max(1, self.spec.batch_size // self.spec.accumulate)
+        with blame(TaskError), self.trainer.precision.forward():
+            syncbn.recalibrate(
+                self.trainer.evaluated, self._images(even_batches(count, together)[self.ranks.rank :: self.ranks.world_size])
+            )
+
+    def _images(self, batches: Sequence[slice]) -> Iterator[torch.Tensor]:
+        for batch in batches:
+            indices = np.arange(batch.start, batch.stop, dtype=np.int64)
+            yield self.trainer.precision.place(*self.holding.splits.train.batch(indices, 0))[0]
