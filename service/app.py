@@ -64,6 +64,7 @@ def create_app(settings: Settings, controller: Controller | None = None) -> Fast
         description="Distributed training with synchronized BatchNorm.",
         lifespan=lifespan,
         redirect_slashes=False,
+        docs_url=None,
         redoc_url=None,
     )
     v1 = APIRouter(prefix="/v1", dependencies=[Depends(identity_of)])

@@ -19,14 +19,10 @@ from service.settings import Settings
 UPLOADS: Final = "/v1/code"
 """The path whose bodies may be larger than others."""
 _STRICT: Final = "default-src 'none'; frame-ancestors 'none'; base-uri 'none'; form-action 'none'"
-# Plotly sets styles on elements; nothing else is inline, and nothing comes from elsewhere.
+# Nothing is from elsewhere; nothing is inline but style attributes, which Plotly writes. Its heat maps are images from data: addresses.
 _PAGE: Final = _STRICT + (
-    "; script-src 'self'; style-src 'self' 'unsafe-inline'; img-src 'self' data: blob:; connect-src 'self'; font-src 'self'"
-)
-# FastAPI's page takes its script and its style from a CDN, and has one inline script that it fills in.
-_DOCS: Final = _STRICT + (
-    "; script-src 'unsafe-inline' https://cdn.jsdelivr.net; style-src https://cdn.jsdelivr.net 'unsafe-inline'"
-    "; img-src data: https://fastapi.tiangolo.com; connect-src 'self'"
+    "; script-src 'self'; style-src 'self'; style-src-attr 'unsafe-inline'; img-src 'self' data:; connect-src 'self'"
+    "; trusted-types 'none'; require-trusted-types-for 'script'"
 )
 
 
@@ -115,6 +111,6 @@ def _finish(headers: MutableHeaders, path: str) -> None:
     is_page = path == "/" or path.startswith("/dashboard/")
     headers.setdefault("X-Content-Type-Options", "nosniff")
     headers.setdefault("Referrer-Policy", "no-referrer")
-    headers.setdefault("Content-Security-Policy", _DOCS if path.startswith("/docs") else _PAGE if is_page else _STRICT)
-    if not is_page:
-        headers.setdefault("Cache-Control", "no-store")
+    headers.setdefault("Content-Security-Policy", _PAGE if is_page else _STRICT)
+    # A page asks each time whether its files are still those of the running version; what the API answers is kept nowhere.
+    headers.setdefault("Cache-Control", "no-cache" if is_page else "no-store")

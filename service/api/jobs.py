@@ -32,6 +32,7 @@ IdempotencyKey = Annotated[
 IfMatch = Annotated[str | None, Header(max_length=1000, description="the ETag of the job as it was read")]
 StateFilter = Annotated[list[str], Query(description="only these states; repeated or separated by commas")]
 LabelFilter = Annotated[list[str], Query(description="only with this label, KEY=VALUE; repeated: with all of them")]
+Words = Annotated[str, Query(max_length=256, description="only jobs that have this in their name or id, in capitals or not")]
 AfterJob = Annotated[str | None, Query(pattern=JOB_ID_PATTERN, description="the next_cursor of the page before")]
 _STATES: Final = ", ".join(State)
 
@@ -68,11 +69,13 @@ async def list_jobs(
     *,
     state: StateFilter = [],  # noqa: B006 - FastAPI copies it
     label: LabelFilter = [],  # noqa: B006 - FastAPI copies it
+    search: Words = "",
     after: AfterJob = None,
     limit: Annotated[int, Query(ge=1, le=100)] = 20,
 ) -> JobPage:
     """List jobs, newest first."""
-    wanted = JobFilter(_states(state), _labels(label), None if identity.is_admin else identity.project)
+    project = None if identity.is_admin else identity.project
+    wanted = JobFilter(_states(state), _labels(label), project, search)
     found = await context.store.jobs.page(wanted, after, limit + 1)
     views = await use_cases.describe_all(context.store, found[:limit])
     has_more = len(found) > limit

@@ -8,7 +8,6 @@ from pydantic import BaseModel, ConfigDict, Field
 from service.artifacts import Listed
 from service.jobs import JobView
 from service.states import State
-from service.store.records import Event
 from worker.contract import EventType, Health
 from worker.contract.spec import LabelKey, LabelValue
 
@@ -116,14 +115,6 @@ class EventPage(Shape):
     data: list[EventShape]
     has_more: bool
     next_cursor: str | None
-
-    @classmethod
-    def of(cls, events: list[Event], limit: int) -> Self:
-        """Return a page from a list that has one more than the page where there is more."""
-        page = events[:limit]
-        data = [EventShape.model_validate(event) for event in page]
-        has_more = len(events) > limit
-        return cls(data=data, has_more=has_more, next_cursor=str(page[-1].seq) if has_more else None)
 
 
 class LogShape(Shape):

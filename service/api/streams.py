@@ -1,7 +1,7 @@
 """Routes of what a job says while it lives: events and logs, as pages and as streams, and metric series."""
 
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from typing import Annotated, Any, Final
 
 from fastapi import APIRouter, Header, Query, Request, Response
@@ -11,7 +11,7 @@ from pydantic import BaseModel
 from service import jobs as use_cases
 from service.api.context import READ, Context, InContext, InIdentity
 from service.api.downsampling import downsample
-from service.api.parameters import MAX_SEQ, AfterSeq, EventLimit, JobId, RankFilter
+from service.api.parameters import MAX_SEQ, AfterSeq, BeforeSeq, EventLimit, JobId, RankFilter
 from service.api.schemas import EventPage, EventShape, LogPage, LogShape, MetricsShape, SeriesShape
 from service.auth import is_still_admitted
 from service.logs import log_line
@@ -23,6 +23,7 @@ from worker.contract import EventType
 router = APIRouter(tags=["streams"], dependencies=[READ])
 
 LastEventId = Annotated[int | None, Header(ge=0, le=MAX_SEQ, description="resumes a stream after this `id`")]
+TypeFilter = Annotated[list[EventType], Query(alias="type", description="only events of these types; repeated; a stream has the `end` too")]
 MetricName = Annotated[list[str], Query(description="only these series; repeated")]
 _STREAM: Final[dict[int | str, dict[str, Any]]] = {
     200: {"content": {"text/event-stream": {"schema": {"type": "string"}}}},
@@ -37,15 +38,20 @@ async def list_events(
     context: InContext,
     identity: InIdentity,
     *,
+    type_: TypeFilter = [],  # noqa: B006 - FastAPI copies it
     after: AfterSeq = 0,
+    before: BeforeSeq = None,
     limit: EventLimit = 100,
     last_event_id: LastEventId = None,
 ) -> Any:
     """List a job's events, oldest first; with `Accept: text/event-stream`, follow them live to the `end`."""
     if _wants_stream(request):
-        return await _stream(context, identity, job_id, _start(after, last_event_id), StreamFilter(), _event_line)
+        wanted = StreamFilter((*type_, EventType.END) if type_ else ())
+        return await _stream(context, identity, job_id, _start(after, last_event_id), wanted, _event_line)
     await use_cases.find(context.store, job_id)
-    return EventPage.of(await context.store.events.page(job_id, after, limit + 1), limit)
+    found = await context.store.events.page(job_id, after, limit + 1, types=type_, before_seq=before)
+    page, has_more, cursor = _cut(found, limit, is_backwards=before is not None)
+    return EventPage(data=[EventShape.model_validate(event) for event in page], has_more=has_more, next_cursor=cursor)
 
 
 @router.get("/jobs/{job_id}/logs", response_model=LogPage, responses=_STREAM)
@@ -57,6 +63,7 @@ async def list_logs(
     *,
     rank: RankFilter = None,
     after: AfterSeq = 0,
+    before: BeforeSeq = None,
     limit: EventLimit = 100,
     last_event_id: LastEventId = None,
 ) -> Any:
@@ -65,9 +72,9 @@ async def list_logs(
         wanted = StreamFilter((EventType.LOG, EventType.END), rank)
         return await _stream(context, identity, job_id, _start(after, last_event_id), wanted, _log_line)
     await use_cases.find(context.store, job_id)
-    found = await context.store.events.page(job_id, after, limit + 1, types=(EventType.LOG,), rank=rank)
-    data, has_more = [LogShape.model_validate(log_line(event)) for event in found[:limit]], len(found) > limit
-    return LogPage(data=data, has_more=has_more, next_cursor=str(data[-1].seq) if has_more else None)
+    found = await context.store.events.page(job_id, after, limit + 1, types=(EventType.LOG,), rank=rank, before_seq=before)
+    page, has_more, cursor = _cut(found, limit, is_backwards=before is not None)
+    return LogPage(data=[LogShape.model_validate(log_line(event)) for event in page], has_more=has_more, next_cursor=cursor)
 
 
 @router.get("/jobs/{job_id}/metrics")
@@ -84,6 +91,14 @@ async def get_metrics(
         SeriesShape(name=one, points=downsample(await context.store.metrics.points(job_id, one, max_points), max_points)) for one in names
     ]
     return MetricsShape(series=series)
+
+
+def _cut(found: Sequence[Event], limit: int, *, is_backwards: bool) -> tuple[Sequence[Event], bool, str | None]:
+    """Return the page of events of which one too many was read where there is more; that there is; and the seq to go on from."""
+    if len(found) <= limit:
+        return found, False, None
+    page = found[-limit:] if is_backwards else found[:limit]
+    return page, True, str(page[0 if is_backwards else -1].seq)
 
 
 def _wants_stream(request: Request) -> bool:

@@ -56,7 +56,14 @@ class Events:
             return {int(rank or 0): last for rank, last in (await connection.execute(query))}
 
     async def page(
-        self, job_id: str, after_seq: int, limit: int, *, types: Collection[EventType] = (), rank: int | None = None
+        self,
+        job_id: str,
+        after_seq: int,
+        limit: int,
+        *,
+        types: Collection[EventType] = (),
+        rank: int | None = None,
+        before_seq: int | None = None,
     ) -> list[Event]:
         """Return up to `limit` events newer than `after_seq`, oldest first.
 
@@ -66,14 +73,17 @@ class Events:
             limit: most events returned.
             types: only these; all, where empty.
             rank: only this rank's; the job's `end` is among them where `types` asks for it.
+            before_seq: only what is older than this, and of that the newest; None for the oldest after `after_seq`.
         """
-        query = select(events).where((events.c.job_id == job_id) & (events.c.seq > after_seq)).order_by(events.c.seq).limit(limit)
+        query = select(events).where((events.c.job_id == job_id) & (events.c.seq > after_seq)).limit(limit)
+        query = query.order_by(events.c.seq) if before_seq is None else query.where(events.c.seq < before_seq).order_by(events.c.seq.desc())
         if types:
             query = query.where(events.c.type.in_([type_.value for type_ in types]))
         if rank is not None:
             query = query.where((events.c.rank == rank) | (events.c.type == EventType.END.value))
         async with self._database.read() as connection:
-            return [_event(row) for row in (await connection.execute(query)).mappings()]
+            found = [_event(row) for row in (await connection.execute(query)).mappings()]
+        return found if before_seq is None else found[::-1]
 
     async def spread(self, job_id: str, type_: EventType, most: int) -> list[Event]:
         """Return at most `most` of a job's events of one type, evenly spread, oldest first; the newest is always among them."""

@@ -26,11 +26,14 @@ CHOOSING_NORM = "choosing_norm"
 
 @dataclass(frozen=True)
 class JobFilter:
-    """Which jobs a list holds: in any of the states (all, where empty), with every one of the labels, of the project (all, where None)."""
+    """Which jobs a list holds: in any of the states (all, where empty), with every one of the labels, of the project (all, where None), and
+    with the words in name or id.
+    """
 
     states: frozenset[State] = frozenset()
     labels: tuple[tuple[str, str], ...] = ()
     project: str | None = None
+    words: str = ""
 
 
 class Jobs:
@@ -96,6 +99,8 @@ class Jobs:
             query = query.where(jobs.c.project == wanted.project)
         if wanted.states:
             query = query.where(jobs.c.state.in_([state.value for state in wanted.states]))
+        if wanted.words:
+            query = query.where(jobs.c.name.icontains(wanted.words, autoescape=True) | jobs.c.id.icontains(wanted.words, autoescape=True))
         for key, value in wanted.labels:
             has_label = (job_labels.c.job_id == jobs.c.id) & (job_labels.c.key == key) & (job_labels.c.value == value)
             query = query.where(exists().where(has_label))

@@ -99,8 +99,10 @@ def run_job(
     return [RankRun(*answer) for answer in answers]
 
 
-def run_one_rank(rank: int, world_size: int, common: dict[str, Any], port_file: str, faults: Faults) -> tuple[Any, ...]:
-    """The program of a rank: meet, run, report the fields of a RankRun."""
+def run_one_rank(
+    rank: int, world_size: int, common: dict[str, Any], port_file: str, faults: Faults, *, node_ip: str = "127.0.0.1"
+) -> tuple[Any, ...]:
+    """The program of a rank on the node with this address: meet, run, report the fields of a RankRun."""
     import torch.distributed as dist
 
     from worker.errors import to_failure
@@ -113,11 +115,11 @@ def run_one_rank(rank: int, world_size: int, common: dict[str, Any], port_file: 
         dist.barrier()
         leave()
     os.environ.update(faults.environment)
-    bind_interface("127.0.0.1")
-    store = host_store("127.0.0.1") if rank == 0 else None
-    port = _announce(port_file, store.port) if store is not None else _await(port_file)
+    bind_interface(node_ip)
+    store = host_store(node_ip) if rank == 0 else None
+    store_host, port = _announce(port_file, node_ip, store.port) if store is not None else _await(port_file)
     events, orders = EventBuffer(), Orders()
-    assignment = Assignment(rank=rank, world_size=world_size, store_host="127.0.0.1", store_port=port, **common)
+    assignment = Assignment(rank=rank, world_size=world_size, store_host=store_host, store_port=port, **common)
     orders.serve(1, store)
     orders.assign(assignment)
     # Nobody replaces a lost rank here: who loses its peers ends at once, with them as the reason.
@@ -173,20 +175,21 @@ def _not_a_number(batch: Any) -> Any:
     return broken
 
 
-def _announce(port_file: str, port: int) -> int:
+def _announce(port_file: str, host: str, port: int) -> tuple[str, int]:
     temporary = Path(f"{port_file}.tmp")
-    temporary.write_text(json.dumps(port))
+    temporary.write_text(json.dumps([host, port]))
     temporary.rename(port_file)
-    return port
+    return host, port
 
 
-def _await(port_file: str) -> int:
+def _await(port_file: str) -> tuple[str, int]:
     deadline = time.monotonic() + PORT_TIMEOUT_S
     while not Path(port_file).exists():
         if time.monotonic() > deadline:
             raise TimeoutError(f"rank 0 has not announced its port in {port_file}")
         time.sleep(0.005)
-    return int(json.loads(Path(port_file).read_text()))
+    host, port = json.loads(Path(port_file).read_text())
+    return str(host), int(port)
 
 
 __all__ = ["JOB", "MARKER", "OTHER_JOB", "FailureCode", "Faults", "RankRun", "run_job", "run_one_rank", "small_spec"]

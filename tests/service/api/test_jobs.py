@@ -149,6 +149,17 @@ def test_pages_hold_every_job_once_newest_first(world):
     ]
 
 
+def test_jobs_are_found_by_a_part_of_their_name_or_id(world):
+    """In capitals or not; what SQL reads as a pattern is only what it is."""
+    ids = [world.submit(name=name)["id"] for name in ("Needle-100%", "needle-1000", "hay")]
+    found = lambda words: [job["id"] for job in world.client.get("/v1/jobs", params={"search": words}).json()["data"]]  # noqa: E731
+
+    assert found("nEEDLE-1") == [ids[1], ids[0]]
+    assert found("100%") == [ids[0]]
+    assert found(ids[2][-8:].lower()) == [ids[2]]
+    assert found("nEEDLE_1") == []
+
+
 def test_lists_are_filtered(world):
     """By states, repeated or with commas, and by labels."""
     plain, labelled = world.submit()["id"], world.submit(labels={"team": "a=b"})["id"]

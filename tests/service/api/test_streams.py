@@ -229,3 +229,29 @@ def test_streams_of_one_token_are_bounded(tmp_path):
                 assert json.loads(refused.read())["code"] == "too_many_streams"
             with world.client.stream("GET", path, headers=STREAM | {"Authorization": f"Bearer {secret}"}) as second:
                 assert second.status_code == 200
+
+
+def test_events_are_read_from_the_end_and_by_type(world):
+    """The newest of some types first, then what is before; the last page says that there is no more."""
+    job_id = world.start()
+    world.say(job_id, 0, *(said(seq, EventType.LOG if seq % 2 else EventType.WARNING, message=str(seq)) for seq in range(1, 8)))
+    get = lambda what, query: world.client.get(f"/v1/jobs/{job_id}/{what}?{query}").json()  # noqa: E731
+    newest = get("events", "type=log&type=warning&before=9999&limit=3")
+    older = get("events", f"type=log&type=warning&before={newest['next_cursor']}&limit=3")
+    oldest = get("events", f"type=log&type=warning&before={older['next_cursor']}&limit=3")
+    log = get("logs", "before=9999&limit=2")
+
+    assert [[event["data"]["message"] for event in page["data"]] for page in (newest, older, oldest)] == [list("567"), list("234"), ["1"]]
+    assert [page["has_more"] for page in (newest, older, oldest)] == [True, True, False]
+    assert [line["message"] for line in log["data"]] == ["5", "7"]
+    assert get("events", "type=nonsense")["code"] == "invalid_request"
+
+
+def test_a_stream_has_only_the_types_that_it_was_asked_for(world):
+    """And the end."""
+    job_id = world.start()
+    world.say(job_id, 0, said(1, EventType.LOG, message="x"), metrics(2, step=1, train_loss=1.0))
+    world.finish(job_id)
+    answer = world.client.get(f"/v1/jobs/{job_id}/events?type=metrics", headers=STREAM)
+
+    assert [message[1] for message in _messages(answer.text.splitlines()) if message != "ping"] == ["metrics", "end"]

@@ -1,0 +1,59 @@
+// The first tab of a job: charts with marks where something happened, the states it went through, the attempts.
+
+import { get } from "../api.js";
+import { lines, place } from "../charts.js";
+import { h } from "../dom.js";
+import { card, state, table } from "../elements.js";
+import { between, clock } from "../format.js";
+
+const MAX_POINTS = 1000, MAX_MARKS = 20;
+// What is drawn together. A series that is in none of them gets a chart of its own.
+const CHARTS = [
+  ["loss", "Loss", (name) => name.endsWith("/loss")],
+  ["accuracy", "Accuracy", (name) => name.endsWith("/accuracy")],
+  ["lr", "Learning rate", (name) => name === "lr"],
+  ["throughput", "Throughput, samples per second", (name) => name === "throughput/samples_per_s"],
+];
+
+export function open(id) {
+  let charts = [], marks = [];
+  return {
+    refresh: async (job) => {
+      const [{ series }, { data: events }] = await Promise.all([
+        get(`/v1/jobs/${id}/metrics?max_points=${MAX_POINTS}`), get(`/v1/jobs/${id}/events?type=recovery&type=resize&before=${Number.MAX_SAFE_INTEGER}&limit=${MAX_MARKS}`),
+      ]);
+      charts = arranged(series);
+      marks = events.filter((event) => typeof event.data.step === "number").map(({ type, data }) => ({ step: data.step, text: type }));
+      return [
+        h("div", { class: "charts", "data-key": "charts" }, charts.map(({ id: name, title }) => place(`chart-${name}`, title))),
+        timeline(job), attempts(job),
+      ];
+    },
+    after: () => Promise.all(charts.map((chart) => lines(`chart-${chart.id}`, chart.series, marks))),
+  };
+}
+
+function arranged(series) {
+  const together = CHARTS.map(([id, title, isOf]) => ({ id, title, series: series.filter(({ name }) => isOf(name)) }));
+  const others = series.filter(({ name }) => !CHARTS.some(([, , isOf]) => isOf(name)));
+  return [...together, ...others.map((one, at) => ({ id: `other-${at}`, title: one.name, series: [one] }))];
+}
+
+/** Each state with how long the job was in it; the strip above shows the same to scale. */
+function timeline(job) {
+  const steps = job.transitions.map((one, at) => ({ ...one, until: job.transitions[at + 1]?.at ?? job.finished_at }));
+  const length = (one) => Math.max(1, Date.parse(one.until ?? new Date()) - Date.parse(one.at));
+  const strip = h("div", { class: "strip", "aria-hidden": "true" }, steps.slice(0, job.finished_at ? -1 : undefined).map((one) => {
+    const part = h("span", { class: one.state, title: `${one.state} ${between(one.at, one.until)}` });
+    part.style.flexGrow = String(length(one));
+    return part;
+  }));
+  const rows = steps.map((one, at) => [clock(one.at), state(one.state), at === steps.length - 1 && job.finished_at ? "–" : !one.until ? `${between(one.at)} so far` : between(one.at, one.until), h("code", {}, one.reason), h("span", { class: "why long" }, one.message)]);
+  return card("States", strip, table("States", ["since", "state", "for", "reason", { name: "in words", isWide: true }], rows));
+}
+
+function attempts(job) {
+  if (!job.attempts.length) return null;
+  const rows = job.attempts.map((one) => [one.number, h("code", {}, one.reason), one.world_size, clock(one.started_at), between(one.started_at, one.finished_at)]);
+  return card("Attempts", table("Attempts", [{ name: "number", isNumber: true }, "begun because", { name: "workers", isNumber: true }, "since", "for"], rows));
+}
