@@ -5,7 +5,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
-.PHONY: help demo test check format bench-layer clean
+.PHONY: help demo test check format bench-layer bench-service clean
 .DEFAULT_GOAL := help
 
 help: ## this list
@@ -29,6 +29,9 @@ format: $(INSTALLED) ## what `check` would complain about, where it can be mende
 
 bench-layer: $(INSTALLED) ## SyncBatchNorm against local BatchNorm, side by side on two ranks
 	OMP_NUM_THREADS=1 $(BIN)/python -m tests.benchmarks.layer
+
+bench-service: $(INSTALLED) ## the API, events, streams and downloads under load, beside a static server, Ray's job API and MLflow
+	OMP_NUM_THREADS=1 $(BIN)/python -m tests.benchmarks.service
 
 clean: ## remove the environment and every cache
 	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache *.egg-info

@@ -108,7 +108,7 @@ async def describe(store: Store, job: Job) -> JobView:
 async def describe_all(store: Store, jobs: Sequence[Job]) -> list[JobView]:
     """Return jobs with their histories, in the same order."""
     ids = [job.id for job in jobs]
-    transitions, attempts = await store.jobs.transitions_of(ids), await store.attempts.of_jobs(ids)
+    transitions, attempts = await store.jobs.histories(ids)
     return [JobView(job, transitions[job.id], attempts[job.id]) for job in jobs]
 
 

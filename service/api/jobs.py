@@ -12,7 +12,7 @@ from service import jobs as use_cases
 from service.admission import admit
 from service.api.bodies import read_json, read_json_or_yaml
 from service.api.context import READ, SUBMIT, InContext, InIdentity
-from service.api.parameters import JobId
+from service.api.parameters import JobId, VisibleJob
 from service.api.problems import problems_of
 from service.api.schemas import DryRunShape, JobEdit, JobPage, JobShape
 from service.errors import InvalidError
@@ -82,10 +82,10 @@ async def list_jobs(
     return JobPage(data=[JobShape.of(view) for view in views], has_more=has_more, next_cursor=found[limit - 1].id if has_more else None)
 
 
-@router.get("/jobs/{job_id}", dependencies=[READ])
-async def get_job(job_id: JobId, response: Response, context: InContext) -> JobShape:
+@router.get("/jobs/{job_id}", dependencies=[READ])  # noqa: FAST003 - VisibleJob takes it
+async def get_job(job: VisibleJob, response: Response, context: InContext) -> JobShape:
     """Show a job."""
-    return _shown(await use_cases.describe(context.store, await use_cases.find(context.store, job_id)), response)
+    return _shown(await use_cases.describe(context.store, job), response)
 
 
 @router.patch("/jobs/{job_id}", dependencies=[SUBMIT])

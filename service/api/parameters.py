@@ -10,21 +10,30 @@ from fastapi import Depends, Path, Query
 from service import jobs as use_cases
 from service.api.context import InContext, InIdentity
 from service.store.ids import JOB_ID_PATTERN
+from service.store.records import Job
 
 MAX_SEQ: Final = 2**63 - 1
 
 
 async def _visible_job(
     job_id: Annotated[str, Path(pattern=JOB_ID_PATTERN, description="id of a job")], context: InContext, identity: InIdentity
-) -> str:
-    """Return the id of a job that the token's project owns; of any, for an admin."""
+) -> Job:
+    """Return a job that the token's project owns; any, for an admin."""
     job = await use_cases.find(context.store, job_id)
     if not identity.sees(job.project):
         raise use_cases.job_not_here(job_id)
-    return job_id
+    return job
 
 
-JobId = Annotated[str, Depends(_visible_job)]
+VisibleJob = Annotated[Job, Depends(_visible_job)]
+"""The job, as it was when the request came."""
+
+
+async def _visible_id(job: VisibleJob) -> str:
+    return job.id
+
+
+JobId = Annotated[str, Depends(_visible_id)]
 Step = Annotated[str, Path(pattern=r"^(latest|best|[0-9]{1,15})$", description="a step, `latest` or `best`")]
 FileName = Annotated[str, Path(min_length=1, max_length=128, description="a name that the manifest lists, or manifest.json")]
 AfterSeq = Annotated[int, Query(ge=0, le=MAX_SEQ, description="only what is newer than this `seq`")]

@@ -9,6 +9,8 @@ class Changes:
     def __init__(self) -> None:
         self.jobs = asyncio.Event()
         """Set when a job was submitted, cancelled or changed in priority. Whoever waits clears it before looking."""
+        self.tokens_edition = 0
+        """Grows with every change of a token in this process."""
         self._newest: dict[str, int] = {}
         self._waiting: dict[str, set[asyncio.Event]] = {}
 

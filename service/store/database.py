@@ -58,6 +58,11 @@ class Database:
         """Whether other controllers may use the database at the same time."""
         return self._backend.is_shared
 
+    @property
+    def tokens_edition(self) -> int:
+        """Counts what this process did to tokens: what was read at another edition may be out of date."""
+        return self._changes.tokens_edition
+
     def under(self, lease: Lease) -> "Database":
         """Return the same database, every write of which raises LeaseLostError once the lease has run out or has another holder."""
         return Database(self._backend, self._changes, lease)
@@ -111,6 +116,8 @@ class Database:
             self._changes.forget(job_id)
         if write.is_queue_changed:
             self._changes.jobs.set()
+        if write.is_token_changed:
+            self._changes.tokens_edition += 1
 
 
 _EXPECTED = "expected sqlite:///path or postgresql://user@host:port/database; set SYNCBN_DATABASE_URL"

@@ -9,12 +9,13 @@ from sqlalchemy import RowMapping, Select, bindparam, delete, exists, func, inse
 
 from service.scopes import DEFAULT_PROJECT
 from service.states import State, is_allowed
+from service.store.attempts import read_attempts
 from service.store.database import Database
 from service.store.idempotency import earlier_job, remember
-from service.store.lifecycle import Change, enter
+from service.store.lifecycle import Change, begin, enter
 from service.store.queue import QueueCap, require_place, store_need
-from service.store.records import IdempotencyClaim, Job, Progress, Transition
-from service.store.session import Write
+from service.store.records import Attempt, IdempotencyClaim, Job, Progress, Transition
+from service.store.session import Session, Write
 from service.store.tables import job_labels, jobs, norm_choices, transitions
 from worker.contract import JobSpec
 from worker.contract.spec import AUTO_NORM
@@ -120,12 +121,13 @@ class Jobs:
 
     async def transitions_of(self, job_ids: Sequence[str]) -> dict[str, list[Transition]]:
         """Return the transitions of each of the jobs, oldest first."""
-        query = select(transitions).where(transitions.c.job_id.in_(job_ids)).order_by(transitions.c.job_id, transitions.c.number)
-        found: dict[str, list[Transition]] = {job_id: [] for job_id in job_ids}
         async with self._database.read() as connection:
-            for row in (await connection.execute(query)).mappings():
-                found[row["job_id"]].append(Transition(State(row["state"]), row["reason"], row["message"], row["at"]))
-        return found
+            return await _read_transitions(connection, job_ids)
+
+    async def histories(self, job_ids: Sequence[str]) -> tuple[dict[str, list[Transition]], dict[str, list[Attempt]]]:
+        """Return the transitions and the attempts of each of the jobs, oldest first, of one moment."""
+        async with self._database.read() as connection:
+            return await _read_transitions(connection, job_ids), await read_attempts(connection, job_ids)
 
     async def transition(
         self,
@@ -210,16 +212,24 @@ class Jobs:
             return [_job(row) for row in (await connection.execute(query)).mappings()]
 
 
+async def _read_transitions(session: Session, job_ids: Sequence[str]) -> dict[str, list[Transition]]:
+    query = select(transitions).where(transitions.c.job_id.in_(job_ids)).order_by(transitions.c.job_id, transitions.c.number)
+    found: dict[str, list[Transition]] = {job_id: [] for job_id in job_ids}
+    for row in (await session.execute(query)).mappings():
+        found[row["job_id"]].append(Transition(State(row["state"]), row["reason"], row["message"], row["at"]))
+    return found
+
+
 async def add_job(write: Write, job_id: str, spec: JobSpec, project: str) -> None:
     """Store a queued job, in a transaction of the caller."""
     await write.connection.execute(insert(jobs).values(project=project, **_new_row(job_id, spec)))
     await _store_labels(write, job_id, spec.labels)
     if spec.norm.kind == AUTO_NORM:
         await write.connection.execute(insert(norm_choices).values(job_id=job_id))
-        await enter(write, job_id, Change(State.QUEUED, CHOOSING_NORM, "waits for short trials to choose norm.kind"))
+        await begin(write, job_id, Change(State.QUEUED, CHOOSING_NORM, "waits for short trials to choose norm.kind"))
     else:
         await store_need(write, job_id, spec)
-        await enter(write, job_id, Change(State.QUEUED, SUBMITTED))
+        await begin(write, job_id, Change(State.QUEUED, SUBMITTED))
     write.is_queue_changed = True
 
 

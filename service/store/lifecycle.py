@@ -22,6 +22,11 @@ class Change:
     message: str = ""
 
 
+async def begin(write: Write, job_id: str, change: Change) -> None:
+    """Put down the first state of a job that this transaction has stored in that state."""
+    await _put_down(write, job_id, 1, None, change, datetime.now(UTC))
+
+
 async def enter(write: Write, job_id: str, change: Change, **columns: Any) -> None:
     """Put a job into a state.
 
@@ -52,8 +57,14 @@ async def close_attempt(write: Write, job_id: str, now: datetime) -> None:
 async def _record(write: Write, job_id: str, change: Change, now: datetime) -> None:
     last = func.coalesce(func.max(transitions.c.number), 0)
     number = (await write.connection.execute(select(last).where(transitions.c.job_id == job_id))).scalar_one() + 1
+    attempt = (await write.connection.execute(select(jobs.c.attempt).where(jobs.c.id == job_id))).scalar_one() or None
+    await _put_down(write, job_id, number, attempt, change, now)
+
+
+async def _put_down(  # noqa: PLR0917 - called from two places above
+    write: Write, job_id: str, number: int, attempt: int | None, change: Change, now: datetime
+) -> None:
     said = {"state": change.to.value, "reason": change.reason, "message": change.message}
     await write.connection.execute(insert(transitions).values(job_id=job_id, number=number, at=now, **said))
-    attempt = (await write.connection.execute(select(jobs.c.attempt).where(jobs.c.id == job_id))).scalar_one() or None
     types = [EventType.STATE, EventType.END] if change.to in TERMINAL else [EventType.STATE]
     await append(write, job_id, [Entry(at=now, type=type_, attempt=attempt, data=said) for type_ in types])

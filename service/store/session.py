@@ -1,10 +1,11 @@
 """An open transaction, and what a backend must offer so that transactions can be opened. Knows no database in particular."""
 
 import asyncio
-from collections.abc import Callable, Coroutine, Mapping, Sequence
+import types
+from collections.abc import Callable, Coroutine, Generator, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, field
-from typing import Any, Protocol, TypeVar
+from typing import Any, Protocol, TypeVar, cast
 
 from sqlalchemy import CursorResult, Executable
 from sqlalchemy.engine import Connection
@@ -44,6 +45,8 @@ class Write:
     """Jobs that are gone."""
     is_queue_changed: bool = False
     """A job was submitted, or stands elsewhere in the queue."""
+    is_token_changed: bool = False
+    """A token was made, or is admitted no longer or not as long."""
 
 
 class Backend(Protocol):
@@ -67,12 +70,33 @@ class Backend(Protocol):
         """Close readers, then writers, then let another process have the database."""
 
 
+@types.coroutine
+def _rest(work: Coroutine[Any, Any, T], first: Any) -> Generator[Any, Any, T]:
+    """Go on with a coroutine that waits for `first`."""
+    waits_for = first
+    try:
+        while True:
+            try:
+                value = yield waits_for
+            except BaseException as error:  # noqa: BLE001 - handed on as it is, like `yield from` does
+                waits_for = work.throw(error)
+            else:
+                waits_for = work.send(value)
+    except StopIteration as done:
+        return cast("T", done.value)
+
+
 async def finished(work: Coroutine[Any, Any, T]) -> T:
     """Wait for work to its end, also when cancelled meanwhile; then the cancellation goes on.
 
-    SQLAlchemy gives up a connection whose statement is cancelled, and aiosqlite may then keep it, and its lock on the database.
+    SQLAlchemy gives up a connection whose statement is cancelled, and a thread may then keep it, and its lock on the database. What does
+    not wait at all, which is most of what SQLite is asked, is done without a task: nothing can cancel it.
     """
-    task = asyncio.ensure_future(work)
+    try:
+        first = work.send(None)
+    except StopIteration as done:
+        return cast("T", done.value)
+    task = asyncio.ensure_future(_rest(work, first))
     cancelled: asyncio.CancelledError | None = None
     while not task.done():
         try:

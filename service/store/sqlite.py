@@ -16,6 +16,7 @@ from sqlalchemy import event
 from sqlalchemy.engine import URL, Connection
 from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 
+from service.store.driver import Connection as SqliteConnection
 from service.store.errors import DatabaseError
 from service.store.session import Session, Write
 
@@ -72,11 +73,13 @@ def is_sqlite_away(error: BaseException | None) -> bool:
 
 
 def _engine(url: URL, *, size: int, begin: str, pragmas: tuple[str, ...]) -> AsyncEngine:
-    engine = create_async_engine(url, pool_size=size, max_overflow=0, pool_timeout=60)
+    async def connect() -> SqliteConnection:
+        return SqliteConnection(str(url.database), is_reader="query_only=ON" in pragmas)
+
+    engine = create_async_engine(url, async_creator=connect, pool_size=size, max_overflow=0, pool_timeout=60)
 
     @event.listens_for(engine.sync_engine, "connect")
     def _configure(connection: Any, _record: object) -> None:
-        connection.isolation_level = None  # the driver begins nothing on its own; _begin does
         cursor = connection.cursor()
         for pragma in (f"busy_timeout={BUSY_TIMEOUT_MS}", "foreign_keys=ON", *pragmas):
             cursor.execute(f"PRAGMA {pragma}")

@@ -20,10 +20,12 @@ class Tokens:
 
     def __init__(self, database: Database) -> None:
         self._database = database
+        self._known: dict[str, tuple[int, Token]] = {}
 
     async def add(self, secret: str, token: Token) -> None:
         """Admit a token."""
         async with self._database.write("tokens") as write:
+            write.is_token_changed = True
             await write.connection.execute(insert(tokens).values(**_row(secret, token)))
 
     async def replace(self, secret: str, token: Token, old_id: str, *, expires_at: datetime) -> bool:
@@ -35,6 +37,7 @@ class Tokens:
         is_old = (tokens.c.id == old_id) & tokens.c.revoked_at.is_(None)
         lives_on = tokens.c.expires_at.is_(None) | (tokens.c.expires_at > expires_at)
         async with self._database.write("tokens") as write:
+            write.is_token_changed = True
             if not (await write.connection.execute(select(exists().where(is_old)))).scalar_one():
                 return False
             await write.connection.execute(update(tokens).where(is_old & lives_on).values(expires_at=expires_at))
@@ -45,15 +48,25 @@ class Tokens:
         """Admit a token no more, from now on. Return whether there is such a token."""
         is_live = (tokens.c.id == token_id) & tokens.c.revoked_at.is_(None)
         async with self._database.write("tokens") as write:
+            write.is_token_changed = True
             await write.connection.execute(update(tokens).where(is_live).values(revoked_at=now))
             return bool((await write.connection.execute(select(exists().where(tokens.c.id == token_id)))).scalar_one())
 
     async def find(self, secret: str) -> Token | None:
         """Return what is known of a token, or None where there never was such a one.
 
-        Found by its SHA-256, so the time that it takes says nothing about how much of a guess was right.
+        Found by its SHA-256, so the time that it takes says nothing about how much of a guess was right. Where no other controller can
+        revoke it, a token is read once and remembered until this one makes, changes or revokes any: every request asks.
         """
-        return await self._one(tokens.c.sha256 == _digest(secret))
+        digest, edition = _digest(secret), self._database.tokens_edition
+        known_at, known = self._known.get(digest, (-1, None))
+        if known_at == edition:
+            return known
+        found = await self._one(tokens.c.sha256 == digest)
+        if found is not None and not self._database.is_shared:
+            # Of the edition before the query: what is revoked meanwhile is asked for again.
+            self._known[digest] = (edition, found)
+        return found
 
     async def get(self, token_id: str) -> Token | None:
         """Return a token by its id."""
