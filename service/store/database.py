@@ -19,7 +19,7 @@ from service.store.clock import database_now
 from service.store.errors import DatabaseAwayError, DatabaseError, LeaseLostError
 from service.store.postgres import PostgresBackend, is_postgres_away
 from service.store.records import Lease
-from service.store.session import Backend, Session, Write, finished
+from service.store.session import Backend, Session, Write, finished, has_no_limits
 from service.store.sqlite import SqliteBackend, is_sqlite_away
 from service.store.tables import leases
 
@@ -126,7 +126,7 @@ _EXPECTED = "expected sqlite:///path or postgresql://user@host:port/database; se
 @asynccontextmanager
 async def _transaction(engine: AsyncEngine) -> AsyncIterator[Session]:
     """Lend a connection: committed at the end, rolled back when it is given back after any error."""
-    connection = engine.connect()
+    connection, is_quick = engine.connect(), has_no_limits(engine.dialect.name)
     try:
         try:
             await finished(connection.start())
@@ -135,9 +135,9 @@ async def _transaction(engine: AsyncEngine) -> AsyncIterator[Session]:
             raise
         try:
             yield Session(connection)
-            await finished(connection.commit())
+            await finished(connection.commit(), is_begun_here=is_quick)
         finally:
-            await finished(connection.close())
+            await finished(connection.close(), is_begun_here=is_quick)
     except (PoolTimeoutError, OSError) as error:
         raise DatabaseAwayError(f"the database gives no connection: {error}") from error
     except DBAPIError as error:

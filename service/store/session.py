@@ -19,6 +19,7 @@ class Session:
 
     def __init__(self, connection: AsyncConnection) -> None:
         self._connection = connection
+        self._has_no_limits = has_no_limits(connection.dialect.name)
 
     @property
     def dialect_name(self) -> str:
@@ -27,11 +28,11 @@ class Session:
 
     async def execute(self, statement: Executable, rows: Sequence[Mapping[str, Any]] | None = None) -> CursorResult[*tuple[Any, ...]]:
         """Run a statement, once or for each row of values."""
-        return await finished(self._connection.execute(statement, rows))
+        return await finished(self._connection.execute(statement, rows), is_begun_here=self._has_no_limits)
 
     async def run_sync(self, function: Callable[[Connection], T]) -> T:
         """Run a function that takes SQLAlchemy's synchronous connection."""
-        return await finished(self._connection.run_sync(function))
+        return await finished(self._connection.run_sync(function), is_begun_here=self._has_no_limits)
 
 
 @dataclass
@@ -70,6 +71,11 @@ class Backend(Protocol):
         """Close readers, then writers, then let another process have the database."""
 
 
+def has_no_limits(dialect_name: str) -> bool:
+    """Return whether a dialect's driver sets no time limits of asyncio's. Ours for SQLite does not."""
+    return dialect_name == "sqlite"
+
+
 @types.coroutine
 def _rest(work: Coroutine[Any, Any, T], first: Any) -> Generator[Any, Any, T]:
     """Go on with a coroutine that waits for `first`."""
@@ -86,17 +92,23 @@ def _rest(work: Coroutine[Any, Any, T], first: Any) -> Generator[Any, Any, T]:
         return cast("T", done.value)
 
 
-async def finished(work: Coroutine[Any, Any, T]) -> T:
+async def finished(work: Coroutine[Any, Any, T], *, is_begun_here: bool = False) -> T:
     """Wait for work to its end, also when cancelled meanwhile; then the cancellation goes on.
 
-    SQLAlchemy gives up a connection whose statement is cancelled, and a thread may then keep it, and its lock on the database. What does
-    not wait at all, which is most of what SQLite is asked, is done without a task: nothing can cancel it.
+    SQLAlchemy gives up a connection whose statement is cancelled, and a thread may then keep it, and its lock on the database.
+
+    Args:
+        work: what is to be done.
+        is_begun_here: do without a task what does not wait at all, which is most of what SQLite is asked. Only for work without time
+            limits of asyncio's: they remember the task in which they were set, which would be the caller's.
     """
-    try:
-        first = work.send(None)
-    except StopIteration as done:
-        return cast("T", done.value)
-    task = asyncio.ensure_future(_rest(work, first))
+    if is_begun_here:
+        try:
+            first = work.send(None)
+        except StopIteration as done:
+            return cast("T", done.value)
+        work = _rest(work, first)
+    task = asyncio.ensure_future(work)
     cancelled: asyncio.CancelledError | None = None
     while not task.done():
         try:

@@ -72,7 +72,7 @@ def test_work_that_waits_is_finished_although_its_caller_is_cancelled():
             await asyncio.sleep(0.01)
             done.append("done")
 
-        task = asyncio.create_task(finished(work()))
+        task = asyncio.create_task(finished(work(), is_begun_here=True))
         await asyncio.sleep(0)
         task.cancel()
         with pytest.raises(asyncio.CancelledError):
@@ -91,7 +91,7 @@ def test_an_error_of_work_that_waits_is_its_callers():
                 await asyncio.sleep(0)
             raise ValueError("no")
 
-        await finished(work())
+        await finished(work(), is_begun_here=True)
 
     for waits in (False, True):
         with pytest.raises(ValueError, match="no"):

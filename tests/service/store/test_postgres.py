@@ -4,6 +4,7 @@ import asyncio
 import time
 
 import pytest
+from sqlalchemy import text
 
 from service.states import State
 from service.store.errors import DatabaseAwayError
@@ -115,3 +116,13 @@ def test_a_server_that_is_killed_is_away_and_loses_nothing(mortal_postgres):
         await store.jobs.create(new_job_id(), spec())
 
     _run(scenario, mortal_postgres.new_database())
+
+
+def test_a_slow_statement_is_waited_for(database_url):
+    """The driver's own time limits are not taken for a cancellation by the caller."""
+
+    async def scenario(store, _other):
+        async with store._database.write("x") as write:
+            await write.connection.execute(text("SELECT pg_sleep(1.2)"))
+
+    _run(scenario, database_url)
