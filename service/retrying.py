@@ -41,6 +41,8 @@ class Ranks:
     """By rank, those that have ended."""
     parked: Collection[int] = ()
     """Those that lost their peers and wait to be told where to meet anew."""
+    silent: Collection[int] = ()
+    """Those that have not ended and cannot be reached now: dead or not, who knows."""
     is_torn: bool = False
     """Some were told of a new group and some not: whoever was telling them was cut off."""
     unsettled_s: float = 0.0
@@ -130,6 +132,8 @@ def _after_losses(ranks: Ranks, causes: list[JobFailure], recoveries: Budget, re
         return Fail(faults[0]) if faults else after_gang_lost(restarts)
     if ends:
         return _replace(sorted(ends), recoveries) if ranks.unsettled_s >= GATHER_S else Wait()
+    if ranks.silent:
+        return Wait()  # nothing can be told to a rank that is not reached: its cluster will say whether it is dead
     if (ranks.is_torn and ranks.unsettled_s > TORN_S) or (ranks.parked and ranks.unsettled_s > SETTLE_S):
         return _replace([], recoveries)
     return Wait()

@@ -15,7 +15,7 @@ import structlog
 
 from service.cluster import ClusterError, RankDiedError, RunningGang
 from service.retrying import GATHER_S, Budget, Cancel, RankEnd, Ranks, Verdict, Wait, judge, timed_out
-from service.stalling import Heard, stalled
+from service.stalling import SILENT_S, Heard, stalled
 from service.states import State
 from service.store.records import Job
 from service.store.store import Store
@@ -104,7 +104,8 @@ class Watch:
         elif self._unsettled_since is None:
             self._unsettled_since = time.monotonic()
         unsettled_s = 0.0 if self._unsettled_since is None else time.monotonic() - self._unsettled_since
-        verdict = judge(Ranks(gang.world_size, self._ends, parked, gang.is_torn, unsettled_s), recoveries, restarts)
+        ranks = Ranks(gang.world_size, self._ends, parked, self._silent(gang.world_size), gang.is_torn, unsettled_s)
+        verdict = judge(ranks, recoveries, restarts)
         if isinstance(verdict, Wait) and self._job.started_at is not None:
             return timed_out((datetime.now(UTC) - self._job.started_at).total_seconds(), self._job.spec.timeout_s)
         return verdict
@@ -118,6 +119,11 @@ class Watch:
                 log.warning("rank_stalled", job=self._job.id, rank=rank, what=what)
                 self.stalled[rank] = what
                 self._end(rank, RankEnd(outcome="stalled"))
+
+    def _silent(self, world_size: int) -> set[int]:
+        """Return the ranks that have not ended and have not been heard for a while."""
+        since = time.monotonic() - SILENT_S
+        return {rank for rank in range(world_size) if rank not in self._ends and self._heard.get(rank, (0.0, None))[0] < since}
 
     async def _change(self, readers: list[asyncio.Task[None]]) -> None:
         """Wait until something may have changed, and pass on what a reader raised."""

@@ -67,6 +67,10 @@ RECOVERIES, RESTARTS = Budget(2, 10), Budget(0, 3)
         (Ranks(2, {0: ALONE}, unsettled_s=GATHER_S), Replace((0,))),
         # Nobody is known to be lost, yet they lost each other: they meet anew.
         (Ranks(2, {}, parked={0, 1}), Wait()),
+        (Ranks(2, {}, parked={0}, unsettled_s=LATE), Replace(())),
+        (Ranks(2, {}, parked={0}, silent={1}, unsettled_s=LATE), Wait()),  # dead or not, nobody knows yet
+        (Ranks(2, {}, parked={0}, silent={1}, is_torn=True, unsettled_s=LATE), Wait()),
+        (Ranks(2, {1: DIED}, parked={0}, unsettled_s=LATE), Replace((1,))),  # now somebody does
         (Ranks(2, {}, parked={0, 1}, unsettled_s=LATE), Replace(())),
         (Ranks(2, {}, is_torn=True), Wait()),
         (Ranks(2, {}, is_torn=True, unsettled_s=TORN_S + 0.1), Replace(())),
