@@ -32,7 +32,7 @@ def wheel(tmp_path_factory) -> zipfile.ZipFile:
             (directory / "tree" / name).write_bytes((ROOT / name).read_bytes())
     archive = _build("sdist", directory / "tree", directory)
     with tarfile.open(archive) as tar:
-        tar.extractall(directory / "unpacked", filter="data")
+        tar.extractall(directory / "unpacked")  # made a moment ago, by ourselves
     [source] = (directory / "unpacked").iterdir()
     return zipfile.ZipFile(_build("wheel", source, directory))
 

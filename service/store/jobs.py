@@ -222,14 +222,16 @@ async def _read_transitions(session: Session, job_ids: Sequence[str]) -> dict[st
 
 async def add_job(write: Write, job_id: str, spec: JobSpec, project: str) -> None:
     """Store a queued job, in a transaction of the caller."""
-    await write.connection.execute(insert(jobs).values(project=project, **_new_row(job_id, spec)))
+    is_choosing = spec.norm.kind == AUTO_NORM
+    choosing = Change(State.QUEUED, CHOOSING_NORM, "waits for short trials to choose norm.kind")
+    change = choosing if is_choosing else Change(State.QUEUED, SUBMITTED)
+    await write.connection.execute(insert(jobs).values(project=project, **_new_row(job_id, spec, change)))
     await _store_labels(write, job_id, spec.labels)
-    if spec.norm.kind == AUTO_NORM:
+    if is_choosing:
         await write.connection.execute(insert(norm_choices).values(job_id=job_id))
-        await begin(write, job_id, Change(State.QUEUED, CHOOSING_NORM, "waits for short trials to choose norm.kind"))
     else:
         await store_need(write, job_id, spec)
-        await begin(write, job_id, Change(State.QUEUED, SUBMITTED))
+    await begin(write, job_id, change)
     write.is_queue_changed = True
 
 
@@ -239,13 +241,13 @@ async def _store_labels(write: Write, job_id: str, labels: Mapping[str, str]) ->
         await write.connection.execute(insert(job_labels), rows)
 
 
-def _new_row(job_id: str, spec: JobSpec) -> dict[str, Any]:
+def _new_row(job_id: str, spec: JobSpec, change: Change) -> dict[str, Any]:
     return {
         "id": job_id,
         "name": spec.name,
-        "state": State.QUEUED.value,
-        "reason": SUBMITTED,
-        "message": "",
+        "state": change.to.value,
+        "reason": change.reason,
+        "message": change.message,
         "labels": spec.labels,
         "priority": spec.priority,
         "created_at": datetime.now(UTC),
