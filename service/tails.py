@@ -81,7 +81,15 @@ class Tail:
         grown.set()
 
     async def run(self, store: Store) -> None:
-        """Read on for ever, or until the job is over."""
+        """Read on until the job is over. Whatever ends it ends the readers' streams too: they ask again, and do not wait for ever."""
+        try:
+            await self._read_on(store)
+        except Exception:
+            log.exception("tail_failed", job=self.job_id)
+        finally:
+            self._take([], is_over=True)
+
+    async def _read_on(self, store: Store) -> None:
         while not self.is_over:
             try:
                 # The job first, the events after it: what is stored between the two is found at once, never waited for.
@@ -93,8 +101,8 @@ class Tail:
                 await asyncio.sleep(RETRY_S)
                 continue
             if job is None or job.state in TERMINAL:
-                self._take([], is_over=True)
-            elif not self.is_over:
+                return
+            if not self.is_over:
                 await store.changes.wait(self.job_id, max(self.last_seq, job.last_seq), LOOK_S)
 
 

@@ -1,6 +1,7 @@
 """A service with something of everything to see: jobs in all states, ten thousand of them, a million points, checkpoints, hostile words."""
 
 import math
+from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -14,7 +15,7 @@ from service.store.tables import jobs
 from tests.service.api import world as api_world
 from tests.service.api.world import World
 from tests.service.store.ranks import SPEC, said
-from worker.contract import EventType, RankEvent
+from worker.contract import EventType
 
 NUM_JOBS = 10_000
 NUM_POINTS = 1_000_000
@@ -94,8 +95,19 @@ def _trained(world: World, name: str, norm: dict[str, Any], speed: float) -> str
     """Let a job report what a job reports: metrics, log lines with hostile words, a recovery, checkpoints with statistics."""
     job_id = world.start(name=name, norm=norm, labels={"team": "vision"})
     began = datetime.now(UTC) - timedelta(minutes=40)
-    events: list[RankEvent] = []
-    say = lambda type_, **data: events.append(said(len(events) + 1, type_, **data))  # noqa: E731
+    told = [*_steps(speed), *_words()]
+    events = [
+        said(seq, type_, **data).model_copy(update={"at": began + timedelta(seconds=seq - 1)}) for seq, (type_, data) in enumerate(told, 1)
+    ]
+    world.say(job_id, 0, *events)
+    lines = [f"hello of rank 1, line {seq}" for seq in range(1, 6)]
+    world.say(job_id, 1, *(said(seq, EventType.LOG, stream="stdout", level="info", message=line) for seq, line in enumerate(lines, 1)))
+    _checkpoints(world, job_id, len(events), began)
+    return job_id
+
+
+def _steps(speed: float) -> Iterator[tuple[EventType, dict[str, Any]]]:
+    """Yield what the training reports: a metrics event a step, a recovery, telemetry."""
     for step in range(1, 301):
         values = {
             "train/loss": 2.3 * math.exp(-step * speed / 120) + 0.05 * math.sin(step * 1.7),
@@ -107,56 +119,35 @@ def _trained(world: World, name: str, norm: dict[str, Any], speed: float) -> str
                 "val/loss": 2.2 * math.exp(-step * speed / 130),
                 "throughput/samples_per_s": 900 + step % 50,
             }
-        say(EventType.METRICS, step=step, total_steps=400, epoch=step / 40, samples=step * 128, values=values)
+        yield EventType.METRICS, {"step": step, "total_steps": 400, "epoch": step / 40, "samples": step * 128, "values": values}
         if step == 140:
-            say(
-                EventType.RECOVERY,
-                generation=2,
-                ranks=[1],
-                step=140,
-                used=1,
-                budget=10,
-                message="rank 1 lost at step 140; the others keep the state; recovery 1 of 10",
-            )
+            message = "rank 1 lost at step 140; the others keep the state; recovery 1 of 10"
+            yield EventType.RECOVERY, {"generation": 2, "ranks": [1], "step": 140, "used": 1, "budget": 10, "message": message}
     for step in range(50, 2050, 50):
-        say(EventType.TELEMETRY, step=step, layers=_layers_at(step), num_left_out=0)
-    say(EventType.LOG, stream="stderr", level="error", message=HOSTILE)
-    say(EventType.LOG, stream="stdout", level=None, message="\x1b[31mred\x1b[0m after an escape")
-    events += [
-        said(
-            len(events) + 1 + number,
-            EventType.LOG,
-            stream="log",
-            level="warning" if number % 90 == 0 else "info",
-            message=f"step {number} of the loader: 128 samples in {number % 7 + 1} ms",
-        )
-        for number in range(700)
-    ]
-    events = [event.model_copy(update={"at": began + timedelta(seconds=seq)}) for seq, event in enumerate(events)]
-    world.say(job_id, 0, *events)
-    world.say(
-        job_id, 1, *(said(seq, EventType.LOG, stream="stdout", level="info", message=f"hello of rank 1, line {seq}") for seq in range(1, 6))
-    )
+        yield EventType.TELEMETRY, {"step": step, "layers": _layers_at(step), "num_left_out": 0}
+
+
+def _words() -> Iterator[tuple[EventType, dict[str, Any]]]:
+    """Yield log lines: hostile ones, and many."""
+    yield EventType.LOG, {"stream": "stderr", "level": "error", "message": HOSTILE}
+    yield EventType.LOG, {"stream": "stdout", "level": None, "message": "\x1b[31mred\x1b[0m after an escape"}
+    for number in range(700):
+        message = f"step {number} of the loader: 128 samples in {number % 7 + 1} ms"
+        yield EventType.LOG, {"stream": "log", "level": "warning" if number % 90 == 0 else "info", "message": message}
+
+
+def _checkpoints(world: World, job_id: str, last_seq: int, began: datetime) -> None:
+    """Publish two checkpoints, the second with statistics that are not sound."""
+    found = {"layer": LAYERS[3]["name"], "code": "dead_channels", "message": f"3 of 64 channels never vary {HOSTILE}"}
+    health = {"status": "unhealthy", "findings": [found]}
+    first, second = ((began + timedelta(minutes=minutes)).isoformat() for minutes in (5, 9))
     files = api_world.model
     api_world.model = _model
     try:
-        world.checkpoint(job_id, 100, seq=len(events) + 1, layers=LAYERS, created_at=(began + timedelta(minutes=5)).isoformat())
-        health = {
-            "status": "unhealthy",
-            "findings": [{"layer": LAYERS[3]["name"], "code": "dead_channels", "message": f"3 of 64 channels never vary {HOSTILE}"}],
-        }
-        world.checkpoint(
-            job_id,
-            200,
-            seq=len(events) + 2,
-            layers=LAYERS,
-            health=health,
-            accuracy=0.75,
-            created_at=(began + timedelta(minutes=9)).isoformat(),
-        )
+        world.checkpoint(job_id, 100, seq=last_seq + 1, layers=LAYERS, created_at=first)
+        world.checkpoint(job_id, 200, seq=last_seq + 2, layers=LAYERS, health=health, accuracy=0.75, created_at=second)
     finally:
         api_world.model = files
-    return job_id
 
 
 def _model(step: int) -> bytes:

@@ -1,12 +1,16 @@
-"""Fixtures of the service's tests: a real store on a real file."""
+"""Fixtures of the service's tests: a real store on a real file, and the command line beside a live service."""
 
 import asyncio
 from collections.abc import Awaitable, Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
+from typer.testing import CliRunner
 
+from service.cli.app import app
 from service.store.store import Store
+from tests.support.live_service import live_service
 from tests.support.postgres import PostgresServer, binaries, postgres_server
 
 
@@ -49,3 +53,30 @@ def with_store(database_url: str) -> Callable[[Callable[[Store], Awaitable[None]
         asyncio.run(whole())
 
     return run
+
+
+@pytest.fixture(scope="module")
+def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
+    """One live service for the module."""
+    with live_service(tmp_path_factory.mktemp("home")) as service:
+        yield service
+
+
+@pytest.fixture
+def run(service: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Any]:
+    """Run a command on the service's machine, in an empty directory, with the token given or the home's."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("SYNCBN_HOME", str(service.home))
+    monkeypatch.delenv("SYNCBN_URL", raising=False)
+    monkeypatch.delenv("SYNCBN_TOKEN", raising=False)
+
+    def invoke(*args: Any, stdin: str | None = None, token: str = "") -> Any:
+        if token:
+            monkeypatch.setenv("SYNCBN_TOKEN", token)
+        try:
+            return CliRunner().invoke(app, [str(arg) for arg in args], input=stdin, prog_name="syncbn")
+        finally:
+            if token:
+                monkeypatch.delenv("SYNCBN_TOKEN")
+
+    return invoke

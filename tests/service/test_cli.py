@@ -8,33 +8,10 @@ import subprocess
 import sys
 
 import pytest
-from typer.testing import CliRunner
 
-from service.cli.app import app
-from tests.support.live_service import SPEC, live_service
+from tests.support.live_service import SPEC
 
 COMMAND = [sys.executable, "-m", "service.cli.main"]
-
-
-@pytest.fixture(scope="module")
-def service(tmp_path_factory):
-    """One service for the module."""
-    with live_service(tmp_path_factory.mktemp("home")) as service:
-        yield service
-
-
-@pytest.fixture
-def run(service, tmp_path, monkeypatch):
-    """Run a command on the service's machine, in an empty directory."""
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("SYNCBN_HOME", str(service.home))
-    for name in ("SYNCBN_URL", "SYNCBN_TOKEN"):
-        monkeypatch.delenv(name, raising=False)
-
-    def invoke(*args, stdin=None):
-        return CliRunner().invoke(app, [str(arg) for arg in args], input=stdin, prog_name="syncbn")
-
-    return invoke
 
 
 @pytest.fixture

@@ -3,33 +3,20 @@
 import json
 
 import pytest
-from typer.testing import CliRunner
 
-from service.cli.app import app
-from tests.support.live_service import SPEC, live_service
-
-
-@pytest.fixture(scope="module")
-def service(tmp_path_factory):
-    """One service for the module."""
-    with live_service(tmp_path_factory.mktemp("home")) as service:
-        yield service
+from tests.support.live_service import SPEC
 
 
 @pytest.fixture
-def run(service, tmp_path, monkeypatch):
-    """Run a command on the service's machine, beside a file spec.json."""
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("SYNCBN_HOME", str(service.home))
-    for name in ("SYNCBN_URL", "SYNCBN_TOKEN"):
-        monkeypatch.delenv(name, raising=False)
+def compare(run, tmp_path):
+    """Run `compare` beside a file spec.json."""
     (tmp_path / "spec.json").write_text(json.dumps(SPEC))
-    return lambda *args: CliRunner().invoke(app, ["compare", *args], prog_name="syncbn")
+    return lambda *args: run("compare", *args)
 
 
-def test_norms_are_compared_and_shown_as_a_table(run):
+def test_norms_are_compared_and_shown_as_a_table(compare):
     """I name the kinds and wait; one line each, with what came of it."""
-    result = run("spec.json", "--norms", "sync_bn,batch_norm, group_norm", "--follow")
+    result = compare("spec.json", "--norms", "sync_bn,batch_norm, group_norm", "--follow")
     head, columns, *rows = result.stdout.splitlines()
 
     assert result.exit_code == 0, result.output
@@ -41,11 +28,11 @@ def test_norms_are_compared_and_shown_as_a_table(run):
     ]
 
 
-def test_any_field_is_compared_and_the_table_is_shown_again_by_its_id(run):
+def test_any_field_is_compared_and_the_table_is_shown_again_by_its_id(compare):
     """Numbers stay numbers; `--set` changes what all have in common; the id shows the same table later."""
-    started = run("spec.json", "--vary", "optimizer.lr=0.1,1e-2", "--set", "seed=7", "--json")
+    started = compare("spec.json", "--vary", "optimizer.lr=0.1,1e-2", "--set", "seed=7", "--json")
     comparison = json.loads(started.stdout)
-    again = json.loads(run(comparison["id"], "--follow", "--json").stdout)
+    again = json.loads(compare(comparison["id"], "--follow", "--json").stdout)
 
     assert started.exit_code == 0, started.output
     assert (comparison["field"], comparison["spec"]["seed"]) == ("optimizer.lr", 7)
@@ -53,9 +40,9 @@ def test_any_field_is_compared_and_the_table_is_shown_again_by_its_id(run):
     assert (again["id"], again["state"]) == (comparison["id"], "ended")
 
 
-def test_a_variant_that_fails_is_exit_code_1(run):
+def test_a_variant_that_fails_is_exit_code_1(compare):
     """For scripts."""
-    result = run("spec.json", "--vary", "name=good,fails", "--follow")
+    result = compare("spec.json", "--vary", "name=good,fails", "--follow")
 
     assert result.exit_code == 1
     assert [row.split()[1] for row in result.stdout.splitlines()[2:]] == ["succeeded", "failed"]
@@ -72,9 +59,9 @@ def test_a_variant_that_fails_is_exit_code_1(run):
         (["cmp_" + "0" * 26], "comparison_not_found"),
     ],
 )
-def test_what_cannot_be_compared_is_exit_code_2(run, args, words):
+def test_what_cannot_be_compared_is_exit_code_2(compare, args, words):
     """Every mistake has its sentence."""
-    result = run(*args)
+    result = compare(*args)
 
     assert (result.exit_code, result.stdout) == (2, "")
     assert words in " ".join(result.stderr.split())

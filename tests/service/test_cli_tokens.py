@@ -5,34 +5,11 @@ import os
 import re
 
 import pytest
-from typer.testing import CliRunner
 
-from service.cli.app import app
 from service.client import Client, Denied, PackError
 from service.client.pack import pack
 from tests.support.archives import GOOD, zipped
-from tests.support.live_service import SPEC, live_service
-
-
-@pytest.fixture(scope="module")
-def service(tmp_path_factory):
-    """One service for the module."""
-    with live_service(tmp_path_factory.mktemp("home")) as service:
-        yield service
-
-
-@pytest.fixture
-def run(service, tmp_path, monkeypatch):
-    """Run a command on the service's machine, with the token given or the home's."""
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("SYNCBN_HOME", str(service.home))
-    monkeypatch.delenv("SYNCBN_URL", raising=False)
-
-    def invoke(*args, token=""):
-        monkeypatch.setenv("SYNCBN_TOKEN", token)
-        return CliRunner().invoke(app, [str(arg) for arg in args], prog_name="syncbn")
-
-    return invoke
+from tests.support.live_service import SPEC
 
 
 @pytest.fixture

@@ -6,16 +6,9 @@ import pytest
 from safetensors.numpy import load
 
 from service.client import BadRequest, Client, Conflict, Denied, NotFound
-from tests.support.live_service import NASTY, SPEC, live_service
+from tests.support.live_service import NASTY, SPEC
 
 UNKNOWN = "job_" + "0" * 26
-
-
-@pytest.fixture(scope="module")
-def service(tmp_path_factory):
-    """One service for the module."""
-    with live_service(tmp_path_factory.mktemp("home")) as service:
-        yield service
 
 
 @pytest.fixture

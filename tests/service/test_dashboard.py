@@ -6,19 +6,10 @@ from pathlib import Path
 import httpx
 import pytest
 
-from tests.support.live_service import live_service
-
 FOLDER = Path(__file__).parents[2] / "service" / "dashboard"
 SCRIPTS = {path.relative_to(FOLDER).as_posix(): path.read_text() for path in sorted(FOLDER.rglob("*.js"))}
 MAX_LINES = 250
 SINKS = ("innerHTML", "outerHTML", "insertAdjacentHTML", "document.write", "eval(", "new Function", "DOMParser", "srcdoc", "javascript:")
-
-
-@pytest.fixture(scope="module")
-def service(tmp_path_factory):
-    """One service for the module."""
-    with live_service(tmp_path_factory.mktemp("home")) as service:
-        yield service
 
 
 def sinks(text: str) -> list[str]:

@@ -126,3 +126,21 @@ def test_a_silent_stream_beats(with_store):
                 break
 
     with_store(scenario)
+
+
+def test_a_fault_ends_the_streams_instead_of_letting_them_wait(with_store, monkeypatch):
+    """A reader whose stream ends asks again; one that hears nothing but heartbeats waits for ever."""
+
+    async def scenario(store):
+        async def broken(*_args, **_kwargs):
+            raise RuntimeError("a fault")
+
+        job_id, tails = await _started(store), Tails(store)
+        reader = asyncio.create_task(_read(store, tails, job_id))
+        await asyncio.sleep(0.05)
+        monkeypatch.setattr(store.events, "page", broken)
+        await store.events.ingest(job_id, 1, 0, _lines(1, 1), 1)
+        await asyncio.wait_for(reader, 5)
+        assert tails._running == {}
+
+    with_store(scenario)

@@ -27,3 +27,10 @@ def fresh(tmp_path: Path) -> Iterator[World]:
     """A running application in which nothing has happened yet."""
     with running(tmp_path) as world:
         yield world
+
+
+@pytest.fixture
+def stored(world):
+    """A job with one checkpoint, the manifest, and the URL of its model file."""
+    job_id = world.start()
+    return job_id, world.checkpoint(job_id, 10, seq=1), f"/v1/jobs/{job_id}/checkpoints/10/files/model.safetensors"
