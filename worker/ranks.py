@@ -256,21 +256,67 @@ def join(
     settings = settings or read_settings()
     _await_all(store, rank, world_size, settings.meet_timeout_s, is_superseded)
     store.set_timeout(timedelta(seconds=min(settings.meet_timeout_s, _CONNECT_TIMEOUT_S)))
-    backend = "gloo" if device.type == "cpu" else "cpu:gloo,cuda:nccl"
+    on_cpu = device.type == "cpu"
+    # A group that could not be made has been counted, and the count is in the names of its keys: another rank, new, would count otherwise.
+    dist.distributed_c10d._world.group_count = 0  # noqa: SLF001 - only destroying a group that was made resets it
     try:
         dist.init_process_group(
-            backend,
-            store=store,
+            "gloo" if on_cpu else "cpu:gloo,cuda:nccl",
+            # NCCL's own threads use the store to the end of the process, and must not have to wait for Python's lock.
+            store=_MeetingPlace(store, is_superseded) if on_cpu else store,
             rank=rank,
             world_size=world_size,
-            timeout=timedelta(seconds=settings.collective_timeout_s),
-            device_id=None if device.type == "cpu" else device,
+            timeout=timedelta(seconds=min(settings.collective_timeout_s, _CONNECT_TIMEOUT_S if on_cpu else settings.meet_timeout_s)),
+            device_id=None if on_cpu else device,
         )
         dist.barrier()
+        _set_patience(settings.collective_timeout_s)
     except RuntimeError as error:
         leave()
         raise PeerLostError(f"rank {rank} of {world_size} lost the others when all were there: {error}") from error
     return Ranks(rank, world_size, device)
+
+
+class _MeetingPlace(Store):
+    """The store as a group is made with it: a wait in it ends when the group is not wanted any more.
+
+    Else the survivors of a rank that died when all were there, before the connections were made, would wait for it to the time limit.
+    """
+
+    def __init__(self, store: Store, is_superseded: Callable[[], bool]) -> None:
+        super().__init__()
+        self._store, self._is_superseded = store, is_superseded
+
+    def set(self, key: str, value: str) -> None:
+        self._store.set(key, value)
+
+    def get(self, key: str) -> bytes:
+        return self._store.get(key)
+
+    def add(self, key: str, amount: int) -> int:
+        return self._store.add(key, amount)
+
+    def check(self, keys: list[str]) -> bool:
+        return self._store.check(keys)
+
+    def delete_key(self, key: str) -> bool:
+        return self._store.delete_key(key)
+
+    def wait(self, keys: list[str], timeout: timedelta = timedelta(seconds=_CONNECT_TIMEOUT_S)) -> None:
+        deadline = time.monotonic() + timeout.total_seconds()
+        while not self._store.check(keys):
+            if self._is_superseded():
+                raise dist.DistStoreError(f"{', '.join(keys)} are waited for no longer: the ranks are to meet anew, or to stop")
+            if time.monotonic() > deadline:
+                raise dist.DistStoreError(f"{', '.join(keys)} have not come after {timeout.total_seconds():g} s")
+            time.sleep(_LOOK_S)
+
+
+def _set_patience(timeout_s: float) -> None:
+    """Set how long the group that was made waits in a collective."""
+    group = cast("Any", dist.group.WORLD)
+    for device in group._device_types:  # noqa: SLF001 - as above
+        group._get_backend(device)._set_default_timeout(timedelta(seconds=timeout_s))  # noqa: SLF001
 
 
 def _await_all(store: Store, rank: int, world_size: int, timeout_s: float, is_superseded: Callable[[], bool]) -> None:

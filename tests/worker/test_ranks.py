@@ -1,11 +1,15 @@
 """Tests of worker/ranks.py."""
 
+import multiprocessing
+import os
 import threading
 import time
+from datetime import timedelta
 
 import psutil
 import pytest
 import torch
+import torch.distributed as dist
 
 from worker.errors import GangStartError, PeerLostError
 from worker.ranks import connect_store, device_for, host_store, interface_of, join, leave
@@ -42,6 +46,40 @@ def test_a_rank_that_is_told_to_meet_elsewhere_waits_no_longer():
     with pytest.raises(PeerLostError, match="rank 0 of 2 waits no longer for the others"):
         join(store, 0, 2, torch.device("cpu"), is_superseded=lambda: time.monotonic() > started + 0.05)
     assert time.monotonic() - started < 5
+
+
+def _come_and_die(port: int) -> None:
+    """Be there, and be gone before the connections are made."""
+    connect_store("127.0.0.1", port).set("here/1", "")
+    os._exit(0)
+
+
+def _come(port: int) -> None:
+    ranks = join(connect_store("127.0.0.1", port), 1, 2, torch.device("cpu"))
+    ranks.sum(torch.ones(1))
+
+
+def test_a_rank_that_dies_while_the_group_is_made_costs_one_meeting():
+    """The survivor leaves as soon as it is told to meet anew, and the next group, with a new process in it, forms."""
+    processes = multiprocessing.get_context("spawn")
+    store = host_store("127.0.0.1")
+    dead = processes.Process(target=_come_and_die, args=(store.port,))
+    dead.start()
+    dead.join()
+    started = time.monotonic()
+    with pytest.raises(PeerLostError, match="rank 0 of 2 lost the others when all were there"):
+        join(store, 0, 2, torch.device("cpu"), is_superseded=lambda: time.monotonic() > started + 0.2)
+    assert time.monotonic() - started < 5
+
+    store = host_store("127.0.0.1")
+    new = processes.Process(target=_come, args=(store.port,))
+    new.start()
+    settings = WorkerSettings(collective_timeout_s=30)
+    assert join(store, 0, 2, torch.device("cpu"), settings=settings).sum(torch.ones(1)).item() == 2
+    assert dist.group.WORLD._get_backend(torch.device("cpu")).options._timeout == timedelta(seconds=30)
+    new.join(10)
+    assert new.exitcode == 0
+    leave()
 
 
 def test_the_interface_is_the_one_with_the_address():
