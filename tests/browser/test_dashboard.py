@@ -100,6 +100,19 @@ def test_chosen_jobs_are_compared(look):
     expect(view.find("#compare")).to_have_attribute("aria-label", re.compile("resnet18-sync: 0.9679.*resnet18-local: 0.9375"))
 
 
+def test_a_choice_does_not_wait_for_the_service(look):
+    """While the service says nothing, what is chosen is what is compared."""
+    view = look()
+    view.row("resnet18-sync")
+    view.page.route("**/v1/jobs?*", lambda route: None)
+    for name in ("resnet18-sync", "resnet18-local"):
+        view.page.get_by_label(f"choose {name}").check()
+    expect(view.find("#chosen")).to_contain_text("2 chosen")
+    expect(view.find("#chosen").get_by_role("link", name="Compare")).to_have_attribute("href", re.compile("jobs=job_.*,job_"))
+    view.page.get_by_role("button", name="None").click()
+    expect(view.find("#chosen")).to_be_empty()
+
+
 def test_a_comparison_is_a_table(look, filled):
     """What the service compares is found on the page, row by row."""
     view = look("#/compare")

@@ -1,7 +1,7 @@
 // The list of jobs: live, filtered and searched by the service, so that it is as quick with ten thousand as with ten.
 
 import { can, get, send } from "../api.js";
-import { h } from "../dom.js";
+import { h, render } from "../dom.js";
 import { STATES, TERMINAL, ask, button, card, choice, code, progress, quiet, state, table } from "../elements.js";
 import { ago, duration, percent, remaining } from "../format.js";
 
@@ -56,7 +56,7 @@ function filters(query, address) {
 function row(job, redraw) {
   const choose = (event) => {
     event.target.checked ? chosen.set(job.id, job.state) : chosen.delete(job.id);
-    redraw.now();
+    showSelection(redraw);
   };
   if (chosen.has(job.id)) chosen.set(job.id, job.state);
   const left = remaining(job);
@@ -70,8 +70,13 @@ function row(job, redraw) {
   };
 }
 
-function selection(redraw) {
-  if (!chosen.size) return null;
+const selection = (redraw) => h("span", { class: "row end", id: "chosen" }, whatToDo(redraw));
+
+/** At once, not when the service has answered again: whoever is quick would compare what was chosen before. */
+const showSelection = (redraw) => render(document.getElementById("chosen"), whatToDo(redraw));
+
+function whatToDo(redraw) {
+  if (!chosen.size) return [];
   const live = [...chosen].filter(([, one]) => !TERMINAL.has(one) && one !== "cancelling").map(([id]) => id);
   const cancelAll = async () => {
     if (!(await ask(`Cancel ${live.length} jobs?`, "Cancel them"))) return;
@@ -81,10 +86,12 @@ function selection(redraw) {
   const forget = () => {
     chosen.clear();
     for (const box of document.querySelectorAll("main td input[type=checkbox]")) box.checked = false;
-    redraw.now();
+    showSelection(redraw);
   };
-  return h("span", { class: "row end" }, `${chosen.size} chosen`, h("a", { href: `#/compare?jobs=${[...chosen.keys()].join(",")}`, class: "button" }, "Compare"),
-    live.length && can("POST", "/v1/jobs/{job_id}/cancel") ? button(`Cancel ${live.length}`, cancelAll) : null, button("None", forget));
+  return [
+    `${chosen.size} chosen`, h("a", { href: `#/compare?jobs=${[...chosen.keys()].join(",")}`, class: "button" }, "Compare"),
+    live.length && can("POST", "/v1/jobs/{job_id}/cancel") ? button(`Cancel ${live.length}`, cancelAll) : null, button("None", forget),
+  ];
 }
 
 const emptyState = () => [
