@@ -39,7 +39,7 @@ class Mailbox:
 
     def host_store(self, generation: int) -> int:
         """Serve the store at which the ranks of a generation meet, on this node's address; return its port."""
-        from worker.ranks import host_store
+        from worker.meeting import host_store
 
         with self._starting:
             store = self._orders.store_of(generation) or self._orders.serve(generation, host_store(self._node_ip))
@@ -80,7 +80,7 @@ class Mailbox:
     def _train(self, rank: int) -> None:
         """Run to the end and say how it ended. The outermost loop of the rank: every exception becomes data here."""
         from worker.errors import to_failure
-        from worker.ranks import bind_interface
+        from worker.meeting import bind_interface
         from worker.session import run_rank
 
         with captured_output(self._events):

@@ -16,7 +16,7 @@ from typing import Any
 KEPT_STEPS = 20
 # Where a thread is that waits for its peers: in collectives, or in the backward pass, whose gradients are averaged by threads of DDP's own.
 _WAITING_IN = (
-    "/syncbn/collectives.py", "/worker/ranks.py", "/worker/training.py",
+    "/syncbn/collectives.py", "/worker/meeting.py", "/worker/ranks.py", "/worker/training.py",
     "/torch/distributed/", "/torch/nn/parallel/distributed.py", "/torch/autograd/",
 )  # fmt: skip
 # What has a time limit of its own, or may take minutes: no reason to suspect anybody.

@@ -17,11 +17,12 @@ from worker.contract.events import EventType
 from worker.course import Course, Outcome
 from worker.errors import GangStartError, PeerLostError, StorageNotSharedError, WorkerError, classify
 from worker.holding import Holding
+from worker.meeting import connect_store
 from worker.orders import Orders
 from worker.progress import EventBuffer
 from worker.publisher import Publisher
 from worker.pulse import Pulse
-from worker.ranks import connect_store, device_for, join, leave
+from worker.ranks import device_for, join, leave
 from worker.settings import read_settings
 from worker.storage.opening import open_storage
 from worker.storage.profiles import StorageConfigError

@@ -70,9 +70,9 @@ def main(directory: Path, rank: str) -> None:
     """Be one rank."""
     is_interface_chosen, node_ip, told = pickle.loads((directory / f"told-{rank}").read_bytes())
     if not is_interface_chosen:
-        import worker.ranks
+        import worker.meeting
 
-        worker.ranks.export_interface = lambda name: None
+        worker.meeting.export_interface = lambda name: None
     said = run_one_rank(*told, node_ip=node_ip)
     (directory / f"said-{rank}").write_bytes(pickle.dumps(said))
 

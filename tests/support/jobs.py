@@ -106,8 +106,9 @@ def run_one_rank(
     import torch.distributed as dist
 
     from worker.errors import to_failure
+    from worker.meeting import bind_interface, host_store
     from worker.orders import Orders
-    from worker.ranks import bind_interface, host_store, leave
+    from worker.ranks import leave
     from worker.session import run_rank
 
     if dist.is_initialized():

@@ -11,9 +11,10 @@ from tests.support.jobs import small_spec
 from worker.data.registry import build_data
 from worker.errors import DataError
 from worker.evaluation import StoppedError, evaluate
+from worker.meeting import host_store
 from worker.models.norms import training_norm
 from worker.models.registry import build_model
-from worker.ranks import Ranks, host_store, join, leave
+from worker.ranks import Ranks, join, leave
 from worker.tasks.registry import build_task
 from worker.training import Precision
 
