@@ -10,7 +10,7 @@ trap 'rm -rf "$directory"' EXIT INT TERM
 
 cat > "$directory/smoke.yaml" <<SPEC
 name: smoke
-model: {name: resnet18, args: {stem: small}}
+model: {name: resnet18, args: {stem: small, width: 16}}
 data: {name: digits}
 batch_size: 256
 steps: 4

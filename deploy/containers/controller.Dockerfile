@@ -13,7 +13,9 @@ RUN python -m venv /opt/syncbn \
     && /opt/syncbn/bin/pip install --no-cache-dir --no-deps --no-build-isolation .
 
 FROM python:3.11.13-slim-bookworm
-RUN useradd --uid 10001 --create-home --home-dir /var/lib/syncbn syncbn
+# A volume that is mounted for the first time takes over whose its directory is.
+RUN useradd --uid 10001 --create-home --home-dir /var/lib/syncbn syncbn \
+    && install -d -o syncbn -g syncbn /storage
 COPY --from=build /opt/syncbn /opt/syncbn
 ENV PATH=/opt/syncbn/bin:$PATH \
     PYTHONUNBUFFERED=1 \

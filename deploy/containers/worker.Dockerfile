@@ -7,7 +7,8 @@ ARG TORCH_INDEX=https://download.pytorch.org/whl/cpu
 RUN apt-get update \
     && apt-get install -y --no-install-recommends g++=4:12.2.0-3 \
     && rm -rf /var/lib/apt/lists/* \
-    && useradd --uid 10001 --create-home --home-dir /var/lib/syncbn syncbn
+    && useradd --uid 10001 --create-home --home-dir /var/lib/syncbn syncbn \
+    && install -d -o syncbn -g syncbn /storage
 WORKDIR /src
 COPY pyproject.toml constraints.txt README.md ./
 COPY syncbn ./syncbn

@@ -4,8 +4,8 @@ Owns: making them, starting processes inside, cutting a cable, killing a host, a
 was killed. Hosts share the file system, the processors and the clock; each has a network, a name and an /etc/hosts of its own. The switch
 is a namespace too, so that no packet and no interface comes into the network of the machine.
 
-Every host is made with the two traps that real ones have: its own name means 127.0.0.1, and besides its address it has one that every
-other host has as well, as Docker's bridge does.
+Every host is made with a trap that real ones have: besides its address it has one that every other host has as well, as Docker's bridge
+does. Where hosts do not know each other by name there is a second one: a host's own name means 127.0.0.1.
 """
 
 from __future__ import annotations
@@ -88,17 +88,30 @@ class Host:
 
 @contextmanager
 def two_hosts() -> Iterator[tuple[Host, Host]]:
-    """Make two hosts on one switch; in the end, end every process on them and remove them."""
+    """Make two hosts that do not know each other by name; in the end, end every process on them and remove them."""
+    with switched_hosts("left", "right") as (left, right):
+        yield left, right
+
+
+@contextmanager
+def switched_hosts(*names: str, are_known: bool = False) -> Iterator[tuple[Host, ...]]:
+    """Make hosts on one switch; in the end, end every process on them and remove them.
+
+    Args:
+        names: of letters and digits, at most 15.
+        are_known: every host knows every name, its own too, by address: as containers of one network do.
+    """
     remove_leftovers()
     made = f"{PREFIX}-{os.getpid()}"
     switch = f"{made}-switch"
-    hosts = tuple(Host(name, f"{made}-{name}", switch, f"10.231.0.{number}") for number, name in enumerate(("left", "right"), 1))
+    hosts = tuple(Host(name, f"{made}-{name}", switch, f"10.231.0.{number}") for number, name in enumerate(names, 1))
+    known = "".join(f"{host.address} {host.name}\n" for host in hosts)
     try:
         _ip("netns", "add", switch)
         _configure(switch, "link add bridge type bridge", "link set bridge up")
         for host in hosts:
-            _make(host)
-        yield hosts[0], hosts[1]
+            _make(host, known if are_known else f"127.0.0.1 {host.name}\n")
+        yield hosts
     finally:
         for namespace in [*(host.namespace for host in hosts), switch]:
             _remove(namespace)
@@ -133,11 +146,11 @@ def remove_leftovers() -> None:
             _remove(name)
 
 
-def _make(host: Host) -> None:
+def _make(host: Host, names: str) -> None:
     directory = ETC / host.namespace
     directory.mkdir(parents=True)
     # `ip netns exec` shows this file to the processes inside as /etc/hosts.
-    (directory / "hosts").write_text(f"127.0.0.1 localhost {host.name}\n::1 localhost\n")
+    (directory / "hosts").write_text(f"127.0.0.1 localhost\n::1 localhost\n{names}")
     _ip("netns", "add", host.namespace)
     _configure(
         host.namespace,

@@ -31,7 +31,7 @@ class PostgresServer:
         self._flushes = "on" if flushes else "off"
         self._bin = binaries()
         self._data = directory / "data"
-        self._user = _unprivileged_user()
+        self._user = unprivileged_user()
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
             self.port = free.getsockname()[1]
@@ -74,7 +74,7 @@ class PostgresServer:
         assert done.returncode == 0, done.stderr
 
 
-def _unprivileged_user() -> str | None:
+def unprivileged_user() -> str | None:
     """Return whom to run as: PostgreSQL refuses root."""
     if os.getuid() != 0:
         return None
