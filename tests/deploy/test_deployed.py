@@ -4,13 +4,20 @@ import re
 
 import pytest
 
-from tests.support.deployment import ONE_CPU, Deployment
+from tests.support.deployment import NODE_STARTED, ONE_CPU, Deployment
 from tests.support.hosts import ROOT, switched_hosts, why_not
 from tests.support.postgres import binaries
 
 pytestmark = pytest.mark.ray
 NAMES = ("postgres", "head", "worker1", "worker2", "controller")
-UNIT = "syncbn-ray"
+SETTINGS_OF_A_CONTROLLER = """
+SYNCBN_DATABASE_URL=postgresql://syncbn@postgres:5432/syncbn
+SYNCBN_STORAGE=file:///storage
+SYNCBN_RAY_ADDRESS=head:6379
+PGPASSFILE=/etc/syncbn/pgpass
+RAY_AUTH_MODE=token
+RAY_AUTH_TOKEN_PATH=/etc/syncbn/ray-token
+""".strip()
 
 
 @pytest.fixture
@@ -26,19 +33,21 @@ def hosts():
 
 def _settings_of_a_worker() -> str:
     """Return the environment file of a worker, as the unit's comment says it; with room for one rank."""
-    comment = re.search(r"# (RAY_START=.*?)\nEnvironmentFile", (ROOT / "deploy" / "systemd" / f"{UNIT}.service").read_text(), re.DOTALL)[1]
+    comment = re.search(r"# (RAY_START=.*?)\nEnvironmentFile", (ROOT / "deploy" / "systemd" / "syncbn-ray.service").read_text(), re.DOTALL)[
+        1
+    ]
     words = comment.replace("\n# ", " ")
     start = re.search(r'"(--address=[^"]*)" on a worker', words)[1].replace("HEAD", "head")
     return "\n".join([f'RAY_START="{start} {ONE_CPU}"', *re.findall(r"RAY_AUTH_\w+=[\w/-]+", words)])
 
 
 def test_a_deployment_on_five_machines_passes_its_own_smoke_test(hosts, tmp_path):
-    """I follow the files, run smoke.sh from another machine with a token, and a job trains on both workers."""
+    """I follow the files, run smoke.sh from another machine with a token, and a job trains on both workers; another controller knows it."""
     with Deployment(tmp_path, list(hosts.values())) as deployment:
         deployment.start_postgres(hosts["postgres"])
         deployment.start("head", hosts["head"])
         deployment.start("worker", hosts["worker1"], ONE_CPU)
-        deployment.start_unit(UNIT, hosts["worker2"], _settings_of_a_worker())
+        deployment.start_unit("syncbn-ray", hosts["worker2"], _settings_of_a_worker(), NODE_STARTED)
         controller = deployment.start("controller", hosts["controller"])
         before = [hosts[name].received_bytes() for name in ("worker1", "worker2")]
         token = (deployment.home(hosts["controller"]) / "token").read_text().strip()
@@ -50,3 +59,5 @@ def test_a_deployment_on_five_machines_passes_its_own_smoke_test(hosts, tmp_path
         assert not list(deployment.home(hosts["controller"]).glob("*.db")), "jobs are in PostgreSQL"
         controller.terminate()
         assert controller.wait(30) == 0
+        deployment.start_unit("syncbn-controller", hosts["head"], SETTINGS_OF_A_CONTROLLER, '"event": "listening"')
+        assert "succeeded" in deployment.ask_the_unit(hosts["head"], "ls"), "another controller, by its unit, knows the job"

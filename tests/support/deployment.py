@@ -49,6 +49,7 @@ class Deployment:
         self._deploy = directory / "deploy"
         shutil.copytree(ROOT / "deploy", self._deploy)
         self._compose = yaml.safe_load((self._deploy / "compose" / "compose.yaml").read_text())
+        self._etc = directory / "etc"
         self._make_secrets()
         (directory / "storage").mkdir()
         # Short, because Ray makes Unix sockets below it. The hosts share it, as machines do not: nodes that start at once would take each
@@ -72,14 +73,14 @@ class Deployment:
         check = described.get("healthcheck", {}).get("test", ["CMD", *image.health])[1:]
         return self._started(host, self._here(host, command), environment, check, NODE_STARTED)
 
-    def start_unit(self, name: str, host: Host, settings: str) -> subprocess.Popen[bytes]:
-        """Start a node by a unit of systemd/, with an environment file of these lines."""
+    def start_unit(self, name: str, host: Host, settings: str, says: str) -> subprocess.Popen[bytes]:
+        """Start a unit of systemd/ with an environment file of these lines, and return when it says something."""
         unit = (self._deploy / "systemd" / f"{name}.service").read_text()
         given = dict(shlex.split(line)[0].split("=", 1) for line in settings.splitlines())
         fixed = dict(word.split("=", 1) for line in re.findall(r"^Environment=(.*)$", unit, re.MULTILINE) for word in line.split())
         [line] = re.findall(r"^ExecStart=(.*)$", unit, re.MULTILINE)
         words = [part for word in line.split() for part in (given[word[1:]].split() if word.startswith("$") else [word])]
-        return self._started(host, self._here(host, words), self._environment(host, fixed | given | SMALL), says=NODE_STARTED)
+        return self._started(host, self._here(host, words), self._environment(host, fixed | given | SMALL), says=says)
 
     def start_postgres(self, host: Host) -> None:
         """Start PostgreSQL as its image does with the service's environment: passwords are asked for from everywhere."""
@@ -110,6 +111,12 @@ class Deployment:
         assert host.run([self._deploy / "smoke.sh", url], self._log(host), environment, timeout_s) == 0, self._said(host)
         return self._said(host)
 
+    def ask_the_unit(self, host: Host, *arguments: str) -> str:
+        """Run the CLI beside a controller that a unit started; return what it and the controller have said."""
+        environment = self._environment(host, {"SYNCBN_HOME": "/var/lib/syncbn"})
+        assert host.run(["syncbn", *arguments], self._log(host), environment) == 0, self._said(host)
+        return self._said(host)
+
     def home(self, host: Host) -> Path:
         """Return the directory that is /var/lib/syncbn on a host."""
         return self._directory / f"home-{host.name}"
@@ -119,12 +126,16 @@ class Deployment:
         head = (self._deploy / "compose" / "compose.yaml").read_text().split("\nname:")[0]
         commands = [line.removeprefix("#   ") for line in head.splitlines() if line.startswith("#   ") and "docker" not in line]
         subprocess.run(["sh", "-euc", "\n".join(commands)], cwd=self._directory, check=True, timeout=30)
+        # The same for the units, for their user's eyes only, as deploy/README.md has it.
+        shutil.copytree(self._deploy / "compose" / "secrets", self._etc)
+        for path in self._etc.iterdir():
+            path.chmod(0o600)
 
     def _here(self, host: Host, words: Sequence[str]) -> list[str]:
         """Return words with the places of a container, or of the machine of a unit, replaced by those of the test."""
         places = {
             "/run/secrets": self._deploy / "compose" / "secrets",
-            "/etc/syncbn": self._deploy / "compose" / "secrets",
+            "/etc/syncbn": self._etc,
             "/var/lib/syncbn": self.home(host),
             "/storage": self._directory / "storage",
             "/opt/syncbn/bin": PROGRAMS,
