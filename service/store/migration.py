@@ -24,6 +24,9 @@ async def migrate(database: Database) -> None:
 
 
 def _upgrade(connection: Connection) -> None:
+    # Alembic commits step by step unless it finds a transaction, and SQLite's has not begun where nothing was asked of it yet.
+    if not connection.in_transaction():
+        connection.begin()
     config = Config()
     config.set_main_option("script_location", str(_SCRIPTS).replace("%", "%%"))
     config.attributes["connection"] = connection

@@ -186,6 +186,22 @@ def test_compose_holds_together():
     assert compose["networks"]["cluster"]["internal"], "Ray has no encryption: its network leads nowhere"
 
 
+def test_volumes_that_are_written_belong_to_the_user():
+    """An empty volume takes over whose its directory in the image is; where there is none, it is root's."""
+    services = _compose()["services"].values()
+    written = [
+        (service["build"]["dockerfile"], volume.split(":")[1])
+        for service in services
+        if "build" in service
+        for volume in service["volumes"]
+    ]
+
+    assert len(written) >= 4
+    for dockerfile, place in written:
+        text = (ROOT / dockerfile).read_text()
+        assert re.search(rf"(--home-dir|install -d -o syncbn -g syncbn) {place}\b", text), (dockerfile, place)
+
+
 @pytest.mark.parametrize("path", UNITS, ids=lambda path: path.name)
 def test_systemd_reads_the_units(path, tmp_path):
     """With its own verifier; the programs are put where the unit expects them."""
