@@ -161,6 +161,25 @@ def test_ray_is_the_version_that_is_tested():
     assert cluster["spec"]["rayVersion"] == pinned
 
 
+def test_the_autoscaler_may_speak_to_ray_and_live_in_the_namespace():
+    """It is a container that the operator adds: without the token Ray refuses it, and without the context the namespace does."""
+    [cluster] = [document["spec"] for document in _documents() if document["kind"] == "RayCluster"]
+    autoscaler = cluster["autoscalerOptions"]
+    [head] = cluster["headGroupSpec"]["template"]["spec"]["containers"]
+
+    assert [autoscaler[key] for key in ("env", "envFrom", "securityContext")] == [head[key] for key in ("env", "envFrom", "securityContext")]
+    assert autoscaler["volumeMounts"][0] in head["volumeMounts"]
+
+
+def test_rays_pods_are_probed_where_they_listen():
+    """The probes ask a port that `ray start` is told to listen on."""
+    [cluster] = [document["spec"] for document in _documents() if document["kind"] == "RayCluster"]
+    for group in (cluster["headGroupSpec"], *cluster["workerGroupSpecs"]):
+        [container] = group["template"]["spec"]["containers"]
+        for probe in ("livenessProbe", "readinessProbe"):
+            assert str(container[probe]["tcpSocket"]["port"]) == group["rayStartParams"]["node-manager-port"]
+
+
 def test_nobody_but_ours_reaches_ray():
     """The policy for Ray's pods lets in ours and the operator."""
     [policy] = [one for one in _documents() if one["kind"] == "NetworkPolicy" and one["metadata"]["name"] == "ray"]
