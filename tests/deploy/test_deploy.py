@@ -167,7 +167,9 @@ def test_the_autoscaler_may_speak_to_ray_and_live_in_the_namespace():
     autoscaler = cluster["autoscalerOptions"]
     [head] = cluster["headGroupSpec"]["template"]["spec"]["containers"]
 
-    assert [autoscaler[key] for key in ("env", "envFrom", "securityContext")] == [head[key] for key in ("env", "envFrom", "securityContext")]
+    assert [autoscaler[key] for key in ("env", "envFrom", "securityContext")] == [
+        head[key] for key in ("env", "envFrom", "securityContext")
+    ]
     assert autoscaler["volumeMounts"][0] in head["volumeMounts"]
 
 
