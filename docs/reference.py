@@ -109,11 +109,7 @@ def _bodies(carrier: Schema) -> str:
 
 
 def _told(schema: Schema) -> str:
-    """Tell a schema in one line, models as links to their sections.
-
-    >>> _told({"anyOf": [{"type": "integer", "minimum": 1}, {"type": "null"}]})
-    'integer >= 1 or null'
-    """
+    """Tell a schema in one line, models as links to their sections: "integer >= 1 or null"."""
     if "$ref" in schema:
         name = schema["$ref"].rpartition("/")[2]
         return "any" if name == "JsonValue" else f"[{name}]({_place(name)}#{name.lower()})"
