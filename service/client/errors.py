@@ -10,6 +10,7 @@ ClientError
 |   |-- Conflict            409, 412, 428: it is in a state in which this cannot be done
 |   `-- Failing             429 and 5xx: the service is overloaded or broken; trying again later may help
 |-- PackError           a directory of code cannot be packed; the user's to mend
+|-- PlotError           a figure cannot be made: Plotly is missing, or there is nothing to show yet; the user's to mend
 `-- DownloadError       a file did not arrive; run the download again and it goes on where it stopped
     `-- IntegrityError      the bytes that arrived are not those of the manifest
 """
@@ -39,6 +40,10 @@ class Unreachable(ClientError):  # noqa: N818 - the word a user knows
 
 class PackError(ClientError):
     """A directory of code cannot be packed for upload."""
+
+
+class PlotError(ClientError):
+    """A figure cannot be made."""
 
 
 class ServiceError(ClientError):

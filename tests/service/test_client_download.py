@@ -5,12 +5,13 @@ import hashlib
 import json
 import random
 import threading
+from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 
 from service.client import BadRequest, Client, DownloadError, IntegrityError, NotFound
-from service.client.transport import Patience
+from service.client.patience import Patience
 
 CONTENT = random.Random(0).randbytes(3_000_000)
 SHA256 = hashlib.sha256(CONTENT).hexdigest()
@@ -58,9 +59,9 @@ class Service:
         handler.close_connection = True
 
 
-@pytest.fixture
-def service():
-    """A service on a real port."""
+@contextmanager
+def serving():
+    """Run such a service on a real port."""
     service = Service()
 
     class Handler(BaseHTTPRequestHandler):
@@ -76,10 +77,19 @@ def service():
     thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
     thread.start()
     service.url = f"http://127.0.0.1:{server.server_port}"
-    yield service
-    server.shutdown()
-    server.server_close()
-    thread.join()
+    try:
+        yield service
+    finally:
+        server.shutdown()
+        server.server_close()
+        thread.join()
+
+
+@pytest.fixture
+def service():
+    """A service for one test."""
+    with serving() as service:
+        yield service
 
 
 @pytest.fixture

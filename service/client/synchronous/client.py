@@ -1,25 +1,28 @@
+# Generated from service/client/asynchronous/client.py by `make format`: change that file.
 """The routes of the service as methods. Owns paths, parameters and paging; answers are the decoded JSON, as docs/api.md describes it."""
 
 import hashlib
-import time
 import uuid
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Self
-from urllib.parse import quote
 
 import httpx
 
 from service.client.address import Address
-from service.client.download import Progress, fetch_checkpoint
-from service.client.errors import ClientError, IntegrityError, PackError
-from service.client.pack import pack
-from service.client.streams import follow
-from service.client.transport import Patience, Transport
+from service.client.errors import IntegrityError
+from service.client.pack import bundle
+from service.client.patience import Deadline, Patience
+from service.client.routes import Json, decoded, given, route
+from service.client.synchronous import blocking
+from service.client.synchronous.download import fetch_checkpoint
+from service.client.synchronous.job import Job
+from service.client.synchronous.streams import follow
+from service.client.synchronous.transport import Transport
+from service.client.wanted import Progress
 from service.scopes import DEFAULT_PROJECT
 from service.states import TERMINAL
 
-Json = dict[str, Any]
 PAGE = 100
 
 
@@ -66,23 +69,32 @@ class Client:
 
     # -- jobs
 
-    def submit(self, spec: Mapping[str, Any], *, idempotency_key: str | None = None) -> Json:
+    def submit(self, spec: Mapping[str, Any], *, idempotency_key: str | None = None) -> Job:
         """Submit a job and return it. Tried again where needed: the key makes sure that it is one job."""
         headers = {"Idempotency-Key": idempotency_key or uuid.uuid4().hex}
-        return self._json("POST", "/v1/jobs", json=dict(spec), headers=headers, is_repeatable=True)
+        return self._job("POST", "/v1/jobs", json=dict(spec), headers=headers, is_repeatable=True)
 
     def validate(self, spec: Mapping[str, Any]) -> Json:
         """Return the spec with every default filled in, or raise BadRequest with everything that is wrong with it. Submits nothing."""
-        resolved: Json = self._json("POST", "/v1/jobs", params={"dry_run": "true"}, json=dict(spec), is_repeatable=True)["spec"]
+        answer = self._json("POST", "/v1/jobs", params={"dry_run": "true"}, json=dict(spec), is_repeatable=True)
+        resolved: Json = answer["spec"]
         return resolved
 
-    def jobs(self, *, state: str | None = None, label: str | None = None, limit: int | None = None) -> Iterator[Json]:
-        """Yield jobs, newest first, fetching pages as they are needed. label: `key=value`."""
-        return self._pages("/v1/jobs", {"state": state, "label": label}, limit)
+    def jobs(
+        self, *, state: str | None = None, label: str | None = None, search: str | None = None, limit: int | None = None
+    ) -> Iterator[Job]:
+        """Yield jobs, newest first, fetching pages as they are needed. label: `key=value`; search: a part of name or id."""
+        for row in self._pages("/v1/jobs", {"state": state, "label": label, "search": search}, limit):
+            yield Job(row, self)
 
-    def job(self, job_id: str) -> Json:
+    def job(self, job_id: str) -> Job:
         """Return one job."""
-        return self._json("GET", _path("jobs", job_id))
+        return self._job("GET", route("jobs", job_id))
+
+    def edit(self, job_id: str, *, priority: int | None = None, labels: Mapping[str, str] | None = None) -> Job:
+        """Change what is given of a job's priority and labels, and return it. Doing it twice is doing it once."""
+        change = given(priority=priority, labels=None if labels is None else dict(labels))
+        return self._job("PATCH", route("jobs", job_id), json=change, is_repeatable=True)
 
     def upload_code(self, path: Path) -> Json:
         """Upload a directory with Python packages, or a .zip or .tar.gz of one; a spec names its `id` as `code`.
@@ -90,86 +102,81 @@ class Client:
         Raises:
             PackError: it cannot be packed or read.
         """
-        is_zip = path.suffix.lower() == ".zip"
-        try:
-            content = pack(path) if path.is_dir() else path.read_bytes()
-        except OSError as error:
-            raise PackError(f"{path} cannot be read: {error.strerror}; expected a directory, a .zip or a .tar.gz") from error
-        headers = {"Content-Type": "application/zip" if is_zip and path.is_file() else "application/gzip"}
-        return self._json("POST", "/v1/code", content=content, headers=headers, is_repeatable=True)
+        content, media_type = blocking.run(lambda: bundle(path))
+        return self._json("POST", "/v1/code", content=content, headers={"Content-Type": media_type}, is_repeatable=True)
 
-    def cancel(self, job_id: str) -> Json:
+    def cancel(self, job_id: str) -> Job:
         """Ask for the end of a job and return it; it is cancelled when its processes are gone. Asking twice is asking once."""
-        return self._json("POST", _path("jobs", job_id, "cancel"), is_repeatable=True)
+        return self._job("POST", route("jobs", job_id, "cancel"), is_repeatable=True)
 
-    def pause(self, job_id: str) -> Json:
+    def pause(self, job_id: str) -> Job:
         """Ask a job to save after the present step and to give its room back, and return it. Asking twice is asking once."""
-        return self._json("POST", _path("jobs", job_id, "pause"), is_repeatable=True)
+        return self._job("POST", route("jobs", job_id, "pause"), is_repeatable=True)
 
-    def resume(self, job_id: str) -> Json:
+    def resume(self, job_id: str) -> Job:
         """Have a paused job queued again, to go on from where it was paused, and return it. Asking twice is asking once."""
-        return self._json("POST", _path("jobs", job_id, "resume"), is_repeatable=True)
+        return self._job("POST", route("jobs", job_id, "resume"), is_repeatable=True)
 
     def delete(self, job_id: str) -> None:
         """Delete a job that has ended, and its checkpoints."""
-        self._transport.request("DELETE", _path("jobs", job_id))
+        self._transport.request("DELETE", route("jobs", job_id))
 
-    def wait(self, job_id: str, *, timeout_s: float | None = None, interval_s: float = 0.5) -> Json:
+    def wait(self, job_id: str, *, timeout_s: float | None = None, interval_s: float = 0.5) -> Job:
         """Return the job once it has ended, however it did.
 
         Raises:
             TimeoutError: it has not ended after timeout_s.
         """
-        deadline = None if timeout_s is None else time.monotonic() + timeout_s
+        deadline = Deadline(timeout_s)
         while (job := self.job(job_id))["state"] not in TERMINAL:
-            if deadline is not None and time.monotonic() + interval_s > deadline:
+            if deadline.is_before(interval_s):
                 raise TimeoutError(f"{job_id} is {job['state']} after {timeout_s:g} s; expected it to end; wait longer or cancel it")
-            time.sleep(interval_s)
+            blocking.sleep(interval_s)
         return job
 
     # -- what happened
 
-    def events(self, job_id: str, *, after: str | None = None, limit: int | None = None) -> Iterator[Json]:
-        """Yield what has happened so far, oldest first."""
-        return self._pages(_path("jobs", job_id, "events"), {"after": after}, limit)
+    def events(self, job_id: str, types: Sequence[str] = (), *, after: str | None = None, limit: int | None = None) -> Iterator[Json]:
+        """Yield what has happened so far, oldest first; of all types unless named."""
+        return self._pages(route("jobs", job_id, "events"), {"type": list(types) or None, "after": after}, limit, size=1000)
 
     def follow_events(self, job_id: str, *, after: str | None = None) -> Iterator[Json]:
         """Yield what has happened and what happens, each event once, until the `end` event, which is the last one."""
-        return follow(self._transport, _path("jobs", job_id, "events"), after=after)
+        return follow(self._transport, route("jobs", job_id, "events"), after=after)
 
     def logs(self, job_id: str, *, rank: int | None = None, after: str | None = None, limit: int | None = None) -> Iterator[Json]:
         """Yield the lines written so far, oldest first."""
-        return self._pages(_path("jobs", job_id, "logs"), {"rank": rank, "after": after}, limit)
+        return self._pages(route("jobs", job_id, "logs"), {"rank": rank, "after": after}, limit, size=1000)
 
     def follow_logs(self, job_id: str, *, rank: int | None = None, after: str | None = None) -> Iterator[Json]:
         """Yield lines as they are written, until the job ends."""
-        for line in follow(self._transport, _path("jobs", job_id, "logs"), params=_given({"rank": rank}), after=after):
+        for line in follow(self._transport, route("jobs", job_id, "logs"), params=given(rank=rank), after=after):
             if "message" in line:  # the end event is none
                 yield line
 
     def metrics(self, job_id: str, names: Sequence[str] = (), *, max_points: int | None = None) -> Json:
         """Return the series of a job's metrics, all of them unless named, thinned out to max_points each."""
-        return self._json("GET", _path("jobs", job_id, "metrics"), params=_given({"name": list(names) or None, "max_points": max_points}))
+        return self._json("GET", route("jobs", job_id, "metrics"), params=given(name=list(names) or None, max_points=max_points))
 
     def layers(self, job_id: str, names: Sequence[str] = (), *, max_points: int | None = None) -> Json:
         """Return what the normalization layers do: drift, cost of synchronizing, variance between ranks; all of them unless named."""
-        params = _given({"layer": list(names) or None, "max_points": max_points})
-        return self._json("GET", _path("jobs", job_id, "statistics"), params=params)
+        params = given(layer=list(names) or None, max_points=max_points)
+        return self._json("GET", route("jobs", job_id, "statistics"), params=params)
 
     # -- checkpoints; a step is a number, "latest" or "best"
 
     def checkpoints(self, job_id: str, *, limit: int | None = None) -> Iterator[Json]:
         """Yield a job's checkpoints, newest first."""
-        return self._pages(_path("jobs", job_id, "checkpoints"), {}, limit)
+        return self._pages(route("jobs", job_id, "checkpoints"), {}, limit)
 
     def manifest(self, job_id: str, step: int | str = "best") -> Json:
         """Return a checkpoint's manifest."""
-        return self._json("GET", _path("jobs", job_id, "checkpoints", step))
+        return self._json("GET", route("jobs", job_id, "checkpoints", step))
 
     def statistics(self, job_id: str, step: int | str = "best", *, layer: str | None = None, against: int | str | None = None) -> Json:
         """Return the running statistics of every layer in summary, of one layer in full, or their difference to another checkpoint."""
-        params = _given({"layer": layer, "against": against})
-        return self._json("GET", _path("jobs", job_id, "checkpoints", step, "statistics"), params=params)
+        params = given(layer=layer, against=against)
+        return self._json("GET", route("jobs", job_id, "checkpoints", step, "statistics"), params=params)
 
     def download(self, job_id: str, step: int | str, directory: Path, progress: Progress = lambda *_: None) -> Json:
         """Bring a checkpoint into a directory, every file verified, and return its manifest. Going on after a failure is calling again.
@@ -179,7 +186,8 @@ class Client:
         """
         manifest = self.manifest(job_id, step)
         # From here on by number: `best` may be another one before the last file is here.
-        fetch_checkpoint(self._transport, _path("jobs", job_id, "checkpoints", manifest["step"]), manifest, directory, progress)
+        address = route("jobs", job_id, "checkpoints", manifest["step"])
+        fetch_checkpoint(self._transport, address, manifest, directory, progress)
         return manifest
 
     def download_statistics(self, job_id: str, step: int | str = "best") -> bytes:
@@ -188,8 +196,8 @@ class Client:
         Raises:
             IntegrityError: the bytes are not those of the digest that came with them.
         """
-        path = _path("jobs", job_id, "checkpoints", step, "files", "model.safetensors")
-        response = self._transport.request("GET", path, params={"include": "statistics"})
+        address = route("jobs", job_id, "checkpoints", step, "files", "model.safetensors")
+        response = self._transport.request("GET", address, params={"include": "statistics"})
         found, promised = hashlib.sha256(response.content).hexdigest(), response.headers.get("etag", "").strip('"')
         if found != promised:
             raise IntegrityError(f"the statistics arrived as SHA-256 {found}; expected {promised} as the service said; ask again")
@@ -197,15 +205,15 @@ class Client:
 
     def pin(self, job_id: str, step: int | str) -> Json:
         """Keep a checkpoint from being pruned or deleted, and return it as it is listed. Doing it twice is doing it once."""
-        return self._json("PUT", _path("jobs", job_id, "checkpoints", step, "pin"), is_repeatable=True)
+        return self._json("PUT", route("jobs", job_id, "checkpoints", step, "pin"), is_repeatable=True)
 
     def unpin(self, job_id: str, step: int | str) -> Json:
         """Leave a checkpoint to the retention rule again, and return it as it is listed."""
-        return self._json("DELETE", _path("jobs", job_id, "checkpoints", step, "pin"), is_repeatable=True)
+        return self._json("DELETE", route("jobs", job_id, "checkpoints", step, "pin"), is_repeatable=True)
 
     def delete_checkpoint(self, job_id: str, step: int | str) -> None:
         """Delete a checkpoint: not a pinned one, and not the newest of a job that has not ended."""
-        self._transport.request("DELETE", _path("jobs", job_id, "checkpoints", step))
+        self._transport.request("DELETE", route("jobs", job_id, "checkpoints", step))
 
     # -- tokens, for admins
 
@@ -220,11 +228,11 @@ class Client:
 
     def rotate_token(self, token_id: str, *, overlap_s: float = 3600) -> Json:
         """Make a token like another one, which ends after the overlap."""
-        return self._json("POST", _path("tokens", token_id, "rotate"), params={"overlap_s": overlap_s})
+        return self._json("POST", route("tokens", token_id, "rotate"), params={"overlap_s": overlap_s})
 
     def revoke_token(self, token_id: str) -> None:
         """Have a token admitted no more."""
-        self._transport.request("DELETE", _path("tokens", token_id), is_repeatable=True)
+        self._transport.request("DELETE", route("tokens", token_id), is_repeatable=True)
 
     # -- comparisons
 
@@ -242,11 +250,11 @@ class Client:
 
     def comparison(self, comparison_id: str) -> Json:
         """Return a comparison with its table."""
-        return self._json("GET", _path("comparisons", comparison_id))
+        return self._json("GET", route("comparisons", comparison_id))
 
     def delete_comparison(self, comparison_id: str) -> None:
         """Delete a comparison whose jobs have ended. The jobs stay."""
-        self._transport.request("DELETE", _path("comparisons", comparison_id))
+        self._transport.request("DELETE", route("comparisons", comparison_id))
 
     # -- the service
 
@@ -254,34 +262,48 @@ class Client:
         """Return what the cluster has and what is in use."""
         return self._json("GET", "/v1/cluster")
 
+    def queue(self, *, limit: int | None = None) -> Iterator[Json]:
+        """Yield the jobs that wait, in the order in which they may start, and why each waits."""
+        return self._pages("/v1/queue", {}, limit)
+
+    def models(self) -> Json:
+        """Return the models that a spec may name, with a JSON schema of their arguments."""
+        return self._json("GET", "/v1/models")
+
+    def datasets(self) -> Json:
+        """Return the data sets that a spec may name, with a JSON schema of their arguments."""
+        return self._json("GET", "/v1/datasets")
+
+    def norms(self) -> Json:
+        """Return the kinds of normalization that a spec may name, with a JSON schema of their arguments."""
+        return self._json("GET", "/v1/norms")
+
+    def describe(self) -> Json:
+        """Return the service's OpenAPI document; its version is that of the service."""
+        return self._json("GET", "/openapi.json")
+
+    def alive(self) -> Json:
+        """Return at once whether the process answers."""
+        return self._json("GET", "/healthz")
+
     def ready(self) -> Json:
         """Return whether the service can do its work, part by part."""
         return self._json("GET", "/readyz")
 
     def _json(self, method: str, path: str, **options: Any) -> Json:
-        response = self._transport.request(method, path, **options)
-        try:
-            answer = response.json()
-        except ValueError:
-            answer = None
-        if not isinstance(answer, dict):
-            raise ClientError(f"{method} {path} answered {response.text[:80]!r}; expected a JSON object; is {self.url} a syncbn service?")
-        return answer
+        return decoded(self._transport.request(method, path, **options))
 
-    def _pages(self, path: str, params: Mapping[str, Any], limit: int | None) -> Iterator[Json]:
+    def _job(self, method: str, path: str, **options: Any) -> Job:
+        return Job(self._json(method, path, **options), self)
+
+    def _pages(self, path: str, params: Mapping[str, Any], limit: int | None, *, size: int = PAGE) -> Iterator[Json]:
         cursor, left = params.get("after"), limit
         while left is None or left > 0:
-            page = self._json("GET", path, params=_given({**params, "after": cursor, "limit": PAGE if left is None else min(PAGE, left)}))
-            yield from page["data"]
+            num_wanted = size if left is None else min(size, left)
+            page = self._json("GET", path, params=given(**{**params, "after": cursor, "limit": num_wanted}))
+            for row in page["data"]:
+                yield row
             left = None if left is None else left - len(page["data"])
             if not page.get("has_more") or not page["data"]:
                 return
             cursor = page["next_cursor"]
-
-
-def _path(*parts: str | int) -> str:
-    return "/".join(("/v1", *(quote(str(part), safe="") for part in parts)))
-
-
-def _given(params: Mapping[str, Any]) -> dict[str, Any]:
-    return {name: value for name, value in params.items() if value is not None}
