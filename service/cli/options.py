@@ -8,9 +8,10 @@ from typing import Annotated
 import typer
 
 from service.cli.exits import UsageError
-from service.client import Client
+from service.client import AsyncClient, Client
 
 JobArgument = Annotated[str, typer.Argument(metavar="ID", help="Job id, or the beginning of one.", show_default=False)]
+JobsArgument = Annotated[list[str], typer.Argument(metavar="ID...", help="Job ids, or the beginnings of them.", show_default=False)]
 StepArgument = Annotated[str, typer.Argument(metavar="[STEP]", help="A step, latest or best.")]
 JsonFlag = Annotated[bool, typer.Option("--json", help="Print JSON on stdout and nothing else.")]
 HomeOption = Annotated[
@@ -32,6 +33,12 @@ def connect(ctx: typer.Context) -> Client:
     """Return a client of the service that the command line names."""
     target = ctx.find_object(Target) or Target(None, None)
     return Client(target.url, home=target.home)
+
+
+def connect_async(ctx: typer.Context) -> AsyncClient:
+    """Return the other client of the same service."""
+    target = ctx.find_object(Target) or Target(None, None)
+    return AsyncClient(target.url, home=target.home)
 
 
 def full_id(client: Client, text: str) -> str:
