@@ -7,9 +7,10 @@ from typing import Annotated, Any
 import typer
 from rich.text import Text
 
+from service.cli.completion import states
 from service.cli.exits import INTERRUPTED, JOB_FAILED, UsageError
 from service.cli.following import exit_code
-from service.cli.options import JobArgument, JobsArgument, JsonFlag, connect, connect_async, full_id
+from service.cli.options import JobArgument, JobsArgument, JsonFlag, SetOption, connect, connect_async, full_id
 from service.cli.output import answer, clean, complain, console, print_json, say
 from service.cli.specs import read_spec
 from service.cli.tables import job_table, jobs_table, metrics_table
@@ -20,9 +21,7 @@ from service.client import Client
 def submit(  # noqa: PLR0917 - one option of the command line each
     ctx: typer.Context,
     spec: Annotated[str, typer.Argument(metavar="SPEC", help="YAML or JSON file; - for stdin.", show_default=False)],
-    assignments: Annotated[
-        list[str] | None, typer.Option("--set", metavar="A.B=C", help="Change one value of the spec; may be repeated.", show_default=False)
-    ] = None,
+    assignments: SetOption = None,
     code: Annotated[
         Path | None, typer.Option(metavar="DIR", help="Upload this directory, and have the job use it.", show_default=False)
     ] = None,
@@ -51,7 +50,7 @@ def submit(  # noqa: PLR0917 - one option of the command line each
 
 def ls(
     ctx: typer.Context,
-    state: Annotated[str | None, typer.Option(help="Only jobs in this state.", show_default=False)] = None,
+    state: Annotated[str | None, typer.Option(help="Only jobs in this state.", show_default=False, autocompletion=states)] = None,
     label: Annotated[str | None, typer.Option(metavar="KEY=VALUE", help="Only jobs with this label.", show_default=False)] = None,
     limit: Annotated[int, typer.Option(min=1, help="At most so many, newest first.")] = 20,
     as_json: JsonFlag = False,
