@@ -1,5 +1,7 @@
 """Paths and parameters of requests, and what their answers are decoded to. Pure."""
 
+from datetime import UTC, datetime
+from email.utils import parsedate_to_datetime
 from typing import Any
 from urllib.parse import quote
 
@@ -45,3 +47,18 @@ def decoded(response: httpx.Response) -> Json:
             f"{url.netloc.decode()} a syncbn service?"
         )
     return answer
+
+
+def ahead_s(response: httpx.Response) -> float:
+    """Return by how many seconds the clock of whoever answered is ahead of this one; HTTP's times are cut to whole seconds.
+
+    Raises:
+        ClientError: the answer has no time.
+    """
+    try:
+        told = parsedate_to_datetime(response.headers["date"])
+    except (KeyError, ValueError) as error:
+        raise ClientError(
+            f"{response.request.url} answered without a Date; expected the time of the answer; is a proxy in between?"
+        ) from error
+    return (told - datetime.now(UTC)).total_seconds() + 0.5

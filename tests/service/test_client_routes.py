@@ -47,7 +47,8 @@ class Recorder(httpx.BaseTransport):
         if "text/event-stream" in request.headers.get("accept", ""):
             return httpx.Response(204)
         row = {"id": "JOB", "state": "succeeded"}
-        return httpx.Response(200, json={**row, "data": [row], "has_more": False, "spec": {}, "series": [], **MANIFEST})
+        headers = {"date": "Sat, 21 Nov 2026 04:00:00 GMT"}
+        return httpx.Response(200, headers=headers, json={**row, "data": [row], "has_more": False, "spec": {}, "series": [], **MANIFEST})
 
 
 def _asked(name, tmp_path):
