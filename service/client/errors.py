@@ -10,7 +10,8 @@ ClientError
 |   |-- Conflict            409, 412, 428: it is in a state in which this cannot be done
 |   `-- Failing             429 and 5xx: the service is overloaded or broken; trying again later may help
 |-- PackError           a directory of code cannot be packed; the user's to mend
-|-- PlotError           a figure cannot be made: Plotly is missing, or there is nothing to show yet; the user's to mend
+|-- PlotError           there is nothing to show in a figure yet
+|-- MissingExtra        what was asked for needs an optional package; the user's to install
 `-- DownloadError       a file did not arrive; run the download again and it goes on where it stopped
     `-- IntegrityError      the bytes that arrived are not those of the manifest
 """
@@ -43,7 +44,14 @@ class PackError(ClientError):
 
 
 class PlotError(ClientError):
-    """A figure cannot be made."""
+    """There is nothing to show in a figure yet."""
+
+
+class MissingExtra(ClientError):  # noqa: N818
+    """What was asked for needs an optional package."""
+
+    def __init__(self, what: str, package: str, extra: str) -> None:
+        super().__init__(f"{what} needs {package}, which is not installed; expected the extra {extra!r}: pip install 'syncbn[{extra}]'")
 
 
 class ServiceError(ClientError):

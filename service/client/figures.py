@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from service.client.errors import PlotError
+from service.client.errors import MissingExtra, PlotError
 
 
 def figure(series: Mapping[str, Sequence[Sequence[float]]], *, title: str) -> Any:
@@ -13,12 +13,12 @@ def figure(series: Mapping[str, Sequence[Sequence[float]]], *, title: str) -> An
         series: by name the points [step, value].
 
     Raises:
-        PlotError: Plotly is not installed, or there is no point to show.
+        MissingExtra: Plotly is not installed. PlotError: there is no point to show.
     """
     try:
         from plotly.subplots import make_subplots
     except ImportError as error:
-        raise PlotError("plotting needs plotly, which is not installed; install the extra: pip install 'syncbn[notebook]'") from error
+        raise MissingExtra("a figure", "plotly", "notebook") from error
     empty = [name for name, points in series.items() if not points]
     if empty or not series:
         raise PlotError(f"{title} has no points of {', '.join(empty) or 'any metric'} yet; see job.metrics() for those that it has")

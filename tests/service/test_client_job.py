@@ -5,7 +5,7 @@ import sys
 
 import pytest
 
-from service.client import Client, Job, PlotError
+from service.client import Client, Job, MissingExtra, PlotError
 from service.client.figures import figure
 from tests.support.live_service import SPEC
 
@@ -54,7 +54,7 @@ def test_a_metric_that_is_not_there_is_named(job):
 def test_without_plotly_the_extra_is_named(job, monkeypatch):
     """I am told what to install."""
     monkeypatch.setitem(sys.modules, "plotly.subplots", None)
-    with pytest.raises(PlotError, match=r"pip install 'syncbn\[notebook\]'"):
+    with pytest.raises(MissingExtra, match=r"pip install 'syncbn\[notebook\]'"):
         job.plot("train/loss")
 
 

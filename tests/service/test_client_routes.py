@@ -17,8 +17,8 @@ ARGUMENTS = {
     "limit": 1, "max_points": 5, "layer": "bn1", "against": 2, "overlap_s": 1.0, "priority": 1, "labels": {"a": "b"},
 }  # fmt: skip
 """By name, a value for every parameter that a request says something of."""
-LOCAL = {"url", "close"}
-"""Methods that ask nobody."""
+LOCAL = {"url", "close", "export_tensorboard", "mirror_to_mlflow"}
+"""Methods that ask nobody, or that ask by other methods."""
 WITHOUT_METHOD = {
     "GET /metrics": "for Prometheus",
     "GET /v1/jobs/{job_id}/checkpoints/{step}/archive": "download() fetches the same files, resumed and verified",

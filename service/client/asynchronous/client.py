@@ -15,9 +15,12 @@ from service.client.asynchronous.job import AsyncJob
 from service.client.asynchronous.streams import follow
 from service.client.asynchronous.transport import Transport
 from service.client.errors import IntegrityError
+from service.client.history import points
+from service.client.mlflow import Mirror
 from service.client.pack import bundle
 from service.client.patience import Deadline, Patience
 from service.client.routes import Json, ahead_s, decoded, given, route
+from service.client.tensorboard import write_events
 from service.client.wanted import Progress
 from service.scopes import DEFAULT_PROJECT
 from service.states import TERMINAL
@@ -161,6 +164,27 @@ class AsyncClient:
         """Return what the normalization layers do: drift, cost of synchronizing, variance between ranks; all of them unless named."""
         params = given(layer=list(names) or None, max_points=max_points)
         return await self._json("GET", route("jobs", job_id, "statistics"), params=params)
+
+    async def export_tensorboard(self, job_id: str, directory: Path) -> Path:
+        """Write what a job measured so far as an event file for TensorBoard into DIRECTORY/JOB_ID, and return the file.
+
+        Raises:
+            MissingExtra: the tensorboard package is not installed.
+        """
+        measured = points([event async for event in self.events(job_id, ["metrics"])])
+        return await blocking.run(lambda: write_events(job_id, measured, directory))
+
+    async def mirror_to_mlflow(self, job_id: str, *, experiment: str = "syncbn", tracking_uri: str | None = None) -> str:
+        """Bring a job into MLflow as a run, or the run up to date, and return the run's id. tracking_uri: default MLFLOW_TRACKING_URI.
+
+        Raises:
+            MissingExtra: mlflow is not installed. What MLflow raises is passed on.
+        """
+        job = await self.job(job_id)
+        mirror = await blocking.run(lambda: Mirror(job, experiment, tracking_uri))
+        events = [event async for event in self.events(job_id, ["metrics"], after=mirror.after)]
+        await blocking.run(lambda: mirror.add(events, job))
+        return mirror.run_id
 
     # -- checkpoints; a step is a number, "latest" or "best"
 

@@ -11,6 +11,8 @@ import httpx
 
 from service.client.address import Address
 from service.client.errors import IntegrityError
+from service.client.history import points
+from service.client.mlflow import Mirror
 from service.client.pack import bundle
 from service.client.patience import Deadline, Patience
 from service.client.routes import Json, ahead_s, decoded, given, route
@@ -19,6 +21,7 @@ from service.client.synchronous.download import fetch_checkpoint
 from service.client.synchronous.job import Job
 from service.client.synchronous.streams import follow
 from service.client.synchronous.transport import Transport
+from service.client.tensorboard import write_events
 from service.client.wanted import Progress
 from service.scopes import DEFAULT_PROJECT
 from service.states import TERMINAL
@@ -162,6 +165,27 @@ class Client:
         """Return what the normalization layers do: drift, cost of synchronizing, variance between ranks; all of them unless named."""
         params = given(layer=list(names) or None, max_points=max_points)
         return self._json("GET", route("jobs", job_id, "statistics"), params=params)
+
+    def export_tensorboard(self, job_id: str, directory: Path) -> Path:
+        """Write what a job measured so far as an event file for TensorBoard into DIRECTORY/JOB_ID, and return the file.
+
+        Raises:
+            MissingExtra: the tensorboard package is not installed.
+        """
+        measured = points([event for event in self.events(job_id, ["metrics"])])
+        return blocking.run(lambda: write_events(job_id, measured, directory))
+
+    def mirror_to_mlflow(self, job_id: str, *, experiment: str = "syncbn", tracking_uri: str | None = None) -> str:
+        """Bring a job into MLflow as a run, or the run up to date, and return the run's id. tracking_uri: default MLFLOW_TRACKING_URI.
+
+        Raises:
+            MissingExtra: mlflow is not installed. What MLflow raises is passed on.
+        """
+        job = self.job(job_id)
+        mirror = blocking.run(lambda: Mirror(job, experiment, tracking_uri))
+        events = [event for event in self.events(job_id, ["metrics"], after=mirror.after)]
+        blocking.run(lambda: mirror.add(events, job))
+        return mirror.run_id
 
     # -- checkpoints; a step is a number, "latest" or "best"
 

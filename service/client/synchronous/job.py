@@ -38,7 +38,7 @@ class Job(dict[str, Any]):
         """Return a Plotly figure of metrics over steps, all metrics unless named; the last value of a notebook's cell is shown.
 
         Raises:
-            PlotError: Plotly is not installed, or the job has no such metric yet.
+            MissingExtra: Plotly is not installed. PlotError: the job has no such metric yet.
         """
         return figure(self.metrics(*names, max_points=max_points), title=str(self.get("name") or self.id))
 
