@@ -9,10 +9,10 @@ import pytest
 
 from service.client import AsyncClient, Client, IntegrityError, NotFound
 from service.client.patience import Patience
-from tests.service.test_client_download import CONTENT, serving
-from tests.service.test_client_retries import JOB, QUICK, sse_events
 from tests.support.live_service import SPEC
+from tests.support.scripted import JOB, QUICK, sse_events
 from tests.support.synchronous import CLIENT, GENERATED, generated
+from tests.support.unsteady import CONTENT, serving
 
 LIMIT_S = 60
 

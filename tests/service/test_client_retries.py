@@ -1,7 +1,5 @@
 """What the client does when the service is away, slow or refuses: retries that are safe, errors that say what to do."""
 
-import json
-
 import httpx
 import pytest
 
@@ -10,26 +8,7 @@ from service.client.following import Following
 from service.client.patience import Patience
 from service.client.sse import Decoder, Message
 from service.client.synchronous.streams import follow
-
-QUICK = Patience(tries=3, first_wait_s=0.001, longest_wait_s=0.01)
-JOB = {"id": "job_1", "state": "queued"}
-
-
-class Script(httpx.BaseTransport):
-    """Answers each request with the next line of a script and keeps what was asked."""
-
-    def __init__(self, *answers):
-        self.answers = list(answers)
-        self.requests = []
-
-    def handle_request(self, request):
-        """Give the next answer."""
-        request.read()
-        self.requests.append(request)
-        answer = self.answers.pop(0)
-        if isinstance(answer, Exception):
-            raise answer
-        return answer
+from tests.support.scripted import JOB, QUICK, Script, sse_events
 
 
 def _client_of(script):
@@ -156,11 +135,6 @@ def test_pages_are_fetched_until_the_limit():
         {"state": "running", "limit": "3"},
         {"state": "running", "limit": "1", "after": "c"},
     ]
-
-
-def sse_events(*events):
-    """Return events as a stream sends them."""
-    return "".join(f"id: {seq}\nevent: {kind}\ndata: {json.dumps({'seq': seq, 'type': kind})}\n\n" for seq, kind in events).encode()
 
 
 def test_a_stream_goes_on_after_the_last_event_seen():

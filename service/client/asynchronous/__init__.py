@@ -1,1 +1,1 @@
-"""The client for asyncio and trio, and the source of the other one, which `python -m tests.support.synchronous` writes from it."""
+"""The client for event loops, and the source of the other one, which `python -m tests.support.synchronous` writes from it."""
