@@ -85,6 +85,9 @@ class _Board:
 def panel(view: View, width: int, elapsed: str, marks: str = SPARKS) -> Group:
     """Return what a board shows of one job: how far it is, and how it does."""
     head = Table.grid(padding=(0, 2, 0, 0))
+    head.add_column(no_wrap=True, overflow="ellipsis", max_width=max(10, width // 4))
+    for _ in range(5):
+        head.add_column(no_wrap=True)
     bar = ProgressBar(total=view.total_steps or 1, completed=view.step if view.total_steps else 0, width=max(10, width // 4))
     steps = f"{view.step}/{view.total_steps}" if view.total_steps else ""
     epoch = "" if view.epoch is None else f"epoch {view.epoch:.1f}"
