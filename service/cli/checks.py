@@ -92,20 +92,22 @@ def gpu(_: Settings) -> Finding:
     command = shutil.which("nvidia-smi")
     if command is None:
         return Finding("gpu", "ok", "no nvidia-smi: no NVIDIA GPU here")
-    listed, torch_s = _output([command, "-L"]), _output([sys.executable, "-c", _SEEN])
+    listed, seen = _output([command, "-L"]), _output([sys.executable, "-c", _SEEN])
     if listed is None:
-        return Finding(
-            "gpu", "warn", "nvidia-smi does not answer", "run nvidia-smi; where it fails, the driver is to be mended or loaded anew"
-        )
+        remedy = "run nvidia-smi; where it fails, the driver is to be mended or loaded anew"
+        return Finding("gpu", "warn", "nvidia-smi does not answer", remedy)
     num_there = sum(line.startswith("GPU ") for line in listed.splitlines())
-    cuda, num_seen, mask = (torch_s or "none 0 ").rstrip("\n").split(" ", 2)
+    if seen is None:
+        return Finding("gpu", "warn", f"nvidia-smi lists {num_there}, torch does not load", "see the line about torch")
+    cuda, num_seen, mask = seen.rstrip("\n").split(" ", 2)
     found = f"nvidia-smi lists {num_there}, torch sees {num_seen}"
-    if int(num_seen) >= num_there:
-        return Finding("gpu", "ok", found)
+    return Finding("gpu", "ok", found) if int(num_seen) >= num_there else _unseen_gpu(found, cuda, mask)
+
+
+def _unseen_gpu(found: str, cuda: str, mask: str) -> Finding:
+    """Say why torch sees fewer GPUs than there are: the CUDA it is built for, None for none, and CUDA_VISIBLE_DEVICES tell."""
     if cuda == "None":
-        return Finding(
-            "gpu", "warn", f"{found}: this torch is built without CUDA", "install a CUDA build: pip install --force-reinstall torch"
-        )
+        return Finding("gpu", "warn", f"{found}: it is built without CUDA", "install a CUDA build: pip install --force-reinstall torch")
     if mask:
         return Finding("gpu", "warn", f"{found}: CUDA_VISIBLE_DEVICES is {mask}", "unset CUDA_VISIBLE_DEVICES, or list all GPUs in it")
     return Finding("gpu", "warn", f"{found}, built for CUDA {cuda}", "upgrade the driver, or install a torch that is built for its CUDA")

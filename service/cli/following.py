@@ -7,7 +7,7 @@ from typing import Any, Protocol
 from service.cli.exits import JOB_FAILED, OK
 
 MAX_LOSSES = 4096
-"""Points of the loss that are kept; beyond, every second one goes."""
+"""Points of the loss that are kept; beyond, every second one goes, and of what follows too."""
 
 
 @dataclass
@@ -22,6 +22,9 @@ class View:
     epoch: float | None = None
     values: dict[str, float] = field(default_factory=dict)
     losses: list[float] = field(default_factory=list)
+    num_losses: int = 0
+    stride: int = 1
+    """Of so many values of the loss one is kept."""
 
     def absorb(self, event: Mapping[str, Any]) -> str:
         """Take one event in and return what deserves a line of its own, or nothing."""
@@ -42,10 +45,14 @@ class View:
     def _measure(self, data: Mapping[str, Any]) -> None:
         self.step, self.total_steps, self.epoch = data["step"], data["total_steps"], data.get("epoch")
         self.values |= data["values"]
-        if "train/loss" in data["values"]:
+        if "train/loss" not in data["values"]:
+            return
+        if self.num_losses % self.stride == 0:
             self.losses.append(data["values"]["train/loss"])
+        self.num_losses += 1
         if len(self.losses) > MAX_LOSSES:
-            del self.losses[::2]
+            del self.losses[1::2]
+            self.stride *= 2
 
     def _enter(self, data: Mapping[str, Any]) -> str:
         if "state" not in data:  # a rank tells its phase

@@ -40,8 +40,8 @@ class Deadline:
     def __init__(self, timeout_s: float | None) -> None:
         self._end = None if timeout_s is None else time.monotonic() + timeout_s
 
-    def is_before(self, seconds: float) -> bool:
-        """Return whether it passes within so many seconds."""
+    def passes_within(self, seconds: float) -> bool:
+        """Return whether it is over in so many seconds."""
         return self._end is not None and time.monotonic() + seconds > self._end
 
 

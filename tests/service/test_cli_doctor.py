@@ -149,6 +149,7 @@ def test_a_taken_port_says_by_whom(tmp_path):
         ("13.0 0 \n", "warn", "upgrade the driver"),
         ("13.0 1 0\n", "warn", "CUDA_VISIBLE_DEVICES is 0"),
         ("13.0 2 \n", "ok", "torch sees 2"),
+        ("", "warn", "torch does not load"),
     ],
 )
 def test_a_gpu_that_torch_does_not_see_is_found(tmp_path, monkeypatch, seen, status, words):
@@ -157,7 +158,7 @@ def test_a_gpu_that_torch_does_not_see_is_found(tmp_path, monkeypatch, seen, sta
     listed.write_text("#!/bin/sh\necho 'GPU 0: NVIDIA H100 (UUID: GPU-1)'\necho 'GPU 1: NVIDIA H100 (UUID: GPU-2)'\n")
     listed.chmod(0o755)
     monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
-    monkeypatch.setattr(checks, "_SEEN", f"print({seen!r}, end='')")
+    monkeypatch.setattr(checks, "_SEEN", f"print({seen!r}, end='')" if seen else "raise ImportError")
     found = checks.gpu(_settings(tmp_path))
     assert (found.status, words in f"{found.found}; {found.remedy}") == (status, True)
 

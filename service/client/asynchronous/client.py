@@ -131,7 +131,7 @@ class AsyncClient:
         """
         deadline = Deadline(timeout_s)
         while (job := await self.job(job_id))["state"] not in TERMINAL:
-            if deadline.is_before(interval_s):
+            if deadline.passes_within(interval_s):
                 raise TimeoutError(f"{job_id} is {job['state']} after {timeout_s:g} s; expected it to end; wait longer or cancel it")
             await blocking.sleep(interval_s)
         return job
