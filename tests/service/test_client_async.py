@@ -11,7 +11,7 @@ from service.client import AsyncClient, Client, IntegrityError, NotFound
 from service.client.patience import Patience
 from tests.support.live_service import SPEC
 from tests.support.scripted import JOB, QUICK, sse_events
-from tests.support.synchronous import CLIENT, GENERATED, generated
+from tests.support.synchronous import CLIENT, GENERATED, TWINS, generated
 from tests.support.unsteady import CONTENT, serving
 
 LIMIT_S = 60
@@ -47,11 +47,16 @@ def test_the_synchronous_client_is_generated_from_this_one(name):
     assert (CLIENT / "synchronous" / name).read_text() == generated(name)
 
 
+def test_no_file_of_the_synchronous_client_is_left_over():
+    """What is there was generated, or is a twin."""
+    assert sorted(path.name for path in (CLIENT / "synchronous").glob("*.py")) == sorted([*GENERATED, *TWINS])
+
+
 def test_both_clients_have_the_same_methods():
     """Whoever knows one knows the other."""
     both = [{name for name, _ in inspect.getmembers(kind) if not name.startswith("_")} for kind in (Client, AsyncClient)]
     assert both[0] - {"close"} == both[1] - {"aclose"}
-    assert all(inspect.iscoroutinefunction(AsyncClient.__dict__[name]) for name in ("submit", "job", "metrics", "download", "wait"))
+    assert all(inspect.iscoroutinefunction(getattr(AsyncClient, name)) for name in ("submit", "job", "metrics", "download", "wait"))
 
 
 def test_many_jobs_are_submitted_followed_and_fetched_at_once(service, tmp_path):

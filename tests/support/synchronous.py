@@ -11,7 +11,9 @@ from pathlib import Path
 
 CLIENT = Path(__file__).parent.parent.parent / "service/client"
 HEADER = "# Generated from service/client/asynchronous/{name} by `make format`: change that file.\n"
-GENERATED = ("transport.py", "streams.py", "download.py", "job.py", "client.py")
+TWINS = {"__init__.py", "blocking.py"}
+"""Written by hand on both sides."""
+GENERATED = sorted(path.name for path in (CLIENT / "asynchronous").glob("*.py") if path.name not in TWINS)
 _NAMES = {
     "asynchronous": "synchronous",
     "asynccontextmanager": "contextmanager",
