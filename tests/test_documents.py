@@ -1,7 +1,6 @@
 """The documents say what the code does: names that a user may rely on are looked up on both sides."""
 
 import re
-import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -13,7 +12,6 @@ import yaml
 from service.app import create_app
 from service.cli.app import app as command_line
 from service.settings import Settings
-from tests.support.live_service import live_service
 from worker.contract import DATASETS, MODELS, NORMS, TASKS, EventType, FailureCode, JobSpec, parse_spec
 
 ROOT = Path(__file__).parent.parent
@@ -22,7 +20,7 @@ API = (ROOT / "docs/api.md").read_text()
 OPERATIONS = (ROOT / "docs/operations.md").read_text()
 SPEC = (ROOT / "docs/job-spec.md").read_text()
 # Their examples run in tests of their own.
-GUIDES = {"numerics.md", "norms.md", "tasks.md"}
+GUIDES = {"numerics.md", "norms.md", "tasks.md", "client.md"}
 
 
 def _missing_links(document: Path) -> list[str]:
@@ -107,24 +105,6 @@ import torch, safetensors.torch
 model = torch.nn.Sequential(torch.nn.Conv2d(3, 8, 3), torch.nn.BatchNorm2d(8))
 safetensors.torch.save_file(model.state_dict(), "model.safetensors")
 """
-
-
-def test_the_readmes_calls_with_curl_work(tmp_path, monkeypatch):
-    """Line by line, in a shell: submitted, followed to its end, and a file downloaded whose digest is its ETag."""
-    for program in ("curl", "sha256sum", "bash"):
-        shutil.which(program) or pytest.skip(f"{program} is not here")
-    example = re.search(r"```bash\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)[1]
-    home = tmp_path / "home"
-    home.mkdir()
-    with live_service(home) as service:
-        monkeypatch.setenv("SYNCBN_HOME", str(home))
-        script = example.replace("http://127.0.0.1:8470", service.url)
-        done = subprocess.run(["bash", "-euc", script], cwd=tmp_path, capture_output=True, text=True, check=False, timeout=60)
-    etag, digest = re.findall(r"\b[0-9a-f]{64}\b", done.stdout)[-2:]
-
-    assert done.returncode == 0, done.stderr
-    assert "event: end" in done.stdout
-    assert etag == digest
 
 
 @pytest.mark.parametrize("example", _blocks("yaml"))

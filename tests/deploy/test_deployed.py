@@ -51,7 +51,7 @@ def test_a_deployment_on_five_machines_passes_its_own_smoke_test(hosts, tmp_path
         controller = deployment.start("controller", hosts["controller"])
         before = [hosts[name].received_bytes() for name in ("worker1", "worker2")]
         token = (deployment.home(hosts["controller"]) / "token").read_text().strip()
-        said = deployment.smoke(hosts["head"], "http://controller:8470", token, 150)
+        said = deployment.smoke(hosts["head"], "http://controller:8470", token, 300)
         after = [hosts[name].received_bytes() for name in ("worker1", "worker2")]
 
         assert "trains, and its checkpoint is whole" in said
