@@ -33,10 +33,8 @@ def hosts():
 
 def _settings_of_a_worker() -> str:
     """Return the environment file of a worker, as the unit's comment says it; with room for one rank."""
-    comment = re.search(r"# (RAY_START=.*?)\nEnvironmentFile", (ROOT / "deploy" / "systemd" / "syncbn-ray.service").read_text(), re.DOTALL)[
-        1
-    ]
-    words = comment.replace("\n# ", " ")
+    unit = (ROOT / "deploy" / "systemd" / "syncbn-ray.service").read_text()
+    words = re.search(r"# (RAY_START=.*?)\nEnvironmentFile", unit, re.DOTALL)[1].replace("\n# ", " ")
     start = re.search(r'"(--address=[^"]*)" on a worker', words)[1].replace("HEAD", "head")
     return "\n".join([f'RAY_START="{start} {ONE_CPU}"', *re.findall(r"RAY_AUTH_\w+=[\w/-]+", words)])
 
