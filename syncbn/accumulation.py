@@ -36,8 +36,9 @@ def accumulated_statistics(module: nn.Module) -> Iterator[None]:
 
         n = sum_k n_k        mean = sum_k n_k mean_k / n        M2 = sum_k (M2_k + n_k mean_k^2) - n mean^2        (k: calls in the block)
 
-    Wrap it around the micro-batches of one optimizer step; the virtual batches of a ghost_bn count as calls, too. Each micro-batch is still normalized by its own (synchronized) statistics, so
-    outputs and gradients are those without the block. num_batches_tracked grows by 1. A layer called several times enters all its calls.
+    Wrap it around the micro-batches of one optimizer step. Each micro-batch is still normalized by its own (synchronized) statistics, so
+    outputs and gradients are those without the block. num_batches_tracked grows by 1. A layer called several times enters all its calls,
+    a ghost_bn all its virtual batches.
     A layer that is not called in training mode is left alone. Evaluation inside the block sees the statistics from before it.
 
     Args:

@@ -13,15 +13,12 @@ from torch import nn
 
 from syncbn.collectives import ProcessGroup
 from syncbn.errors import ConversionError
+from syncbn.family import is_chosen_kind
 from syncbn.local import BatchNorm
-from syncbn.norms.ghost import GhostBatchNorm
-from syncbn.norms.renorm import BatchRenorm
-from syncbn.norms.switchable import SwitchableNorm
 
 ORIGINAL_CLASS = "_original_class"
 OWN_STATE = ("process_group", "activation", "unbiased_running_var", ORIGINAL_CLASS)
 _LAZY = (nn.LazyBatchNorm1d, nn.LazyBatchNorm2d, nn.LazyBatchNorm3d)
-_OTHER_KINDS = (BatchRenorm, GhostBatchNorm, SwitchableNorm)  # chosen on purpose: they stay what they are
 _Any = nn.modules.batchnorm._BatchNorm  # noqa: SLF001  the family's only common class
 
 
@@ -33,7 +30,7 @@ def synchronized(module: nn.Module, process_group: ProcessGroup | None, kind: ty
     """
 
     def replace(old: nn.Module) -> nn.Module:
-        if not isinstance(old, _Any) or isinstance(old, _OTHER_KINDS):
+        if not isinstance(old, _Any) or is_chosen_kind(old):
             return old
         new = old
         if not isinstance(old, kind):
@@ -76,7 +73,7 @@ def refuse_unconvertible(module: nn.Module, kind: type[Any]) -> None:
     """
     known = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, BatchNorm, nn.SyncBatchNorm, kind)
     for name, layer in module.named_modules():
-        if not isinstance(layer, _Any) or isinstance(layer, _OTHER_KINDS):
+        if not isinstance(layer, _Any) or is_chosen_kind(layer):
             continue
         own, where = type(layer), repr(name) if name else "(the module itself)"
         if isinstance(layer, _LAZY):

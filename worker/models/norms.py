@@ -69,7 +69,7 @@ class Norms:
         return model
 
     def _in_place_of(self, old: syncbn.SyncBatchNorm) -> nn.Module:
-        """Return a norm with a layer's weight and bias, which may be initialized on purpose, as to zero, and its statistics if it has any."""
+        """Return a norm with a layer's weight and bias, which may be initialized on purpose, as to zero, and with its statistics."""
         new = self(old.num_features)
         new.load_state_dict(old.state_dict(), strict=False)
         return new
