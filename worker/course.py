@@ -13,6 +13,7 @@ import torch
 import syncbn
 from worker.checkpoint import Snapshot
 from worker.contract.assignment import Assignment
+from worker.contract.catalogue import OWN_STATISTICS_NORMS
 from worker.contract.spec import RecalibrateSpec
 from worker.data.assembly import taken_bad
 from worker.draws import Purpose, seed_draws
@@ -140,7 +141,7 @@ class Course:
 
     def _share_statistics(self) -> None:
         """Where running statistics differ between ranks, take those of rank 0, as DistributedDataParallel does."""
-        if self.spec.norm.kind == "batch_norm" or self.spec.norm.group_size != "all":
+        if self.spec.norm.kind in OWN_STATISTICS_NORMS or self.spec.norm.group_size != "all":
             self.ranks.adopt_first(self.trainer.model.buffers())
             if self.trainer.average is not None:
                 self.ranks.adopt_first(self.trainer.average.model.buffers())

@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import AfterValidator, BeforeValidator, Field, JsonValue, StrictBool, StrictInt, field_validator, model_validator
 
 from worker.contract.best import Best, BestSpec, default_metric
-from worker.contract.catalogue import MODELS, NORMS, TASKS, Entry
+from worker.contract.catalogue import AUTO_NORM, MODELS, NORMS, TASKS, Entry
 from worker.contract.data import DataSpec
 from worker.contract.frozen import Frozen
 from worker.contract.names import CODE_PREFIX, is_code, is_of_library
@@ -89,14 +89,11 @@ class ModelSpec(Frozen):
         return name if is_code(name) or is_of_library(name) else _known("model", MODELS, name)
 
 
-AUTO_NORM = "auto"
-"""The controller replaces it by a kind before the job starts; a rank never sees it."""
-
-
 class NormSpec(Frozen):
-    """Which normalization every norm site of the model uses. momentum None: cumulative average."""
+    """Which normalization every norm site of the model uses, and what only this kind takes. momentum None: cumulative average."""
 
     kind: str = "sync_bn"
+    args: dict[str, JsonValue] = Field(default_factory=dict)
     momentum: Annotated[float, Field(ge=0, le=1)] | None = 0.1
     eps: Annotated[float, Field(gt=0, le=1)] = 1e-5
     group_size: Literal["all"] | Annotated[StrictInt, Field(ge=1)] = "all"
