@@ -18,6 +18,7 @@ from worker.data.assembly import taken_bad
 from worker.draws import Purpose, seed_draws
 from worker.errors import TaskError, blame
 from worker.evaluation import StoppedError, evaluate
+from worker.export import Exporter
 from worker.holding import Holding
 from worker.orders import Orders, Request
 from worker.publisher import Publisher
@@ -119,10 +120,17 @@ class Course:
 
     def _evaluate_and_save(self, *, is_last: bool = False) -> None:
         """Do what is due at this step. Done again after a loss it comes to the same: nothing in it depends on what it changes."""
-        average = self.trainer.average
+        average, before = self.trainer.average, {}
         if (average is not None and average.has_own_statistics) or (is_last and self.spec.recalibrate != "off"):
+            if self.plan.total_steps == 0:
+                # What comes of another job's checkpoint is told beside what it was.
+                before = {f"before/{name}": value for name, value in self._evaluate().items()}
             self._phase("recalibrating")
             self._recalibrate()
+        self._save(self.reporter.metrics(self.holding.step, before | self._evaluate()))
+
+    def _evaluate(self) -> dict[str, float]:
+        """Return loss and metrics over the held-out samples."""
         self._phase("evaluating")
         seed_draws(self.spec.seed, Purpose.EVALUATION, self.holding.step, self.ranks.rank)
         self._share_statistics()
@@ -136,7 +144,7 @@ class Course:
             stop=self.orders.stop,
         )
         self._settle_held_out()
-        self._save(self.reporter.metrics(self.holding.step, values))
+        return values
 
     def _share_statistics(self) -> None:
         """Where running statistics differ between ranks, take those of rank 0, as DistributedDataParallel does."""
@@ -161,7 +169,8 @@ class Course:
             self.publisher.wait()
             manifest = draft_manifest(self.assignment, self.plan, step, self.trainer.evaluated, metrics)
             state = capture(self.trainer, step, self.ranks.world_size, self.buffers)
-            self.publisher.submit(Snapshot(manifest, state.model, state.training, state.scalars))
+            export = Exporter(self.spec, self.holding.splits) if self.spec.export else None
+            self.publisher.submit(Snapshot(manifest, state.model, state.training, state.scalars, export))
         self.holding.saved = step
 
     def _samples_per_pass(self) -> int:
@@ -180,7 +189,9 @@ class Course:
         together = max(1, self.spec.batch_size // self.spec.accumulate)
         with blame(TaskError), self.trainer.precision.forward():
             syncbn.recalibrate(
-                self.trainer.evaluated, self._images(even_batches(count, together)[self.ranks.rank :: self.ranks.world_size])
+                self.trainer.evaluated,
+                self._images(even_batches(count, together)[self.ranks.rank :: self.ranks.world_size]),
+                estimator=asked.estimator,
             )
 
     def _images(self, batches: Sequence[slice]) -> Iterator[torch.Tensor]:
