@@ -9,7 +9,21 @@ from importlib.metadata import version
 
 from fastapi import APIRouter, Depends, FastAPI
 
-from service.api import checkpoints, cluster, code, comparisons, dashboard, downloads, health, jobs, problems, streams, telemetry, tokens
+from service.api import (
+    checkpoints,
+    cluster,
+    code,
+    comparisons,
+    dashboard,
+    derivations,
+    downloads,
+    health,
+    jobs,
+    problems,
+    streams,
+    telemetry,
+    tokens,
+)
 from service.api.context import Context, Controller, identity_of
 from service.api.description import describe
 from service.api.guards import Guards
@@ -68,7 +82,7 @@ def create_app(settings: Settings, controller: Controller | None = None) -> Fast
         redoc_url=None,
     )
     v1 = APIRouter(prefix="/v1", dependencies=[Depends(identity_of)])
-    routed = (jobs, streams, telemetry, checkpoints, downloads, comparisons, cluster, code, tokens)
+    routed = (jobs, streams, telemetry, checkpoints, downloads, derivations, comparisons, cluster, code, tokens)
     for router in (module.router for module in routed):
         v1.include_router(router)
     app.include_router(v1)

@@ -6,6 +6,7 @@ from fastapi import FastAPI
 from fastapi.openapi.utils import get_openapi
 
 from service.api.comparisons import ComparisonAsk
+from service.api.derivations import ExportAsk, ForkAsk, RecalibrateAsk
 from service.api.schemas import JobEdit, ProblemShape
 from service.api.tokens import TokenRequest
 from worker.contract import JobSpec
@@ -28,6 +29,9 @@ _BY_ROUTE: Final = {
     ("POST", "/v1/jobs/{job_id}/resume"): {"409": "not paused"},
     ("DELETE", "/v1/jobs/{job_id}"): {"409": "not ended"},
     ("DELETE", "/v1/jobs/{job_id}/checkpoints/{step}"): {"409": "pinned, or the newest of a job that has not ended"},
+    ("POST", "/v1/jobs/{job_id}/fork"): _BODY | {"415": "not JSON"},
+    ("POST", "/v1/jobs/{job_id}/checkpoints/{step}/recalibrate"): _BODY | {"409": "no running statistics", "415": "not JSON"},
+    ("POST", "/v1/jobs/{job_id}/checkpoints/{step}/export"): _BODY | {"415": "not JSON"},
     ("POST", "/v1/comparisons"): _BODY | {"415": "neither JSON nor YAML"},
     ("DELETE", "/v1/comparisons/{comparison_id}"): {"409": "not ended"},
 }
@@ -37,6 +41,9 @@ _BODIES: Final = {
     ("PATCH", "/v1/jobs/{job_id}"): (JobEdit, ("application/json",)),
     ("POST", "/v1/comparisons"): (ComparisonAsk, ("application/json", "application/yaml")),
     ("POST", "/v1/tokens"): (TokenRequest, ("application/json",)),
+    ("POST", "/v1/jobs/{job_id}/fork"): (ForkAsk, ("application/json",)),
+    ("POST", "/v1/jobs/{job_id}/checkpoints/{step}/recalibrate"): (RecalibrateAsk, ("application/json",)),
+    ("POST", "/v1/jobs/{job_id}/checkpoints/{step}/export"): (ExportAsk, ("application/json",)),
 }
 
 
@@ -51,7 +58,7 @@ def describe(app: FastAPI) -> dict[str, Any]:
 
 def _complete(document: dict[str, Any]) -> None:
     schemas = document.setdefault("components", {}).setdefault("schemas", {})
-    for model in (ProblemShape, JobSpec, JobEdit, TokenRequest, ComparisonAsk):
+    for model in (ProblemShape, *(model for model, _ in _BODIES.values())):
         schema = model.model_json_schema(ref_template="#/components/schemas/{model}")
         schemas |= schema.pop("$defs", {}) | {model.__name__: schema}
     for unused in ("HTTPValidationError", "ValidationError"):

@@ -1,4 +1,4 @@
-"""The commands about jobs: submit, ls, get, wait, logs, metrics, pause, resume, cancel."""
+"""The commands about jobs: submit, fork, ls, get, wait, logs, metrics, pause, resume, cancel."""
 
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -9,9 +9,9 @@ from rich.text import Text
 
 from service.cli.exits import INTERRUPTED, JOB_FAILED, UsageError
 from service.cli.following import display, exit_code, watch
-from service.cli.options import JobArgument, JsonFlag, connect, full_id
+from service.cli.options import FollowFlag, JobArgument, JsonFlag, SetOption, connect, full_id
 from service.cli.output import answer, clean, complain, console, print_json, say
-from service.cli.specs import read_spec
+from service.cli.specs import read_changes, read_spec
 from service.cli.tables import job_table, jobs_table, metrics_table
 from service.client import Client
 
@@ -19,31 +19,47 @@ from service.client import Client
 def submit(  # noqa: PLR0917 - one option of the command line each
     ctx: typer.Context,
     spec: Annotated[str, typer.Argument(metavar="SPEC", help="YAML or JSON file; - for stdin.", show_default=False)],
-    assignments: Annotated[
-        list[str] | None, typer.Option("--set", metavar="A.B=C", help="Change one value of the spec; may be repeated.", show_default=False)
-    ] = None,
+    assignments: SetOption = [],  # noqa: B006 - Typer copies it
     code: Annotated[
         Path | None, typer.Option(metavar="DIR", help="Upload this directory, and have the job use it.", show_default=False)
     ] = None,
-    follow: Annotated[bool, typer.Option("--follow", "-f", help="Watch the job until it ends; exit 1 if it fails.")] = False,
+    follow: FollowFlag = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Only check the spec and print it with every default.")] = False,
     as_json: JsonFlag = False,
 ) -> None:
     """Submit a training job."""
-    document = read_spec(spec, assignments or ())
+    document = read_spec(spec, assignments)
     with connect(ctx) as client:
         if code is not None:
             document["code"] = client.upload_code(code)["id"]
         if dry_run:
             print_json(client.validate(document))
             return
-        job = client.submit(document)
-        if as_json:
-            print_json(job, is_line=follow)
-        else:
-            console().print(f"{job['id']}  {job['state']}", soft_wrap=True)
-        if follow:
-            raise typer.Exit(_follow(client, job["id"], as_json=as_json))
+        tell(client, client.submit(document), follow=follow, as_json=as_json)
+
+
+def fork(  # noqa: PLR0917 - one option of the command line each
+    ctx: typer.Context,
+    job: JobArgument,
+    step: Annotated[str, typer.Option(help="Of the checkpoint to begin with: a step, latest or best.")] = "latest",
+    assignments: SetOption = [],  # noqa: B006 - Typer copies it
+    follow: FollowFlag = False,
+    as_json: JsonFlag = False,
+) -> None:
+    """Submit a job like another one that begins with the weights of one of its checkpoints."""
+    changes = read_changes(assignments)
+    with connect(ctx) as client:
+        tell(client, client.fork(full_id(client, job), step, changes=changes), follow=follow, as_json=as_json)
+
+
+def tell(client: Client, job: dict[str, Any], *, follow: bool, as_json: bool) -> None:
+    """Say that a job was submitted, and watch it to its end where that is asked."""
+    if as_json:
+        print_json(job, is_line=follow)
+    else:
+        console().print(f"{job['id']}  {job['state']}", soft_wrap=True)
+    if follow:
+        raise typer.Exit(_follow(client, job["id"], as_json=as_json))
 
 
 def _follow(client: Client, job_id: str, *, as_json: bool) -> int:

@@ -13,6 +13,10 @@ from service.client import Client
 JobArgument = Annotated[str, typer.Argument(metavar="ID", help="Job id, or the beginning of one.", show_default=False)]
 StepArgument = Annotated[str, typer.Argument(metavar="[STEP]", help="A step, latest or best.")]
 JsonFlag = Annotated[bool, typer.Option("--json", help="Print JSON on stdout and nothing else.")]
+SetOption = Annotated[
+    list[str], typer.Option("--set", metavar="A.B=C", help="Change one value of the spec; may be repeated.", show_default=False)
+]
+FollowFlag = Annotated[bool, typer.Option("--follow", "-f", help="Watch the job until it ends; exit 1 if it fails.")]
 HomeOption = Annotated[
     Path | None, typer.Option("--home", help="State directory. Default: SYNCBN_HOME, else the platform's.", show_default=False)
 ]

@@ -207,6 +207,40 @@ class Client:
         """Delete a checkpoint: not a pinned one, and not the newest of a job that has not ended."""
         self._transport.request("DELETE", _path("jobs", job_id, "checkpoints", step))
 
+    # -- jobs made of a checkpoint; changes: values at dotted paths of the spec
+
+    def fork(
+        self, job_id: str, step: int | str = "latest", *, changes: Mapping[str, Any] | None = None, idempotency_key: str | None = None
+    ) -> Json:
+        """Submit a job like this one that begins with the weights of one of its checkpoints, and return it."""
+        return self._derive(_path("jobs", job_id, "fork"), {"step": str(step)}, changes, idempotency_key)
+
+    def recalibrate(
+        self,
+        job_id: str,
+        step: int | str = "best",
+        *,
+        num_samples: int = 10_000,
+        estimator: str = "exact",
+        changes: Mapping[str, Any] | None = None,
+        idempotency_key: str | None = None,
+    ) -> Json:
+        """Submit a job that re-estimates the running statistics of a checkpoint, and return it."""
+        ask = {"num_samples": num_samples, "estimator": estimator}
+        return self._derive(_path("jobs", job_id, "checkpoints", step, "recalibrate"), ask, changes, idempotency_key)
+
+    def export(
+        self,
+        job_id: str,
+        step: int | str = "best",
+        *,
+        formats: Sequence[str],
+        changes: Mapping[str, Any] | None = None,
+        idempotency_key: str | None = None,
+    ) -> Json:
+        """Submit a job that brings a checkpoint into other formats, and return it."""
+        return self._derive(_path("jobs", job_id, "checkpoints", step, "export"), {"formats": list(formats)}, changes, idempotency_key)
+
     # -- tokens, for admins
 
     def create_token(self, name: str, scopes: Sequence[str], *, project: str = DEFAULT_PROJECT, expires_in_s: float | None = None) -> Json:
@@ -257,6 +291,10 @@ class Client:
     def ready(self) -> Json:
         """Return whether the service can do its work, part by part."""
         return self._json("GET", "/readyz")
+
+    def _derive(self, path: str, ask: Mapping[str, Any], changes: Mapping[str, Any] | None, key: str | None) -> Json:
+        headers = {"Idempotency-Key": key or uuid.uuid4().hex}
+        return self._json("POST", path, json={**ask, "set": dict(changes or {})}, headers=headers, is_repeatable=True)
 
     def _json(self, method: str, path: str, **options: Any) -> Json:
         response = self._transport.request(method, path, **options)
