@@ -62,4 +62,3 @@ def _from(job: Job, step: int, what: str) -> dict[str, Any]:
 def _ungrouped(document: dict[str, Any]) -> dict[str, Any]:
     """Return a spec in which all workers are one group, which any number of them can be."""
     return document | {"norm": document["norm"] | {"group_size": "all"}}
-
