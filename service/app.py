@@ -19,6 +19,7 @@ from service.api import (
     downloads,
     health,
     jobs,
+    predictions,
     problems,
     streams,
     telemetry,
@@ -33,6 +34,7 @@ from service.auth import ensure_first_token
 from service.catalogue import rebuild
 from service.limits import RequestRates
 from service.policy import PolicyFile
+from service.predictor import Predictor
 from service.settings import Settings
 from service.store.store import Store
 from service.streams import StreamPlaces
@@ -62,13 +64,16 @@ def create_app(settings: Settings, controller: Controller | None = None) -> Fast
             artifacts = Artifacts(store, storage)
             places = StreamPlaces(settings.max_streams, settings.max_streams_per_token)
             rates, policy = RequestRates(settings.max_requests_per_s), PolicyFile(settings.policy_path)
-            app.state.context = Context(settings, store, storage, artifacts, places, rates, Tails(store), meter, policy, controller)
+            predictor = Predictor(artifacts)
+            parts = (settings, store, storage, artifacts, predictor, places, rates, Tails(store), meter, policy, controller)
+            app.state.context = Context(*parts)
             # Beside the work: in an object store with many jobs it takes a while.
             rebuilding = asyncio.create_task(rebuild(store, storage))
             try:
                 async with _running(controller, store):
                     yield
             finally:
+                await predictor.close()
                 rebuilding.cancel()
                 await asyncio.gather(rebuilding, return_exceptions=True)
 
@@ -82,7 +87,7 @@ def create_app(settings: Settings, controller: Controller | None = None) -> Fast
         redoc_url=None,
     )
     v1 = APIRouter(prefix="/v1", dependencies=[Depends(identity_of)])
-    routed = (jobs, streams, telemetry, checkpoints, downloads, derivations, comparisons, cluster, code, tokens)
+    routed = (jobs, streams, telemetry, checkpoints, downloads, derivations, predictions, comparisons, cluster, code, tokens)
     for router in (module.router for module in routed):
         v1.include_router(router)
     app.include_router(v1)

@@ -167,7 +167,8 @@ class Course:
         if self.publisher is not None:
             # What is being written lies in the buffers that are filled next.
             self.publisher.wait()
-            manifest = draft_manifest(self.assignment, self.plan, step, self.trainer.evaluated, metrics)
+            inputs = self.holding.splits.train
+            manifest = draft_manifest(self.assignment, self.plan, step, self.trainer.evaluated, inputs=inputs, metrics=metrics)
             state = capture(self.trainer, step, self.ranks.world_size, self.buffers)
             export = Exporter(self.spec, self.holding.splits) if self.spec.export else None
             self.publisher.submit(Snapshot(manifest, state.model, state.training, state.scalars, export))

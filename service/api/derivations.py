@@ -78,8 +78,8 @@ async def recalibrate_checkpoint(  # noqa: PLR0917 - FastAPI fills them by name
     checkpoint = await context.artifacts.find(job.id, step)
     if not checkpoint.manifest.layers:
         raise ConflictError(
-            f"checkpoint {checkpoint.step} of {job.id} has no layer with running statistics; expected one at least, as with norm.kind sync_bn"
-            " or batch_norm; there is nothing to re-estimate",
+            f"checkpoint {checkpoint.step} of {job.id} has no layer with running statistics; expected one at least, as with"
+            " norm.kind sync_bn or batch_norm; there is nothing to re-estimate",
             code="no_running_statistics",
         )
     spec = derivation.changed(derivation.recalibration(job, checkpoint.step, ask.num_samples, ask.estimator), ask.changes)

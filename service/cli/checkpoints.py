@@ -1,4 +1,4 @@
-"""The commands about checkpoints: ls, download, stats, diff, recalibrate, export, pin, unpin, rm."""
+"""The commands about checkpoints: ls, download, stats, diff, recalibrate, export, predict, pin, unpin, rm."""
 
 from pathlib import Path
 from typing import Annotated, Any
@@ -13,7 +13,7 @@ from service.cli.jobs import tell
 from service.cli.options import FollowFlag, JobArgument, JsonFlag, SetOption, StepArgument, connect, full_id
 from service.cli.output import answer, console, say
 from service.cli.specs import read_changes
-from service.cli.tables import checkpoints_table, difference_table, size, statistics_table
+from service.cli.tables import checkpoints_table, difference_table, predictions_table, size, statistics_table
 from service.client import Client
 
 app = typer.Typer(help="List, download and inspect checkpoints.", no_args_is_help=True)
@@ -132,6 +132,20 @@ def export(  # noqa: PLR0917 - one option of the command line each
     with connect(ctx) as client:
         made = client.export(full_id(client, job), step, formats=formats, changes=changes)
         tell(client, made, follow=follow, as_json=as_json)
+
+
+@app.command()
+def predict(
+    ctx: typer.Context,
+    job: JobArgument,
+    image: Annotated[Path, typer.Argument(metavar="IMAGE", help="PNG, JPEG or another image file.", show_default=False)],
+    step: Annotated[str, typer.Option(help="Of the checkpoint: a step, latest or best.")] = "best",
+    as_json: JsonFlag = False,
+) -> None:
+    """Classify one image by the running statistics of a checkpoint."""
+    with connect(ctx) as client:
+        found = client.predict(full_id(client, job), step, image)
+    answer(found, as_json=as_json, show=lambda: console().print(predictions_table(found["predictions"])))
 
 
 @app.command()

@@ -1,6 +1,7 @@
 """The routes of the service as methods. Owns paths, parameters and paging; answers are the decoded JSON, as docs/api.md describes it."""
 
 import hashlib
+import mimetypes
 import time
 import uuid
 from collections.abc import Iterator, Mapping, Sequence
@@ -206,6 +207,17 @@ class Client:
     def delete_checkpoint(self, job_id: str, step: int | str) -> None:
         """Delete a checkpoint: not a pinned one, and not the newest of a job that has not ended."""
         self._transport.request("DELETE", _path("jobs", job_id, "checkpoints", step))
+
+    def predict(self, job_id: str, step: int | str, image: Path) -> Json:
+        """Return the most probable classes of an image by the running statistics of a checkpoint: `{step, predictions}`.
+
+        Raises:
+            OSError: the file cannot be read.
+            BadRequest: it is no image.
+        """
+        headers = {"Content-Type": mimetypes.guess_type(image.name, strict=False)[0] or "application/octet-stream"}
+        path = _path("jobs", job_id, "checkpoints", step, "predict")
+        return self._json("POST", path, content=image.read_bytes(), headers=headers, is_repeatable=True)
 
     # -- jobs made of a checkpoint; changes: values at dotted paths of the spec
 

@@ -82,6 +82,14 @@ class Health(Frozen):
     findings: tuple[Finding, ...] = ()
 
 
+class InputEntry(Frozen):
+    """What the model takes and tells apart."""
+
+    image_shape: tuple[int, ...]
+    """Channels, then the size in each dimension, after the transforms."""
+    num_classes: int
+
+
 class ExportEntry(Frozen):
     """How a file in another format was made and verified."""
 
@@ -117,6 +125,8 @@ class Manifest(Frozen):
     statistics: FileEntry | None = None
     """Size and digest of the running statistics alone, as a safetensors file of their own: what `?include=statistics` sends. None where
     there are none, and in checkpoints of before."""
+    inputs: InputEntry | None = None
+    """None in checkpoints of before."""
     exports: dict[str, ExportEntry] = Field(default_factory=dict)
     """Those of the files that are exports, by name."""
     writer: str = ""

@@ -38,6 +38,7 @@ GET /v1/jobs/{job_id}/checkpoints/{step}/files/{name}
 HEAD /v1/jobs/{job_id}/checkpoints/{step}/files/{name}
 DELETE /v1/jobs/{job_id}/checkpoints/{step}/pin
 PUT /v1/jobs/{job_id}/checkpoints/{step}/pin
+POST /v1/jobs/{job_id}/checkpoints/{step}/predict
 POST /v1/jobs/{job_id}/checkpoints/{step}/recalibrate
 GET /v1/jobs/{job_id}/checkpoints/{step}/statistics
 GET /v1/jobs/{job_id}/events
