@@ -22,6 +22,7 @@ from service.states import TERMINAL
 
 Json = dict[str, Any]
 PAGE = 100
+PREDICTION_TIMEOUT_S = 180.0
 
 
 class Client:
@@ -217,7 +218,8 @@ class Client:
         """
         headers = {"Content-Type": mimetypes.guess_type(image.name, strict=False)[0] or "application/octet-stream"}
         path = _path("jobs", job_id, "checkpoints", step, "predict")
-        return self._json("POST", path, content=image.read_bytes(), headers=headers, is_repeatable=True)
+        # The first image of a checkpoint waits for a process that loads the model.
+        return self._json("POST", path, content=image.read_bytes(), headers=headers, is_repeatable=True, timeout=PREDICTION_TIMEOUT_S)
 
     # -- jobs made of a checkpoint; changes: values at dotted paths of the spec
 

@@ -1,6 +1,5 @@
 """Predictions over HTTP: the real process beside the application, a real model, hostile bytes."""
 
-import hashlib
 import io
 
 import numpy as np
@@ -8,19 +7,13 @@ import psutil
 import pytest
 import torch
 from PIL import Image
-from safetensors.torch import save
-from torch import nn
 
 from service import predictor
 from tests.service.api.world import running
+from tests.support.predictions import digit, encoded, published, small_model
 from tests.support.serving import until
-from worker.contract import parse_spec
-from worker.data.registry import build_data
-from worker.models.norms import inference_norm
-from worker.models.registry import build_model
 from worker.predictor import MAX_MEMORY_BYTES
 
-SMALL = {"model": {"name": "resnet18", "args": {"width": 4}}, "task": "classification"}
 PNG = {"Content-Type": "image/png"}
 
 
@@ -34,51 +27,13 @@ def shared(tmp_path_factory):
 @pytest.fixture(scope="module")
 def model():
     """A model with random statistics, in evaluation mode."""
-    spec = parse_spec({"name": "t", "data": {"name": "digits"}, **SMALL})
-    found = build_model(spec.model, spec.norm, inference_norm(spec.norm), build_data(spec.data, 0).test, 0)
-    generator = torch.Generator().manual_seed(1)
-    for layer in found.modules():
-        if isinstance(layer, nn.BatchNorm2d):
-            layer.running_mean.normal_(0, 0.5, generator=generator)
-            layer.running_var.uniform_(0.5, 2, generator=generator)
-    return found.eval()
-
-
-def published(world, trained, *, inputs=(1, 8, 8), **changes):
-    """Start a job and publish a model as its checkpoint; return the address of its predictions."""
-    job_id = world.start(**SMALL | changes)
-    content = save(trained.state_dict())
-    entry = {"size": len(content), "sha256": hashlib.sha256(content).hexdigest()}
-    world.checkpoint(
-        job_id,
-        10,
-        seq=1,
-        spec=world.client.get(f"/v1/jobs/{job_id}").json()["spec"],
-        inputs={"image_shape": list(inputs), "num_classes": 10},
-        files={"model.safetensors": entry},
-    )
-    (world.directory(job_id, 10) / "model.safetensors").write_bytes(content)
-    return f"/v1/jobs/{job_id}/checkpoints/10/predict"
+    return small_model()
 
 
 @pytest.fixture(scope="module")
 def address(shared, model):
     """Of the predictions of a checkpoint."""
     return published(shared, model)
-
-
-def digit(number):
-    """Return a held-out digit as the model takes it, and as a PNG."""
-    x, _ = build_data(parse_spec({"name": "t", "data": {"name": "digits"}, **SMALL}).data, 0).test.batch(np.array([number]), 0)
-    pixels = np.rint((x[0, 0] * 0.3760 + 0.3053) * 255).astype(np.uint8)
-    return torch.from_numpy(x), encoded(pixels)
-
-
-def encoded(pixels, kind="PNG"):
-    """Return an image file."""
-    out = io.BytesIO()
-    Image.fromarray(pixels).save(out, kind)
-    return out.getvalue()
 
 
 def process_of(world):
