@@ -19,7 +19,7 @@ from worker.draws import Purpose, seed_draws
 from worker.errors import TaskError, blame
 from worker.evaluation import StoppedError, evaluate
 from worker.export import Exporter
-from worker.holding import Holding
+from worker.holding import BEFORE, Holding
 from worker.orders import Orders, Request
 from worker.publisher import Publisher
 from worker.pulse import Pulse
@@ -120,14 +120,13 @@ class Course:
 
     def _evaluate_and_save(self, *, is_last: bool = False) -> None:
         """Do what is due at this step. Done again after a loss it comes to the same: nothing in it depends on what it changes."""
-        average, before = self.trainer.average, {}
+        average = self.trainer.average
         if (average is not None and average.has_own_statistics) or (is_last and self.spec.recalibrate != "off"):
-            if self.plan.total_steps == 0:
-                # What comes of another job's checkpoint is told beside what it was.
-                before = {f"before/{name}": value for name, value in self._evaluate().items()}
+            if self.plan.total_steps == 0 and self.holding.before is None:
+                self.holding.before = {f"{BEFORE}{name}": value for name, value in self._evaluate().items()}
             self._phase("recalibrating")
             self._recalibrate()
-        self._save(self.reporter.metrics(self.holding.step, before | self._evaluate()))
+        self._save(self.reporter.metrics(self.holding.step, (self.holding.before or {}) | self._evaluate()))
 
     def _evaluate(self) -> dict[str, float]:
         """Return loss and metrics over the held-out samples."""

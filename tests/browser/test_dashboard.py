@@ -164,9 +164,9 @@ def test_a_fork_begins_with_the_spec_and_the_checkpoint(look, filled):
 
 
 def test_other_jobs_are_made_of_a_checkpoint(look, filled):
-    """Re-estimated or exported at a click; the new job says where it is from."""
+    """Recalibrated or exported at a click; the new job says where it is from."""
     for press in (
-        lambda view: view.page.get_by_role("button", name="Re-estimate").first.click(),
+        lambda view: view.page.get_by_role("button", name="Recalibrate").first.click(),
         lambda view: (view.page.get_by_text("Export", exact=True).first.click(), view.button("Export step 200 as onnx").click()),
     ):
         view = look(f"#/jobs/{filled.job}/checkpoints")

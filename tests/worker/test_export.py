@@ -63,6 +63,18 @@ def test_a_checkpoint_is_re_estimated_alike_on_any_number_of_ranks(pool, trained
         assert torch.equal(tensor, before[name]) is ("running" not in name and "tracked" not in name), name
 
 
+def test_a_job_that_begins_again_tells_of_the_checkpoint_it_began_with(pool, trained):
+    """Its own is there already, with other statistics; what was measured before is still what is told."""
+    job_id = OWN[:-1] + "K"
+    first = work(pool, trained, 1, job_id, recalibrate={"num_samples": 1000})
+    spec = small_spec(1, steps=0, batch_size=240, initialize_from=ORIGIN, recalibrate={"num_samples": 1000})
+    again = run_job(pool, spec, trained, job_id=job_id, attempt=2, resume=f"{job_id}/0")[0]
+
+    assert again.outcome == "succeeded", again.failure
+    assert again.series("before/val/loss") == first.series("before/val/loss") != again.series("val/loss")
+    assert again.of("checkpoint") == first.of("checkpoint")
+
+
 def test_what_was_is_what_the_other_job_measured(pool, trained):
     """Evaluated alone, without re-estimation, a checkpoint has the metrics of its manifest."""
     run = work(pool, trained, job_id=OWN[:-1] + "F")

@@ -49,7 +49,7 @@ function entry(id, one, { act, save, remove, derive }) {
         can("PUT", `${ONE}/pin`) ? button(isPlain ? "Pin" : "Unpin", act(isPlain ? "PUT" : "DELETE", `/${one.step}/pin`)) : null,
         h("a", { class: "button", href: `#/submit?from=${id}&checkpoint=${one.step}` }, "Fork from here"),
         h("a", { class: "button", href: `#/jobs/${id}/statistics?step=${one.step}` }, "Statistics"),
-        can("POST", `${ONE}/recalibrate`) ? button("Re-estimate", derive(one.step, "recalibrate", {}), { title: "A job that estimates the running statistics anew over training data" }) : null,
+        can("POST", `${ONE}/recalibrate`) ? button("Recalibrate", derive(one.step, "recalibrate", {}), { title: "A job that estimates the running statistics anew over training data" }) : null,
         can("DELETE", ONE) && isPlain ? button("Delete", () => remove(one.step)) : null)),
     h("p", { class: "facts-line" }, Object.entries(one.metrics).map(([name, value]) => h("span", {}, `${name} ${number(value)}`)), h("span", {}, `epoch ${number(one.epoch, 3)}`), h("span", {}, size(one.size_bytes)), h("span", {}, `${ago(one.created_at)} ago`)),
     one.health.findings.length ? h("ul", {}, one.health.findings.map((finding) => h("li", {}, code(finding.layer), ` ${finding.message}`))) : null,
