@@ -12,8 +12,9 @@ from contextlib import aclosing, asynccontextmanager, suppress
 from typing import Any, Final
 
 from service.admission import runs_user_code
-from service.artifacts import MODEL_NAME, Artifacts, read_verified
+from service.artifacts import MODEL_NAME, Artifacts
 from service.errors import ConflictError, InvalidError, ServiceError, UnavailableError
+from service.reading import Verified, read_verified
 from service.settings import bare_environment
 from service.store.records import Checkpoint
 from worker.contract import JobSpec, Problem
@@ -33,8 +34,8 @@ _END_TIMEOUT_S: Final = 5.0
 class Predictor:
     """Predictions from checkpoints, one after the other."""
 
-    def __init__(self, artifacts: Artifacts) -> None:
-        self._artifacts = artifacts
+    def __init__(self, artifacts: Artifacts, verified: Verified) -> None:
+        self._artifacts, self._verified = artifacts, verified
         self._turn = asyncio.Lock()
         self._process: asyncio.subprocess.Process | None = None
         self._loaded: tuple[str, int, str] | None = None
@@ -110,7 +111,7 @@ class Predictor:
         opened = await self._artifacts.open(checkpoint, MODEL_NAME)
         try:
             process.stdin.write(_head(opened.size))
-            async with aclosing(read_verified(opened)) as chunks:
+            async with aclosing(read_verified(opened, self._verified)) as chunks:
                 async for chunk in chunks:
                     process.stdin.write(chunk)
                     await process.stdin.drain()

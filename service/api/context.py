@@ -16,6 +16,7 @@ from service.auth import authenticate, require
 from service.limits import RequestRates
 from service.policy import PolicyFile
 from service.predictor import Predictor
+from service.reading import Verified
 from service.scopes import Scope
 from service.settings import Settings
 from service.store.records import Token
@@ -52,6 +53,7 @@ class Context:
     storage: Storage
     artifacts: Artifacts
     predictor: Predictor
+    verified: Verified
     places: StreamPlaces
     rates: RequestRates
     tails: Tails
