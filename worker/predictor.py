@@ -31,7 +31,7 @@ from worker.data import digits, geometry, pipeline
 from worker.data.images import decode
 from worker.data.split import Array
 from worker.data.values import floating
-from worker.errors import CheckpointMismatchError, DataError, WorkerError
+from worker.errors import CheckpointMismatchError, DataError, TaskError, WorkerError
 from worker.models.norms import inference_norm
 from worker.models.registry import build_model
 from worker.state import restore_model
@@ -75,11 +75,16 @@ class Predictor:
 
         Raises:
             DataError: it is no image that is read here, or does not fit the transforms.
+            TaskError: the model's outputs are not finite.
         """
         sample = torch.from_numpy(np.ascontiguousarray(sample_of(content, self.spec, self.inputs)))
         with torch.inference_mode():
             logits_C = self.model(sample.unsqueeze(0).to(PARAMETER_DTYPES[self.spec.precision]))[0]
             shares_C = torch.softmax(logits_C.double(), 0)
+        if not shares_C.isfinite().all():
+            raise TaskError(
+                "the model's outputs are not finite; expected numbers; look at the health of the checkpoint, and use another one"
+            )
         probabilities, classes = shares_C.topk(min(TOP, len(shares_C)))
         pairs = zip(classes.tolist(), probabilities.tolist(), strict=True)
         return [{"label": number, "probability": probability} for number, probability in pairs]

@@ -164,6 +164,15 @@ def test_what_cannot_be_predicted_is_said_with_the_reason(shared, model, changes
     assert reason in answer.json()["detail"]
 
 
+def test_a_model_that_computes_no_number_is_said_to_do_so(shared):
+    """Not a number that no JSON has a word for."""
+    broken = small_model()
+    broken.bn1.running_mean.fill_(float("nan"))
+    answer = shared.client.post(published(shared, broken), content=digit(0)[1], headers=PNG)
+    assert (answer.status_code, answer.json()["code"]) == (409, "not_predictable"), answer.text
+    assert "outputs are not finite" in answer.json()["detail"]
+
+
 def test_a_damaged_model_is_not_predicted_with(shared, model):
     """Its digest is verified on the way."""
     address = published(shared, model, seed=2)
