@@ -157,7 +157,8 @@ class Course:
         if self.spec.data.path is not None:
             bad = taken_bad(self.holding.splits.test)
             total = self.ranks.sum(torch.tensor(len(bad), dtype=torch.float64, device=self.ranks.device))
-            self.holding.bad_held_out.settle(self.holding.step, bad, int(total))
+            # Every evaluation is a pass of its own, also two of the same step.
+            self.holding.bad_held_out.settle(object(), bad, int(total))
 
     def _save(self, metrics: dict[str, float]) -> None:
         """Copy the state and have it published in the background, by rank 0. Every rank must call."""
