@@ -104,15 +104,15 @@ def recalibrate(  # noqa: PLR0917 - one option of the command line each
     step: StepArgument = "best",
     num_samples: Annotated[int, typer.Option(min=1, help="Of the training data; at most all.")] = 10_000,
     estimator: Annotated[str, typer.Option(help="exact, of the population, or mean_of_batches.")] = "exact",
-    assignments: SetOption = [],  # noqa: B006 - Typer copies it
+    assignments: SetOption = None,
     follow: FollowFlag = False,
     as_json: JsonFlag = False,
 ) -> None:
     """Submit a job that re-estimates the running statistics of a checkpoint and publishes them in one of its own."""
-    changes = read_changes(assignments)
+    changes = read_changes(assignments or ())
     with connect(ctx) as client:
         made = client.recalibrate(full_id(client, job), step, num_samples=num_samples, estimator=estimator, changes=changes)
-        tell(client, made, follow=follow, as_json=as_json)
+        tell(ctx, made, follow=follow, as_json=as_json)
 
 
 @app.command()
@@ -121,17 +121,17 @@ def export(  # noqa: PLR0917 - one option of the command line each
     job: JobArgument,
     step: StepArgument = "best",
     formats: Annotated[list[str], typer.Option("--format", help="plain, folded or onnx; may be repeated.", show_default=False)] = [],  # noqa: B006 - Typer copies it
-    assignments: SetOption = [],  # noqa: B006 - Typer copies it
+    assignments: SetOption = None,
     follow: FollowFlag = False,
     as_json: JsonFlag = False,
 ) -> None:
     """Submit a job that brings a checkpoint into other formats; they are files of its checkpoint."""
     if not formats:
         raise UsageError("no --format; expected plain, folded or onnx, as in --format onnx")
-    changes = read_changes(assignments)
+    changes = read_changes(assignments or ())
     with connect(ctx) as client:
         made = client.export(full_id(client, job), step, formats=formats, changes=changes)
-        tell(client, made, follow=follow, as_json=as_json)
+        tell(ctx, made, follow=follow, as_json=as_json)
 
 
 @app.command()

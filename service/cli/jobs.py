@@ -7,19 +7,21 @@ from typing import Annotated, Any
 import typer
 from rich.text import Text
 
+from service.cli.completion import states
 from service.cli.exits import INTERRUPTED, JOB_FAILED, UsageError
-from service.cli.following import display, exit_code, watch
-from service.cli.options import FollowFlag, JobArgument, JsonFlag, SetOption, connect, full_id
+from service.cli.following import exit_code
+from service.cli.options import FollowFlag, JobArgument, JobsArgument, JsonFlag, SetOption, connect, connect_async, full_id
 from service.cli.output import answer, clean, complain, console, print_json, say
 from service.cli.specs import read_changes, read_spec
 from service.cli.tables import job_table, jobs_table, metrics_table
-from service.client import Client
+from service.cli.watching import watch_jobs
+from service.client import Client, Job
 
 
 def submit(  # noqa: PLR0917 - one option of the command line each
     ctx: typer.Context,
     spec: Annotated[str, typer.Argument(metavar="SPEC", help="YAML or JSON file; - for stdin.", show_default=False)],
-    assignments: SetOption = [],  # noqa: B006 - Typer copies it
+    assignments: SetOption = None,
     code: Annotated[
         Path | None, typer.Option(metavar="DIR", help="Upload this directory, and have the job use it.", show_default=False)
     ] = None,
@@ -28,61 +30,43 @@ def submit(  # noqa: PLR0917 - one option of the command line each
     as_json: JsonFlag = False,
 ) -> None:
     """Submit a training job."""
-    document = read_spec(spec, assignments)
+    document = read_spec(spec, assignments or ())
     with connect(ctx) as client:
         if code is not None:
             document["code"] = client.upload_code(code)["id"]
         if dry_run:
             print_json(client.validate(document))
             return
-        tell(client, client.submit(document), follow=follow, as_json=as_json)
+        tell(ctx, client.submit(document), follow=follow, as_json=as_json)
 
 
 def fork(  # noqa: PLR0917 - one option of the command line each
     ctx: typer.Context,
     job: JobArgument,
     step: Annotated[str, typer.Option(help="Of the checkpoint to begin with: a step, latest or best.")] = "latest",
-    assignments: SetOption = [],  # noqa: B006 - Typer copies it
+    assignments: SetOption = None,
     follow: FollowFlag = False,
     as_json: JsonFlag = False,
 ) -> None:
     """Submit a job like another one that begins with the weights of one of its checkpoints."""
-    changes = read_changes(assignments)
+    changes = read_changes(assignments or ())
     with connect(ctx) as client:
-        tell(client, client.fork(full_id(client, job), step, changes=changes), follow=follow, as_json=as_json)
+        tell(ctx, client.fork(full_id(client, job), step, changes=changes), follow=follow, as_json=as_json)
 
 
-def tell(client: Client, job: dict[str, Any], *, follow: bool, as_json: bool) -> None:
+def tell(ctx: typer.Context, job: Job, *, follow: bool, as_json: bool) -> None:
     """Say that a job was submitted, and watch it to its end where that is asked."""
     if as_json:
         print_json(job, is_line=follow)
     else:
         console().print(f"{job['id']}  {job['state']}", soft_wrap=True)
     if follow:
-        raise typer.Exit(_follow(client, job["id"], as_json=as_json))
-
-
-def _follow(client: Client, job_id: str, *, as_json: bool) -> int:
-    try:
-        if as_json:
-            for event in client.follow_events(job_id):
-                print_json(event, is_line=True)
-        else:
-            with display(console()) as show:
-                watch(client.follow_events(job_id), show)
-        job = client.job(job_id)
-    except KeyboardInterrupt:
-        say(f"{job_id} goes on without you; come back with `syncbn logs -f {job_id}`, stop it with `syncbn cancel {job_id}`")
-        return INTERRUPTED
-    code = exit_code([job])
-    if code:
-        complain(f"{job_id} {job['state']} ({job['reason']}): {job['message']}")
-    return code
+        raise typer.Exit(watch_jobs(connect_async(ctx), [job], as_json=as_json))
 
 
 def ls(
     ctx: typer.Context,
-    state: Annotated[str | None, typer.Option(help="Only jobs in this state.", show_default=False)] = None,
+    state: Annotated[str | None, typer.Option(help="Only jobs in this state.", show_default=False, autocompletion=states)] = None,
     label: Annotated[str | None, typer.Option(metavar="KEY=VALUE", help="Only jobs with this label.", show_default=False)] = None,
     limit: Annotated[int, typer.Option(min=1, help="At most so many, newest first.")] = 20,
     as_json: JsonFlag = False,
@@ -104,7 +88,7 @@ def get(ctx: typer.Context, job: JobArgument, as_json: JsonFlag = False) -> None
 
 def wait(
     ctx: typer.Context,
-    jobs: Annotated[list[str], typer.Argument(metavar="ID...", help="Job ids.", show_default=False)],
+    jobs: JobsArgument,
     timeout_s: Annotated[float | None, typer.Option("--timeout", min=0, help="Seconds to wait for each job.", show_default=False)] = None,
     as_json: JsonFlag = False,
 ) -> None:
@@ -158,9 +142,6 @@ def metrics(
     with connect(ctx) as client:
         found = client.metrics(full_id(client, job), names or (), max_points=max_points)
     answer(found, as_json=as_json, show=lambda: console().print(metrics_table(found["series"])))
-
-
-JobsArgument = Annotated[list[str], typer.Argument(metavar="ID...", help="Job ids.", show_default=False)]
 
 
 def pause(ctx: typer.Context, jobs: JobsArgument, as_json: JsonFlag = False) -> None:
