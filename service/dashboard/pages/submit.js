@@ -86,7 +86,9 @@ async function first(query) {
   const id = query.get("from"), checkpoint = query.get("checkpoint");
   if (!id) return structuredClone(FIRST);
   const { spec } = await get(`/v1/jobs/${id}`);
-  return { ...spec, name: `${spec.name}-fork`.slice(0, 128), ...(checkpoint ? { initialize_from: `${id}/checkpoints/${checkpoint}` } : {}) };
+  // Of a job that trained nothing: what it trains on for is new.
+  const length = spec.steps === 0 ? { steps: null, epochs: FIRST.epochs, export: [], recalibrate: "off" } : {};
+  return { ...spec, ...length, name: `${spec.name}-fork`.slice(0, 128), ...(checkpoint ? { initialize_from: `${id}/checkpoints/${checkpoint}` } : {}) };
 }
 
 /** The fields, and after the kind of norm what this kind takes, as far as it is a number. */
