@@ -1,18 +1,16 @@
 """Recovery in place, as a user meets it: the real controller, real training, real SIGKILL; the result equal in every bit."""
 
 import asyncio
-import contextlib
 import functools
 import os
-import random
 import signal
 
 import pytest
 
 from service import stalling
-from service.states import TERMINAL, State
+from service.states import State
 from tests.support import process_cluster
-from tests.support.recoveries import assert_undisturbed, run_job
+from tests.support.recoveries import assert_undisturbed, kill_now_and_then, run_job
 
 pytestmark = pytest.mark.ranks
 LONG = 40
@@ -85,25 +83,10 @@ def test_the_last_one_with_state_dies_before_it_is_handed_over(tmp_path, undistu
     assert State.QUEUED in left.states[1:]
 
 
-async def _kill_now_and_then(world, job_id, gang, *, seed, number):
-    """Kill ranks, one or two at once, at random moments, until so many were killed or the job is over."""
-    moments = random.Random(seed)
-    killed = 0
-    while killed < number:
-        await asyncio.sleep(moments.uniform(0.05, 1.5))
-        if (await world.store.jobs.get(job_id)).state in TERMINAL or gang.is_dissolved:
-            return
-        victims = moments.sample(sorted(gang.ranks), moments.choice([1, 1, 1, 2]))
-        for rank in victims:
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(gang.ranks[rank].process.pid, signal.SIGKILL)
-                killed += 1
-
-
 @pytest.mark.parametrize("seed", [1, 2])
 def test_ranks_die_at_random_moments(tmp_path, undisturbed_long, seed):
     """Wherever SIGKILL falls, the result is that of the undisturbed job, bit for bit."""
-    disturb = functools.partial(_kill_now_and_then, seed=seed, number=6)
+    disturb = functools.partial(kill_now_and_then, seed=seed, number=6)
     left = run_job(tmp_path, disturb=disturb, steps=LONG, retries={"recoveries": 100, "restarts": 100})
 
     assert_undisturbed(left, undisturbed_long, is_restart_possible=True)
