@@ -83,7 +83,8 @@ class Supervisor:
 
     async def adopt(self) -> None:
         """Find the gang that an earlier controller formed and see it through; where it is gone, decide what follows."""
-        gang = await self._insist(self._find)
+        # Who is to end need not answer first: a rank whose code keeps Python's lock would not, and is found by name.
+        gang = await self._insist(self._find, unless=lambda: self._watch.is_cancelled)
         if gang is not None:
             log.info("gang_adopted", job=self._job.id, attempt=self._job.attempt)
             await self._see_through(gang)
@@ -120,7 +121,7 @@ class Supervisor:
             await gang.replace(lost, generation, lambda: self._watch.is_cancelled)
             # Raises where this controller was stopped meanwhile and has lost the job: whoever has it tells the ranks where to meet.
             await self._store.jobs.set_message(job.id, FailureCode.RANK_LOST, message)
-            await gang.assign(generation, await self._assignments.prepare(job, generation))
+            await self._watch.unless_cancelled(gang.assign(generation, await self._assignments.prepare(job, generation)))
         except NoRoomError as error:
             return Cancel() if self._watch.is_cancelled else await self._without_room(error)
         except RankDiedError as error:
@@ -183,12 +184,13 @@ class Supervisor:
     async def _dissolve_by_name(self) -> None:
         await self._cluster.dissolve(self._job.id, self._job.attempt)
 
-    async def _insist(self, ask: Callable[[], Awaitable[T]]) -> T:
-        """Ask the cluster until it answers: silence is never a reason to declare anything."""
-        while True:
+    async def _insist(self, ask: Callable[[], Awaitable[T]], unless: Callable[[], bool] = lambda: False) -> T | None:
+        """Ask the cluster until it answers: silence is never a reason to declare anything. None where it need not be asked any more."""
+        while not unless():
             try:
                 return await ask()
             except ClusterError as error:
                 log.warning("cluster_not_responding", job=self._job.id, error=str(error))
                 await self._store.jobs.set_message(self._job.id, "not_responding", f"waiting for the cluster: {error}")
                 await asyncio.sleep(RETRY_S)
+        return None
