@@ -97,20 +97,18 @@ class Supervisor:
     async def _see_through(self, gang: RunningGang) -> None:
         verdict = await self._watch.until_decided(gang)
         while isinstance(verdict, Replace):
-            verdict = await self._recover(gang, verdict.ranks) or await self._watch.until_decided(gang)
+            verdict = await self._recover(gang, verdict) or await self._watch.until_decided(gang)
         # The job's state says what its processes do, so no terminal state before the last of them is gone.
         await self._insist(gang.dissolve)
         await self._conclude(verdict)
 
-    async def _recover(self, gang: RunningGang, lost: tuple[int, ...]) -> Verdict | None:
+    async def _recover(self, gang: RunningGang, verdict: Replace) -> Verdict | None:
         """Replace lost ranks and have all meet anew; return what follows where that cannot be, None where the gang is to be watched."""
         job = await self._store.jobs.get(self._job.id) or self._job
         generation = gang.generation + 1
         used, limit = await self._store.recoveries.used(job.id) + 1, job.spec.retries.recoveries
-        what = "; ".join(self._watch.stalled[rank] for rank in lost if rank in self._watch.stalled)
-        message = (
-            f"{named(lost)} lost at step {job.progress.step}{what and f' ({what})'}; the others keep the state; recovery {used} of {limit}"
-        )
+        lost, why = verdict.ranks, verdict.what and f" ({verdict.what})"
+        message = f"{named(lost)} lost at step {job.progress.step}{why}; the others keep the state; recovery {used} of {limit}"
         data = {"generation": generation, "ranks": list(lost), "step": job.progress.step, "used": used, "budget": limit, "message": message}
         log.warning("recovery", job=job.id, **{name: value for name, value in data.items() if name != "message"})
         # Stored before anything is done, so that the budget holds whoever is killed. Where the job moved on, the watch sees to that.

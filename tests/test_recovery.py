@@ -3,6 +3,7 @@
 import asyncio
 import functools
 import os
+import re
 import signal
 
 import pytest
@@ -110,3 +111,21 @@ def test_a_rank_that_stops_without_dying_is_named_and_replaced(tmp_path, undistu
     [recovery] = left.recoveries()
     assert recovery["ranks"] == [0]
     assert "rank 0 has not answered for" in recovery["message"]
+
+
+def test_ranks_that_wait_for_each_other_in_different_places_are_named_and_meet_anew_once(tmp_path, monkeypatch):
+    """Nobody is dead or busy, and yet nobody moves: told with the layers, and done again. What comes again is the fault of the code."""
+    monkeypatch.setattr(stalling, "PATIENCE_S", 2.0)
+    monkeypatch.setattr(stalling, "USUAL_TIMES", 0.0)
+    monkeypatch.setattr(stalling, "STILL_S", 0.5)
+    monkeypatch.setattr(process_cluster, "POLL_S", 1.0)
+    left = run_job(tmp_path, [{"rank": 1, "moment": "wait for nobody", "step": 4}], timeout_s=180)
+    [recovery] = left.recoveries()
+    places = r"rank 0 waits in layer (\S+) of step 5; rank 1 waits in layer (\S+) of step 5; rank 2 waits in layer \1 of step 5"
+
+    assert recovery["ranks"] == []
+    assert (found := re.search(places, recovery["message"])), recovery["message"]
+    assert found[1] != found[2]
+    assert (left.job.state, left.job.reason) == (State.FAILED, "task_error")
+    assert re.search(f"the ranks wait for each other in different places: {places}", left.job.message)
+    assert left.job.progress.step == 4

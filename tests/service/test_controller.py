@@ -182,7 +182,9 @@ def _unruly(client, tmp_path, *, keeps_lock):
     code = client.upload_code(Path(unruly.__file__).parent)["id"]
     model = {"name": "code:unruly:Unruly", "args": {"pids": str(tmp_path), "keeps_lock": keeps_lock}}
     job_id = client.submit(spec(100_000, model=model, code=code))["id"]
-    files = until(lambda: len(found := [path for path in tmp_path.iterdir() if not path.name.startswith(".")]) == 2 and found, 60, "the pids")
+    files = until(
+        lambda: len(found := [path for path in tmp_path.iterdir() if not path.name.startswith(".")]) == 2 and found, 60, "the pids"
+    )
     return job_id, [int(pid) for path in files for pid in path.read_text().split()]
 
 
@@ -201,9 +203,9 @@ def test_ranks_that_answer_nobody_are_cancelled_also_by_a_controller_that_never_
     """User code that never lets go of Python's lock keeps its rank from answering; the next controller knows it by name alone."""
     job_id, pids = _unruly(client, tmp_path, keeps_lock=True)
     serving.kill()
-    with serving.start() as client:
-        client.cancel(job_id)
-        until(lambda: client.job(job_id)["state"] == "cancelled", 30, "the cancel")
+    with serving.start() as next_client:
+        next_client.cancel(job_id)
+        until(lambda: next_client.job(job_id)["state"] == "cancelled", 30, "the cancel")
 
     assert [pid for pid in pids if is_alive(pid)] == []
 

@@ -66,6 +66,9 @@ def _plant(moment: str, step: int) -> None:
     elif moment == "backward":
         # In the middle of it, between two reductions of the layers.
         collectives._OPS = _Dying(collectives._OPS, step, after=28)
+    elif moment == "wait for nobody":
+        # As code does that leaves out a collective, or has one too many: the others are elsewhere, and all wait.
+        collectives._OPS = _Dying(collectives._OPS, step, after=7, end=_wait_for_nobody)
     elif moment.startswith("after "):
         where, name = places["before optimizer" if moment == "after optimizer" else "recalibrate"]
 
@@ -88,17 +91,25 @@ def _plant(moment: str, step: int) -> None:
         _around(where, name, before)
 
 
-class _Dying:
-    """The functional collectives, of which one kills."""
+def _wait_for_nobody() -> None:
+    import torch
+    import torch.distributed as dist
 
-    def __init__(self, inner: Any, step: int, after: int) -> None:
-        self._inner, self._step, self._left = inner, step, after
+    dist.recv(torch.empty(1), src=(dist.get_rank() + 1) % dist.get_world_size())
+
+
+class _Dying:
+    """The functional collectives, of which one kills; or does something else, each time the step is tried."""
+
+    def __init__(self, inner: Any, step: int, after: int, end: Callable[[], None] = die) -> None:
+        self._inner, self._step, self._after, self._left, self._end = inner, step, after, after, end
 
     def all_reduce(self, *given: Any) -> Any:
         if _at_step == self._step:
             self._left -= 1
             if self._left == 0:
-                die()
+                self._left = self._after
+                self._end()
         return self._inner.all_reduce(*given)
 
     def __getattr__(self, name: str) -> Any:

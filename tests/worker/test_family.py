@@ -50,7 +50,7 @@ HEAD = """
 def _head(starting):
     """Start a process that founds a family and does what is said; yield (it, its start time, the pid of what it has started)."""
     program = textwrap.dedent(HEAD).replace("STARTING", starting)
-    head = subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE, cwd=os.getcwd())
+    head = subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE)
     group = head.pid
     try:
         created, started = float(head.stdout.readline()), int(head.stdout.readline())

@@ -4,6 +4,7 @@ import ray
 
 from worker.gang import RankDiedError, UnreachableError, read_failure
 
+
 def test_only_a_known_death_is_a_death():
     """Whatever else goes wrong in Ray says nothing about the rank."""
     assert isinstance(read_failure(ray.exceptions.ActorDiedError()), RankDiedError)

@@ -1,4 +1,4 @@
-"""What a user might upload: a model that starts processes which do not want to end, and then, if told to, never lets go of Python's lock."""
+"""What a user might upload: a model that starts processes that do not want to end, or that never lets go of Python's lock."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ class Unruly(nn.Module):
         if self.calls == CALLS:
             self._start()
             while self.keeps_lock:
-                ctypes.PyDLL(None).usleep(100_000)
+                ctypes.PyDLL(None).sleep(600)
         return self.head(self.features(x).mean((2, 3)))
 
     def _start(self) -> None:
