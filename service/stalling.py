@@ -71,7 +71,7 @@ def parted(heard: Mapping[int, Heard], world_size: int) -> tuple[int, str] | Non
         return None
     if not all(reading.is_in_collective and _is_held_up(reading) for reading in readings.values()):
         return None
-    if len({(reading.step, reading.layer or reading.where) for reading in readings.values()}) == 1:
+    if len({(reading.step, _place(reading)) for reading in readings.values()}) == 1:
         return None
     places = "; ".join(f"rank {rank} waits in {_place(reading)} of step {reading.step + 1}" for rank, reading in sorted(readings.items()))
     return min(reading.step for reading in readings.values()), places
@@ -90,7 +90,7 @@ def _alone(rank: int, one: Heard) -> str | None:
 
 
 def _place(reading: Reading) -> str:
-    return f"layer {reading.layer}" if reading.layer else reading.where
+    return f"layer {reading.layer} ({reading.where})" if reading.layer else reading.where
 
 
 def _is_held_up(reading: Reading) -> bool:

@@ -121,11 +121,26 @@ def test_ranks_that_wait_for_each_other_in_different_places_are_named_and_meet_a
     monkeypatch.setattr(process_cluster, "POLL_S", 1.0)
     left = run_job(tmp_path, [{"rank": 1, "moment": "wait for nobody", "step": 4}], timeout_s=180)
     [recovery] = left.recoveries()
-    places = r"rank 0 waits in layer (\S+) of step 5; rank 1 waits in layer (\S+) of step 5; rank 2 waits in layer \1 of step 5"
+    waits = r"waits in layer layer2\.0\.bn1 \((\S+) in \w+\) of step 5"
+    places = rf"rank 0 {waits}; rank 1 {waits}; rank 2 {waits}"
 
     assert recovery["ranks"] == []
     assert (found := re.search(places, recovery["message"])), recovery["message"]
-    assert found[1] != found[2]
+    assert found[1] == found[3] != found[2]
     assert (left.job.state, left.job.reason) == (State.FAILED, "task_error")
     assert re.search(f"the ranks wait for each other in different places: {places}", left.job.message)
     assert left.job.progress.step == 4
+
+
+def test_a_rank_without_others_that_hangs_is_named_and_starts_again_from_its_last_checkpoint(tmp_path, monkeypatch):
+    """Compared with how long its steps have taken so far; nobody else has the state."""
+    monkeypatch.setattr(stalling, "ALONE_PATIENCE_S", 5.0)
+    monkeypatch.setattr(process_cluster, "POLL_S", 1.0)
+    left = run_job(tmp_path, [{"rank": 0, "moment": "hang", "step": 4}], resources={"workers": 1}, timeout_s=180)
+    said = [event.data["message"] for event in left.events if event.data.get("state") == State.QUEUED and event.data["message"]]
+
+    assert left.job.state is State.SUCCEEDED
+    assert len(said) == 1
+    assert re.fullmatch(r"rank 0 is at support/faults\.py:\d+ in _hang for \d+ s, in step 5; of the last .*; restart 1 of 3 .*", said[0])
+    assert left.recoveries() == []
+    assert [step for step, _ in left.series["train/loss"]] == list(range(1, 8))

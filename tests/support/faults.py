@@ -6,6 +6,7 @@ comes to the moment, of step `step` (counted from 0, 0 unless said) where the mo
 
 import os
 import signal
+import threading
 from collections.abc import Callable
 from typing import Any
 
@@ -69,6 +70,8 @@ def _plant(moment: str, step: int) -> None:
     elif moment == "wait for nobody":
         # As code does that leaves out a collective, or has one too many: the others are elsewhere, and all wait.
         collectives._OPS = _Dying(collectives._OPS, step, after=7, end=_wait_for_nobody)
+    elif moment == "hang":
+        _around(torch.optim.SGD, "step", lambda original, *given: _hang() if _at_step == step else original(*given))
     elif moment.startswith("after "):
         where, name = places["before optimizer" if moment == "after optimizer" else "recalibrate"]
 
@@ -89,6 +92,10 @@ def _plant(moment: str, step: int) -> None:
             return original(*given, **named)
 
         _around(where, name, before)
+
+
+def _hang() -> None:
+    threading.Event().wait()
 
 
 def _wait_for_nobody() -> None:
