@@ -5,7 +5,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
-.PHONY: help demo test check format bench-layer bench-service soak-ranks clean
+.PHONY: help demo test check format bench-layer bench-service bench-training soak-ranks clean
 .DEFAULT_GOAL := help
 
 help: ## this list
@@ -32,6 +32,9 @@ bench-layer: $(INSTALLED) ## SyncBatchNorm against local BatchNorm, side by side
 
 bench-service: $(INSTALLED) ## the API, events, streams and downloads under load, beside a static server, Ray's job API and MLflow
 	OMP_NUM_THREADS=1 $(BIN)/python -m tests.benchmarks.service
+
+bench-training: $(INSTALLED) ## a step, a start, a recovery, a checkpoint, beside a plain script and Ray Train
+	OMP_NUM_THREADS=1 $(BIN)/python -m tests.benchmarks.training
 
 soak-ranks: $(INSTALLED) ## 200 kills of ranks at random moments; every job must end as if nothing had happened
 	OMP_NUM_THREADS=1 $(BIN)/python -m tests.soak.ranks
