@@ -103,13 +103,11 @@ class Watch:
 
     async def unless_cancelled(self, telling: Coroutine[Any, Any, None]) -> None:
         """Wait for what tells the ranks something, unless the job is cancelled: a rank that does not listen must not hold that up."""
-        task = asyncio.create_task(telling)
-        while not (task.done() or self.is_cancelled):
-            await asyncio.wait([task], timeout=LOOK_S)
-        if task.done():
-            task.result()
-        else:
-            task.cancel()
+        async with _together([telling]) as [task]:
+            while not (task.done() or self.is_cancelled):
+                await asyncio.wait([task], timeout=LOOK_S)
+            if task.done():
+                task.result()
 
     async def until_decided(self, gang: RunningGang) -> Verdict:
         """Read every rank until the attempt is decided or cancelled, or ranks are to be replaced. The gang is left as it is.

@@ -4,12 +4,12 @@ The training thread says when a step begins and ends; the mailbox's threads look
 pulse: these take as long as they take.
 """
 
+import contextlib
 import sys
 import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from types import FrameType
 from typing import Any
 
@@ -36,7 +36,7 @@ class Pulse:
         self._durations: deque[float] = deque(maxlen=KEPT_STEPS)
         self._present: tuple[int, float, int] | None = None
 
-    @contextmanager
+    @contextlib.contextmanager
     def step(self, step: int) -> Iterator[None]:
         """Around a step, counted from 0, in the thread that does it."""
         began = self._clock()
@@ -59,6 +59,10 @@ class Pulse:
         if frame is None:
             return None
         file, idle_s = frame.f_code.co_filename, self._clock() - began
+        layer = ""
+        if idle_s > NAMED_AFTER_S:
+            with contextlib.suppress(Exception):  # whatever modules of other people make of being looked at
+                layer = _layer(frame)
         is_excused = any(_is_in(outer.f_code.co_filename, _PATIENTLY_IN) for outer in _outwards(frame))
         return {
             "step": step,
@@ -69,7 +73,7 @@ class Pulse:
             "is_in_collective": not is_excused and _is_in(file, _COLLECTIVES),
             "is_excused": is_excused,
             "where": f"{'/'.join(file.rsplit('/', 2)[-2:])}:{frame.f_lineno} in {frame.f_code.co_name}",
-            "layer": _layer(frame) if idle_s > NAMED_AFTER_S else "",
+            "layer": layer,
         }
 
 
