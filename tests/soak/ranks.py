@@ -19,7 +19,7 @@ KILLS_PER_JOB = 20
 LONGEST_RECOVERY_S = 100.0
 """From a recovery event to the first rank at work again, also where further ranks die meanwhile, on a machine with other work: no rank
 waits until a time limit of meetings (120 s) or of collectives (300 s)."""
-TIMEOUT_S = 300.0
+TIMEOUT_S = 1200.0
 # Half of the kills fall into the recovery from the one before.
 PAUSES_S = ((0.02, 0.5), (0.5, 6.0))
 KINDS: dict[str, dict[str, Any]] = {
