@@ -5,7 +5,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
-.PHONY: help demo test check docs format bench-layer bench-service bench-training clean
+.PHONY: help demo test check docs format bench-layer bench-service bench-training soak-ranks clean
 .DEFAULT_GOAL := help
 
 help: ## this list
@@ -39,6 +39,9 @@ bench-service: $(INSTALLED) ## the API, events, streams and downloads under load
 
 bench-training: $(INSTALLED) ## a step, a start, a recovery, a checkpoint, beside a plain script and Ray Train
 	OMP_NUM_THREADS=1 $(BIN)/python -m tests.benchmarks.training
+
+soak-ranks: $(INSTALLED) ## 200 kills of ranks at random moments; every job must end as if nothing had happened
+	OMP_NUM_THREADS=1 $(BIN)/python -m tests.soak.ranks
 
 clean: ## remove the environment and every cache
 	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache *.egg-info

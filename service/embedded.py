@@ -141,6 +141,8 @@ def _environment(pending: EmbeddedRay) -> dict[str, str]:
         "RAY_USAGE_STATS_ENABLED": "0",
         # One idle Python worker per slot would otherwise start with the first driver and compete with the ranks.
         "RAY_prestart_worker_first_driver": "0",
+        # The titles that Ray gives its workers would else be written over the environment that /proc shows, and over the marker in it.
+        "SPT_NOENV": "1",
         MARKER: pending.session,
     }
 

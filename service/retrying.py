@@ -84,6 +84,8 @@ class Replace:
     """Put new processes into the places of these ranks, and have all ranks meet anew. Without ranks, only the latter."""
 
     ranks: tuple[int, ...]
+    what: str = ""
+    """What is known of why, for people."""
 
 
 @dataclass(frozen=True)
@@ -143,6 +145,38 @@ def _replace(lost: list[int], recoveries: Budget) -> Replace | Fail:
     if recoveries.used < recoveries.limit:
         return Replace(tuple(lost))
     return Fail(rank_lost(lost, recoveries))
+
+
+def explained(verdict: Verdict, stalled: Mapping[int, str]) -> Verdict:
+    """Return the verdict with what is known of the ranks that were ended because they held up the job."""
+    if not stalled:
+        return verdict
+    what = "; ".join(text for _, text in sorted(stalled.items()))
+    match verdict:
+        case Replace(ranks):
+            return Replace(ranks, "; ".join(stalled[rank] for rank in ranks if rank in stalled))
+        case Restart(message):
+            return Restart(f"{what}; {message}")
+        case Fail(failure) if failure.code is FailureCode.RANK_LOST:
+            return Fail(failure.model_copy(update={"message": f"{what}; {failure.message}"}))
+    return verdict
+
+
+def after_parting(places: str, *, is_again: bool, recoveries: Budget) -> Replace | Fail:
+    """Decide what follows where all ranks wait for each other in different places.
+
+    Args:
+        places: where, for people.
+        is_again: the same step was tried before, and came to the same. The network may fail once; code does so again.
+        recoveries: replacements of ranks.
+    """
+    if is_again or recoveries.used >= recoveries.limit:
+        message = (
+            f"the ranks wait for each other in different places: {places}; expected every rank to take part in the same layers and"
+            " collectives in the same order; see what depends on the rank or on its samples, and run it under syncbn.order_checks"
+        )
+        return Fail(JobFailure(code=FailureCode.TASK_ERROR, message=message))
+    return Replace((), places)
 
 
 def timed_out(running_s: float, timeout_s: float) -> Fail | Wait:

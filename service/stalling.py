@@ -2,7 +2,8 @@
 
 A gang is held up when every rank that answers has been in the same step for far longer than steps take. Whoever then does not answer
 (stopped, or its machine hangs), or does something else than wait for the others (a deadlock, an endless loop), is the one. Where all
-wait, or all do something else, nobody can be named: then a step just takes long, or the collective's own time limit ends it.
+wait for each other, but in different places, they have parted ways. Where all wait in one place, or all do something else, nobody can be
+named: then a step just takes long, or the collective's own time limit ends it. A rank that is alone is compared with its own past.
 """
 
 from collections.abc import Mapping
@@ -16,6 +17,12 @@ USUAL_TIMES = 3.0
 """How many times as long as the longest of the last steps a step may take beyond that."""
 SILENT_S = 17.0
 """How long a rank may be silent: more than a long poll and the patience for its answer."""
+STILL_S = 4.0
+"""How long a rank must have been seen in one place before it counts as waiting there for ever."""
+
+ALONE_PATIENCE_S = 120.0
+ALONE_USUAL_TIMES = 10.0
+"""The same for the only rank of a gang: it has nobody to be compared with, and nobody who keeps the state when it is ended."""
 
 
 @dataclass(frozen=True)
@@ -25,6 +32,8 @@ class Heard:
     ago_s: float
     reading: Reading | None
     """None: it was not in a step."""
+    still_s: float = 0.0
+    """How long it has been seen at the same line and layer."""
 
 
 def stalled(heard: Mapping[int, Heard], world_size: int) -> dict[int, str]:
@@ -32,9 +41,11 @@ def stalled(heard: Mapping[int, Heard], world_size: int) -> dict[int, str]:
 
     Args:
         heard: by rank.
-        world_size: how many ranks there are; with one, or while one has never been heard, nobody is suspected.
+        world_size: how many ranks there are; while one has never been heard, nobody is suspected.
     """
-    if world_size < 2 or len(heard) < world_size:
+    if world_size == 1:
+        return {rank: what for rank, one in heard.items() if (what := _alone(rank, one)) is not None}
+    if len(heard) < world_size:
         return {}
     answering = {rank: one for rank, one in heard.items() if one.ago_s <= SILENT_S}
     silent = sorted(set(heard) - set(answering))
@@ -46,6 +57,40 @@ def stalled(heard: Mapping[int, Heard], world_size: int) -> dict[int, str]:
     if len(busy) == world_size:
         return {}
     return {rank: f"rank {rank} is at {reading.where} for {reading.idle_s:.0f} s{_last(reading)}" for rank, reading in busy.items()}
+
+
+def parted(heard: Mapping[int, Heard], world_size: int) -> tuple[int, str] | None:
+    """Return the step and where each rank waits, for people, where all wait for each other in collectives that are not the same.
+
+    So it is after one has left out a layer, or where ranks do not agree whether to call something. None where it is not so.
+    """
+    readings = {
+        rank: one.reading for rank, one in heard.items() if one.reading is not None and one.ago_s <= SILENT_S and one.still_s >= STILL_S
+    }
+    if world_size < 2 or len(readings) < world_size:
+        return None
+    if not all(reading.is_in_collective and _is_held_up(reading) for reading in readings.values()):
+        return None
+    if len({(reading.step, _place(reading)) for reading in readings.values()}) == 1:
+        return None
+    places = "; ".join(f"rank {rank} waits in {_place(reading)} of step {reading.step + 1}" for rank, reading in sorted(readings.items()))
+    return min(reading.step for reading in readings.values()), places
+
+
+def _alone(rank: int, one: Heard) -> str | None:
+    reading = one.reading
+    if reading is None or one.ago_s > SILENT_S or reading.is_excused:
+        return None
+    if reading.idle_s <= ALONE_PATIENCE_S + ALONE_USUAL_TIMES * reading.usual_s:
+        return None
+    return (
+        f"rank {rank} is at {reading.where} for {reading.idle_s:.0f} s, in step {reading.step + 1}; of the last steps none took longer than"
+        f" {reading.usual_s:.1f} s"
+    )
+
+
+def _place(reading: Reading) -> str:
+    return f"layer {reading.layer} ({reading.where})" if reading.layer else reading.where
 
 
 def _is_held_up(reading: Reading) -> bool:

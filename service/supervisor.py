@@ -83,7 +83,8 @@ class Supervisor:
 
     async def adopt(self) -> None:
         """Find the gang that an earlier controller formed and see it through; where it is gone, decide what follows."""
-        gang = await self._insist(self._find)
+        # Who is to end need not answer first: a rank whose code keeps Python's lock would not, and is found by name.
+        gang = await self._insist(self._find, unless=lambda: self._watch.is_cancelled)
         if gang is not None:
             log.info("gang_adopted", job=self._job.id, attempt=self._job.attempt)
             await self._see_through(gang)
@@ -96,20 +97,18 @@ class Supervisor:
     async def _see_through(self, gang: RunningGang) -> None:
         verdict = await self._watch.until_decided(gang)
         while isinstance(verdict, Replace):
-            verdict = await self._recover(gang, verdict.ranks) or await self._watch.until_decided(gang)
+            verdict = await self._recover(gang, verdict) or await self._watch.until_decided(gang)
         # The job's state says what its processes do, so no terminal state before the last of them is gone.
         await self._insist(gang.dissolve)
         await self._conclude(verdict)
 
-    async def _recover(self, gang: RunningGang, lost: tuple[int, ...]) -> Verdict | None:
+    async def _recover(self, gang: RunningGang, verdict: Replace) -> Verdict | None:
         """Replace lost ranks and have all meet anew; return what follows where that cannot be, None where the gang is to be watched."""
         job = await self._store.jobs.get(self._job.id) or self._job
         generation = gang.generation + 1
         used, limit = await self._store.recoveries.used(job.id) + 1, job.spec.retries.recoveries
-        what = "; ".join(self._watch.stalled[rank] for rank in lost if rank in self._watch.stalled)
-        message = (
-            f"{named(lost)} lost at step {job.progress.step}{what and f' ({what})'}; the others keep the state; recovery {used} of {limit}"
-        )
+        lost, why = verdict.ranks, verdict.what and f" ({verdict.what})"
+        message = f"{named(lost)} lost at step {job.progress.step}{why}; the others keep the state; recovery {used} of {limit}"
         data = {"generation": generation, "ranks": list(lost), "step": job.progress.step, "used": used, "budget": limit, "message": message}
         log.warning("recovery", job=job.id, **{name: value for name, value in data.items() if name != "message"})
         # Stored before anything is done, so that the budget holds whoever is killed. Where the job moved on, the watch sees to that.
@@ -120,7 +119,7 @@ class Supervisor:
             await gang.replace(lost, generation, lambda: self._watch.is_cancelled)
             # Raises where this controller was stopped meanwhile and has lost the job: whoever has it tells the ranks where to meet.
             await self._store.jobs.set_message(job.id, FailureCode.RANK_LOST, message)
-            await gang.assign(generation, await self._assignments.prepare(job, generation))
+            await self._watch.unless_cancelled(gang.assign(generation, await self._assignments.prepare(job, generation)))
         except NoRoomError as error:
             return Cancel() if self._watch.is_cancelled else await self._without_room(error)
         except RankDiedError as error:
@@ -183,12 +182,13 @@ class Supervisor:
     async def _dissolve_by_name(self) -> None:
         await self._cluster.dissolve(self._job.id, self._job.attempt)
 
-    async def _insist(self, ask: Callable[[], Awaitable[T]]) -> T:
-        """Ask the cluster until it answers: silence is never a reason to declare anything."""
-        while True:
+    async def _insist(self, ask: Callable[[], Awaitable[T]], unless: Callable[[], bool] = lambda: False) -> T | None:
+        """Ask the cluster until it answers: silence is never a reason to declare anything. None where it need not be asked any more."""
+        while not unless():
             try:
                 return await ask()
             except ClusterError as error:
                 log.warning("cluster_not_responding", job=self._job.id, error=str(error))
                 await self._store.jobs.set_message(self._job.id, "not_responding", f"waiting for the cluster: {error}")
                 await asyncio.sleep(RETRY_S)
+        return None

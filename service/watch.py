@@ -8,14 +8,27 @@ import asyncio
 import contextlib
 import time
 from collections.abc import AsyncIterator, Coroutine, Iterable
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
 
 import structlog
 
 from service.cluster import ClusterError, RankDiedError, RunningGang
-from service.retrying import GATHER_S, Budget, Cancel, RankEnd, Ranks, Verdict, Wait, judge, timed_out
-from service.stalling import SILENT_S, Heard, stalled
+from service.retrying import (
+    GATHER_S,
+    Budget,
+    Cancel,
+    RankEnd,
+    Ranks,
+    Verdict,
+    Wait,
+    after_parting,
+    explained,
+    judge,
+    timed_out,
+)
+from service.stalling import SILENT_S, Heard, parted, stalled
 from service.states import State
 from service.store.records import Job
 from service.store.store import Store
@@ -36,6 +49,29 @@ _NOT_AT_WORK = frozenset({"", "starting", "parked"})
 log = structlog.get_logger()
 
 
+@dataclass(frozen=True)
+class _Sighting:
+    """When a rank was last heard, where it was, and since when it has been seen there; times are monotonic seconds."""
+
+    at: float
+    reading: Reading | None
+    since: float
+
+    @classmethod
+    def after(cls, last: "_Sighting | None", reading: Reading | None, now: float) -> "_Sighting":
+        """Return what is known after a rank was heard again."""
+        is_there_still = last is not None and last.reading is not None and reading is not None and _place(last.reading) == _place(reading)
+        return cls(now, reading, last.since if last is not None and is_there_still else now)
+
+    def heard(self, now: float) -> Heard:
+        """Return it as durations."""
+        return Heard(now - self.at, self.reading, self.at - self.since)
+
+
+def _place(reading: Reading) -> tuple[int, str, str]:
+    return reading.step, reading.where, reading.layer
+
+
 class Watch:
     """The watch over one attempt."""
 
@@ -44,9 +80,11 @@ class Watch:
         self._job = job
         self._ends: dict[int, RankEnd] = {}
         self._standings: dict[int, tuple[int, str]] = {}
-        self._heard: dict[int, tuple[float, Reading | None]] = {}
+        self._heard: dict[int, _Sighting] = {}
         self.stalled: dict[int, str] = {}
         """What ranks that hold up the others do, for people, in the present generation."""
+        self._parted_at: int | None = None
+        """The step in which the ranks last waited for each other in different places."""
         self._generation = 0
         self._unsettled_since: float | None = None
         self._changed = asyncio.Event()
@@ -62,6 +100,14 @@ class Watch:
         """Have `until_decided` stop the ranks and return Cancel."""
         self.is_cancelled = True
         self._changed.set()
+
+    async def unless_cancelled(self, telling: Coroutine[Any, Any, None]) -> None:
+        """Wait for what tells the ranks something, unless the job is cancelled: a rank that does not listen must not hold that up."""
+        async with _together([telling]) as [task]:
+            while not (task.done() or self.is_cancelled):
+                await asyncio.wait([task], timeout=LOOK_S)
+            if task.done():
+                task.result()
 
     async def until_decided(self, gang: RunningGang) -> Verdict:
         """Read every rank until the attempt is decided or cancelled, or ranks are to be replaced. The gang is left as it is.
@@ -97,7 +143,8 @@ class Watch:
     def _verdict(self, gang: RunningGang, recoveries: Budget, restarts: Budget) -> Verdict:
         if self.is_cancelled:
             return Cancel()
-        self._look_for_stalled(gang.world_size)
+        heard = {rank: sighting.heard(time.monotonic()) for rank, sighting in self._heard.items()}
+        self._look_for_stalled(heard, gang.world_size)
         parked = {rank for rank, standing in self._standings.items() if standing == (self._generation, "parked")}
         if not (self._ends or parked or gang.is_torn):
             self._unsettled_since = None
@@ -105,16 +152,17 @@ class Watch:
             self._unsettled_since = time.monotonic()
         unsettled_s = 0.0 if self._unsettled_since is None else time.monotonic() - self._unsettled_since
         ranks = Ranks(gang.world_size, self._ends, parked, self._silent(gang.world_size), gang.is_torn, unsettled_s)
-        verdict = judge(ranks, recoveries, restarts)
+        verdict = explained(judge(ranks, recoveries, restarts), self.stalled)
+        if isinstance(verdict, Wait) and (found := parted(heard, gang.world_size)) is not None:
+            step, places = found
+            verdict, self._parted_at = after_parting(places, is_again=step == self._parted_at, recoveries=recoveries), step
         if isinstance(verdict, Wait) and self._job.started_at is not None:
             return timed_out((datetime.now(UTC) - self._job.started_at).total_seconds(), self._job.spec.timeout_s)
         return verdict
 
-    def _look_for_stalled(self, world_size: int) -> None:
+    def _look_for_stalled(self, heard: dict[int, Heard], world_size: int) -> None:
         """Take ranks that hold up the others for lost."""
-        now = time.monotonic()
-        found = stalled({rank: Heard(now - at, reading) for rank, (at, reading) in self._heard.items()}, world_size)
-        for rank, what in found.items():
+        for rank, what in stalled(heard, world_size).items():
             if rank not in self._ends:
                 log.warning("rank_stalled", job=self._job.id, rank=rank, what=what)
                 self.stalled[rank] = what
@@ -123,7 +171,7 @@ class Watch:
     def _silent(self, world_size: int) -> set[int]:
         """Return the ranks that have not ended and have not been heard for a while."""
         since = time.monotonic() - SILENT_S
-        return {rank for rank in range(world_size) if rank not in self._ends and self._heard.get(rank, (0.0, None))[0] < since}
+        return {rank for rank in range(world_size) if rank not in self._ends and (rank not in self._heard or self._heard[rank].at < since)}
 
     async def _change(self, readers: list[asyncio.Task[None]]) -> None:
         """Wait until something may have changed, and pass on what a reader raised."""
@@ -165,7 +213,8 @@ class Watch:
                 await asyncio.sleep(BATCH_S)
 
     async def _take(self, rank: int, drain: Drain, after_seq: int) -> int:
-        self._heard[rank] = (time.monotonic(), drain.reading if drain.generation == self._generation else None)
+        reading = drain.reading if drain.generation == self._generation else None
+        self._heard[rank] = _Sighting.after(self._heard.get(rank), reading, time.monotonic())
         if drain.events:
             await self._store.events.ingest(self._job.id, self._job.attempt, rank, drain.events, self._job.fence)
         await self._note(rank, drain)

@@ -1,19 +1,18 @@
 """Recovery in place, as a user meets it: the real controller, real training, real SIGKILL; the result equal in every bit."""
 
 import asyncio
-import contextlib
 import functools
 import json
 import os
-import random
+import re
 import signal
 
 import pytest
 
 from service import stalling
-from service.states import TERMINAL, State
+from service.states import State
 from tests.support import process_cluster
-from tests.support.recoveries import assert_undisturbed, run_job
+from tests.support.recoveries import assert_undisturbed, kill_now_and_then, run_job
 from worker.contract import checkpoint_name, checkpoints_directory
 
 pytestmark = pytest.mark.ranks
@@ -100,25 +99,10 @@ def test_the_last_one_with_state_dies_before_it_is_handed_over(tmp_path, undistu
     assert State.QUEUED in left.states[1:]
 
 
-async def _kill_now_and_then(world, job_id, gang, *, seed, number):
-    """Kill ranks, one or two at once, at random moments, until so many were killed or the job is over."""
-    moments = random.Random(seed)
-    killed = 0
-    while killed < number:
-        await asyncio.sleep(moments.uniform(0.05, 1.5))
-        if (await world.store.jobs.get(job_id)).state in TERMINAL or gang.is_dissolved:
-            return
-        victims = moments.sample(sorted(gang.ranks), moments.choice([1, 1, 1, 2]))
-        for rank in victims:
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(gang.ranks[rank].process.pid, signal.SIGKILL)
-                killed += 1
-
-
 @pytest.mark.parametrize("seed", [1, 2])
 def test_ranks_die_at_random_moments(tmp_path, undisturbed_long, seed):
     """Wherever SIGKILL falls, the result is that of the undisturbed job, bit for bit."""
-    disturb = functools.partial(_kill_now_and_then, seed=seed, number=6)
+    disturb = functools.partial(kill_now_and_then, seed=seed, number=6)
     left = run_job(tmp_path, disturb=disturb, steps=LONG, retries={"recoveries": 100, "restarts": 100})
 
     assert_undisturbed(left, undisturbed_long, is_restart_possible=True)
@@ -142,3 +126,36 @@ def test_a_rank_that_stops_without_dying_is_named_and_replaced(tmp_path, undistu
     [recovery] = left.recoveries()
     assert recovery["ranks"] == [0]
     assert "rank 0 has not answered for" in recovery["message"]
+
+
+def test_ranks_that_wait_for_each_other_in_different_places_are_named_and_meet_anew_once(tmp_path, monkeypatch):
+    """Nobody is dead or busy, and yet nobody moves: told with the layers, and done again. What comes again is the fault of the code."""
+    monkeypatch.setattr(stalling, "PATIENCE_S", 2.0)
+    monkeypatch.setattr(stalling, "USUAL_TIMES", 0.0)
+    monkeypatch.setattr(stalling, "STILL_S", 0.5)
+    monkeypatch.setattr(process_cluster, "POLL_S", 1.0)
+    left = run_job(tmp_path, [{"rank": 1, "moment": "wait for nobody", "step": 4}], timeout_s=180)
+    [recovery] = left.recoveries()
+    waits = r"waits in layer layer2\.0\.bn1 \((\S+) in \w+\) of step 5"
+    places = rf"rank 0 {waits}; rank 1 {waits}; rank 2 {waits}"
+
+    assert recovery["ranks"] == []
+    assert (found := re.search(places, recovery["message"])), recovery["message"]
+    assert found[1] == found[3] != found[2]
+    assert (left.job.state, left.job.reason) == (State.FAILED, "task_error")
+    assert re.search(f"the ranks wait for each other in different places: {places}", left.job.message)
+    assert left.job.progress.step == 4
+
+
+def test_a_rank_without_others_that_hangs_is_named_and_starts_again_from_its_last_checkpoint(tmp_path, monkeypatch):
+    """Compared with how long its steps have taken so far; nobody else has the state."""
+    monkeypatch.setattr(stalling, "ALONE_PATIENCE_S", 5.0)
+    monkeypatch.setattr(process_cluster, "POLL_S", 1.0)
+    left = run_job(tmp_path, [{"rank": 0, "moment": "hang", "step": 4}], resources={"workers": 1}, timeout_s=180)
+    said = [event.data["message"] for event in left.events if event.data.get("state") == State.QUEUED and event.data["message"]]
+
+    assert left.job.state is State.SUCCEEDED
+    assert len(said) == 1
+    assert re.fullmatch(r"rank 0 is at support/faults\.py:\d+ in _hang for \d+ s, in step 5; of the last .*; restart 1 of 3 .*", said[0])
+    assert left.recoveries() == []
+    assert [step for step, _ in left.series["train/loss"]] == list(range(1, 8))

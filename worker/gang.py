@@ -10,9 +10,8 @@ import time
 from collections.abc import Callable, Collection, Iterable, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
-import psutil
 import ray
 from ray.util import placement_group, remove_placement_group
 from ray.util.placement_group import PlacementGroup, get_placement_group
@@ -20,6 +19,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy, Place
 
 from worker.contract.assignment import Assignment
 from worker.contract.events import Drain
+from worker.family import EXIT_TIMEOUT_S, end_families
 from worker.rank_actor import RankActor
 
 NAMESPACE = "syncbn"
@@ -30,9 +30,7 @@ STORE_TIMEOUT_S = 60.0
 REPLACE_TIMEOUT_S = 30.0
 """How long the place of a dead rank may take to be free and to have a new process in it."""
 IDENTIFY_DOOMED_S = 2.0
-"""How long ranks that are to be killed may take to say which processes they are."""
-EXIT_TIMEOUT_S = 10.0
-"""How long a killed process may take to be gone."""
+"""How long ranks that are to be killed may take to say which processes they are, before Ray is asked."""
 MAX_CONCURRENCY = 64
 """Calls that an actor serves at once. A controller that was killed leaves its long polls behind, for as long as one lasts."""
 
@@ -53,6 +51,15 @@ class UnreachableError(GangError):
     """Ray does not answer, or the actor cannot be reached now. Nothing is known; never a reason to declare anything dead."""
 
 
+class _Place(NamedTuple):
+    """Where a process runs."""
+
+    node_id: str
+    pid: int
+    created: float
+    """Its start time; 0 where that is not known."""
+
+
 @dataclass(frozen=True)
 class Member:
     """One rank's actor and the process that it is."""
@@ -66,6 +73,11 @@ class Member:
     node_ip: str
     generation: int
     """That of its newest assignment; 0 where it has been given none."""
+
+    @property
+    def place(self) -> _Place:
+        """Where its process runs."""
+        return _Place(self.node_id, self.pid, self.created)
 
 
 def form(job_id: str, attempt: int, world_size: int, *, cpus: float, gpus: int, timeout_s: float = 60.0) -> list[Member]:
@@ -131,9 +143,10 @@ def replace(
         GangError: an old process does not end, or a new one did not come up.
     """
     gone = [member for member in members if member.rank in lost]
+    # Before Ray ends them: of a process that is gone, not all that it has started is found.
+    _end(member.place for member in gone)
     for member in gone:
         ray.kill(member.handle, no_restart=True)
-    _await_exit(gone)
     group = get_placement_group(_group_name(job_id, attempt))
     handles = {rank: _create(group, _actor_name(job_id, attempt, rank, generation), rank, cpus=cpus, gpus=gpus) for rank in sorted(lost)}
     calls = {rank: handle.identify.remote() for rank, handle in handles.items()}
@@ -206,16 +219,11 @@ def dissolve(job_id: str, attempt: int, members: Sequence[Member] = ()) -> None:
     Raises:
         GangError: processes are left after EXIT_TIMEOUT_S, or a node does not answer; names them.
     """
-    doomed = list(members)
     handles = _named(job_id, attempt)
-    calls = {handle.identify.remote(): handle for handle in handles.values()}
-    answered = ray.wait(list(calls), num_returns=len(calls), timeout=IDENTIFY_DOOMED_S)[0] if calls else []
-    for call in answered:
-        with contextlib.suppress(GangError):  # one that cannot say who it is: Ray itself kills it below
-            doomed.append(Member(handle=calls[call], **_get(call, ANSWER_TIMEOUT_S, "a rank")))
+    # Before Ray ends them, as in `replace`.
+    _end([*(member.place for member in members), *_located(list(handles.values()))])
     for handle in handles.values():
         ray.kill(handle, no_restart=True)
-    _await_exit(doomed)
     _remove_group(_group_name(job_id, attempt))
 
 
@@ -257,46 +265,46 @@ def _get(reference: Any, timeout_s: float, whom: str) -> Any:
         raise GangError(f"{whom} failed to start: {_first_line(error.cause or error)}") from error
 
 
-def _await_exit(members: Iterable[Member]) -> None:
-    """Wait until the processes are gone, on the node where each ran: asking Ray is not enough, it forgets an actor before it has died."""
+def _located(handles: Sequence[Any]) -> list[_Place]:
+    """Return where living actors run: as they say, or, where they do not answer, as Ray has it."""
+    calls = {handle.identify.remote(): handle for handle in handles}
+    answered = ray.wait(list(calls), num_returns=len(calls), timeout=IDENTIFY_DOOMED_S)[0] if calls else []
+    places = []
+    for call, handle in calls.items():
+        said = None
+        if call in answered:
+            with contextlib.suppress(GangError):
+                said = _get(call, ANSWER_TIMEOUT_S, "a rank")
+        # Stopped, or its user code keeps Python's lock. There is no public name for what Ray knows of a single actor.
+        known = {} if said else ray._private.state.actors(handle._actor_id.hex())  # noqa: SLF001
+        if said:
+            places.append(_Place(said["node_id"], said["pid"], said["created"]))
+        elif known.get("State") == "ALIVE":
+            places.append(_Place(known["Address"]["NodeID"], known["Pid"], 0.0))
+    return places
+
+
+def _end(places: Iterable[_Place]) -> None:
+    """End processes and what they have started, on the node where each runs; return when they are gone.
+
+    Not left to Ray, which forgets an actor before its process has died, and knows nothing of what that has forked.
+    """
     by_node: dict[str, list[tuple[int, float]]] = {}
-    for member in members:
-        by_node.setdefault(member.node_id, []).append((member.pid, member.created))
+    for place in places:
+        by_node.setdefault(place.node_id, []).append((place.pid, place.created))
     here = ray.get_runtime_context().get_node_id()
     alive = {node["NodeID"] for node in ray.nodes() if node["Alive"]}
-    for node_id, processes in by_node.items():
+    for node_id, heads in by_node.items():
         if node_id == here:
-            left = end_processes(processes)
+            left = end_families(heads)
         elif node_id in alive:
             place = NodeAffinitySchedulingStrategy(node_id=node_id, soft=False)
-            undertaker = ray.remote(end_processes).options(num_cpus=0, scheduling_strategy=place)
-            left = _get(undertaker.remote(processes), EXIT_TIMEOUT_S * 3, f"node {node_id}")
+            undertaker = ray.remote(end_families).options(num_cpus=0, scheduling_strategy=place)
+            left = _get(undertaker.remote(heads), EXIT_TIMEOUT_S * 3, f"node {node_id}")
         else:
             continue  # the node is gone, and its processes with it
         if left:
             raise GangError(f"processes {left} on node {node_id} did not end within {EXIT_TIMEOUT_S:.0f} s")
-
-
-def end_processes(processes: Sequence[tuple[int, float]]) -> list[int]:
-    """Kill the given (pid, start time) and their descendants on this machine; return the pids that are left after EXIT_TIMEOUT_S."""
-    doomed = []
-    for pid, created in processes:
-        try:
-            process = psutil.Process(pid)
-            if abs(process.create_time() - created) < 1.0:
-                doomed += [process, *process.children(recursive=True)]
-        except psutil.NoSuchProcess:
-            continue
-    deadline = time.monotonic() + EXIT_TIMEOUT_S
-    while doomed and time.monotonic() < deadline:
-        for process in doomed:
-            try:
-                process.kill()
-            except psutil.NoSuchProcess:
-                continue
-        _, doomed = psutil.wait_procs(doomed, timeout=0.5)
-        doomed = [process for process in doomed if process.is_running() and process.status() != psutil.STATUS_ZOMBIE]
-    return [process.pid for process in doomed]
 
 
 def _remove_group(name: str) -> None:

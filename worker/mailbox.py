@@ -14,6 +14,7 @@ from worker.orders import Orders
 from worker.output import captured_output
 from worker.progress import EventBuffer
 from worker.pulse import Pulse
+from worker.watchdog import interpreter_watched
 
 MAX_POLL_S = 60.0
 
@@ -55,7 +56,9 @@ class Mailbox:
                 return
             self._fence = parsed.fence
             self._events.begin_after(parsed.after_seq)
-            self._thread = threading.Thread(target=self._train, args=(parsed.rank,), name=f"rank-{parsed.rank}", daemon=True)
+            self._thread = threading.Thread(
+                target=self._train, args=(parsed.rank, parsed.world_size), name=f"rank-{parsed.rank}", daemon=True
+            )
             self._thread.start()
 
     def drain(self, after_seq: int, timeout_s: float) -> dict[str, Any]:
@@ -79,14 +82,16 @@ class Mailbox:
         """Ask the training to stop at the next step."""
         self._orders.ask_to_stop()
 
-    def _train(self, rank: int) -> None:
+    def _train(self, rank: int, world_size: int) -> None:
         """Run to the end and say how it ended. The outermost loop of the rank: every exception becomes data here."""
         self._loading.join()
         from worker.errors import to_failure
         from worker.meeting import bind_interface
         from worker.session import run_rank
 
-        with captured_output(self._events):
+        # Whoever has peers is missed by them, and may be stopped for a while and continued.
+        watched = interpreter_watched() if world_size == 1 else contextlib.nullcontext()
+        with captured_output(self._events), watched:
             try:
                 bind_interface(self._node_ip)
                 outcome = run_rank(self._orders, self._events, self._pulse)

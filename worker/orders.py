@@ -92,9 +92,11 @@ class Orders:
 
     @contextlib.contextmanager
     def interrupting(self, generation: int, interrupt: Callable[[], None]) -> Iterator[None]:
-        """Inside the block, call `interrupt` from another thread as soon as a newer assignment comes."""
+        """Inside the block, call `interrupt` from another thread as soon as a newer assignment comes; at once where one has come."""
         with self._changed:
             self._interrupt = (generation, interrupt)
+            if self.generation > generation:
+                interrupt()
         try:
             yield
         finally:

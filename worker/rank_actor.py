@@ -1,12 +1,10 @@
 """The Ray actor: a mailbox around one rank, and which process it is. Importing this module loads neither torch nor Ray."""
 
-import ctypes
 import os
 from typing import Any
 
+from worker.family import found_family
 from worker.mailbox import Mailbox
-
-_PR_SET_CHILD_SUBREAPER = 36
 
 
 class RankActor:
@@ -15,20 +13,19 @@ class RankActor:
     def __init__(self, rank: int) -> None:
         import ray
 
-        adopt_orphans()
+        self._created = found_family()
         self._rank = rank
         self._node_ip = ray.util.get_node_ip_address()
         self._mailbox = Mailbox(self._node_ip)
 
     def identify(self) -> dict[str, Any]:
         """Say which process this is, for those who must know when it is gone, and how far it has been told what to do."""
-        import psutil
         import ray
 
         return {
             "rank": self._rank,
             "pid": os.getpid(),
-            "created": psutil.Process().create_time(),
+            "created": self._created,
             "node_id": ray.get_runtime_context().get_node_id(),
             "node_ip": self._node_ip,
             "generation": self._mailbox.generation,
@@ -53,14 +50,3 @@ class RankActor:
     def stop(self) -> None:
         """See Mailbox."""
         self._mailbox.stop()
-
-
-def adopt_orphans() -> None:
-    """Have what user code forks stay a descendant of this process, even when it detaches itself, so that it is found and ended with it.
-
-    Linux only; elsewhere a process that detaches itself is not found.
-    """
-    try:
-        ctypes.CDLL(None).prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
-    except (AttributeError, OSError):
-        return

@@ -95,8 +95,8 @@ class Ranks:
 
     def interrupt(self) -> None:
         """Have every collective under way fail, from another thread than the one that waits in it."""
-        if dist.group.WORLD is not None:
-            dist.group.WORLD.abort()
+        for group in list(dist.distributed_c10d._world.pg_map):  # noqa: SLF001 - there is no public list of the groups, parts included
+            group.abort()
 
     def replicate(self, model: nn.Module) -> "Replica":
         """Wrap a model so that gradients are averaged over all ranks. Collectives: parameters of rank 0 are broadcast now."""

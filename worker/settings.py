@@ -7,6 +7,9 @@ import json
 import os
 from dataclasses import dataclass
 
+FAMILY_VARIABLE = "SYNCBN_FAMILY"
+"""Names the rank whose program or whose program's program this is."""
+
 
 @dataclass(frozen=True)
 class WorkerSettings:
@@ -54,6 +57,11 @@ def export_interface(name: str) -> None:
     os.environ["NCCL_SOCKET_IFNAME"] = name
     # CleanUpOnly: a failed collective is given up. The default ends the process, and with it the state that training goes on from.
     os.environ.setdefault("TORCH_NCCL_ASYNC_ERROR_HANDLING", "2")
+
+
+def export_family(mark: str) -> None:
+    """Mark every program that this process starts from now on as its own; see worker/family.py."""
+    os.environ[FAMILY_VARIABLE] = mark
 
 
 def export_rank(rank: int, world_size: int, store_host: str, store_port: int) -> None:

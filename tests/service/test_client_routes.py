@@ -15,6 +15,7 @@ ARGUMENTS = {
     "spec": {"name": "a"}, "job_id": "JOB", "step": 3, "token_id": "TOKEN", "comparison_id": "COMPARISON", "values": [1], "name": "n",
     "scopes": ["read"], "names": ["a"], "types": ["log"], "state": "running", "label": "a=b", "search": "x", "after": "7", "rank": 0,
     "limit": 1, "max_points": 5, "layer": "bn1", "against": 2, "overlap_s": 1.0, "priority": 1, "labels": {"a": "b"},
+    "formats": ["plain"],
 }  # fmt: skip
 """By name, a value for every parameter that a request says something of."""
 LOCAL = {"url", "close", "export_tensorboard", "mirror_to_mlflow"}
@@ -54,8 +55,9 @@ class Recorder(httpx.BaseTransport):
 def _asked(name, tmp_path):
     """Return the requests that a method makes when it is given everything that it takes."""
     recorder = Recorder()
-    arguments = {**ARGUMENTS, "directory": tmp_path / "c", "path": tmp_path / "code.zip"}
+    arguments = {**ARGUMENTS, "directory": tmp_path / "c", "path": tmp_path / "code.zip", "image": tmp_path / "image.png"}
     (tmp_path / "code.zip").write_bytes(b"PK")
+    (tmp_path / "image.png").write_bytes(b"PNG")
     with Client("http://127.0.0.1:1", "t", http=recorder) as client:
         method = getattr(client, name)
         taken = {key: arguments[key] for key in inspect.signature(method).parameters if key in arguments}

@@ -4,6 +4,7 @@ import os
 import random
 import signal
 import time
+from pathlib import Path
 
 import pytest
 
@@ -11,6 +12,7 @@ from service import embedded
 from service.client import Client, Conflict
 from service.processes import end_marked
 from tests.support.serving import Serving, is_alive, spec, until
+from tests.support.unruly import unruly
 
 pytestmark = pytest.mark.ray
 STEPS = 150
@@ -173,6 +175,38 @@ def test_cancelled_means_that_the_processes_are_gone(serving, client):
     assert not any(is_alive(process.pid) for process in ranks)
     with pytest.raises(Conflict):
         client.cancel(client.wait(client.submit(spec(1))["id"], timeout_s=60)["id"])
+
+
+def _unruly(client, tmp_path, *, keeps_lock):
+    """Start a job whose code has started processes that do not want to end; return its id and all pids."""
+    code = client.upload_code(Path(unruly.__file__).parent)["id"]
+    model = {"name": "code:unruly:Unruly", "args": {"pids": str(tmp_path), "keeps_lock": keeps_lock}}
+    job_id = client.submit(spec(100_000, model=model, code=code))["id"]
+    files = until(
+        lambda: len(found := [path for path in tmp_path.iterdir() if not path.name.startswith(".")]) == 2 and found, 60, "the pids"
+    )
+    return job_id, [int(pid) for path in files for pid in path.read_text().split()]
+
+
+def test_what_user_code_has_started_ends_with_its_ranks(client, tmp_path):
+    """Children, what has detached itself, and programs in sessions of their own, all deaf to SIGTERM."""
+    job_id, pids = _unruly(client, tmp_path, keeps_lock=False)
+    assert all(is_alive(pid) for pid in pids)
+    client.pause(job_id)
+    until(lambda: client.job(job_id)["state"] == "paused", 30, "the pause")
+
+    assert [pid for pid in pids if is_alive(pid)] == []
+
+
+def test_ranks_that_answer_nobody_are_cancelled_also_by_a_controller_that_never_heard_them(serving, client, tmp_path):
+    """User code that never lets go of Python's lock keeps its rank from answering; the next controller knows it by name alone."""
+    job_id, pids = _unruly(client, tmp_path, keeps_lock=True)
+    serving.kill()
+    with serving.start() as next_client:
+        next_client.cancel(job_id)
+        until(lambda: next_client.job(job_id)["state"] == "cancelled", 30, "the cancel")
+
+    assert [pid for pid in pids if is_alive(pid)] == []
 
 
 def test_three_workers_train_like_one(client):

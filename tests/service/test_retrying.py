@@ -16,6 +16,8 @@ from service.retrying import (
     Succeed,
     Wait,
     after_gang_lost,
+    after_parting,
+    explained,
     judge,
     rank_lost,
     timed_out,
@@ -119,3 +121,27 @@ def test_timeout_counts_running_time_and_says_both_numbers():
     verdict = timed_out(11, 10)
     assert isinstance(verdict, Fail)
     assert "ran for 11 s; expected at most timeout_s 10" in verdict.failure.message
+
+
+def test_ranks_that_parted_meet_anew_once_and_within_the_budget():
+    """An accident of the network does not come again in the same step; a mistake in the code does, and is named with the places."""
+    assert after_parting("here; there", is_again=False, recoveries=Budget(0, 1)) == Replace((), "here; there")
+    for verdict in (
+        after_parting("here; there", is_again=True, recoveries=Budget(0, 1)),
+        after_parting("here; there", is_again=False, recoveries=Budget(1, 1)),
+    ):
+        assert isinstance(verdict, Fail)
+        assert verdict.failure.code is FailureCode.TASK_ERROR
+        assert "different places: here; there; expected every rank" in verdict.failure.message
+
+
+def test_who_held_up_the_job_is_said_with_what_follows():
+    """In a recovery, a restart, and where the budget is used up; a mistake needs no such explanation."""
+    stalled = {0: "rank 0 is at a.py:1", 2: "rank 2 has not answered"}
+    mistake = Fail(JobFailure(code=FailureCode.TASK_ERROR, message="wrong shape"))
+
+    assert explained(Replace((1, 2)), stalled) == Replace((1, 2), "rank 2 has not answered")
+    assert explained(Restart("again"), stalled) == Restart("rank 0 is at a.py:1; rank 2 has not answered; again")
+    assert explained(Fail(rank_lost([0], Budget(1, 1))), stalled).failure.message.startswith("rank 0 is at a.py:1; rank 2")
+    assert explained(mistake, stalled) == mistake
+    assert explained(Restart("again"), {}) == Restart("again")

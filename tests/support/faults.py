@@ -6,6 +6,7 @@ comes to the moment, of step `step` (counted from 0, 0 unless said) where the mo
 
 import os
 import signal
+import threading
 from collections.abc import Callable
 from typing import Any
 
@@ -66,6 +67,11 @@ def _plant(moment: str, step: int) -> None:
     elif moment == "backward":
         # In the middle of it, between two reductions of the layers.
         collectives._OPS = _Dying(collectives._OPS, step, after=28)
+    elif moment == "wait for nobody":
+        # As code does that leaves out a collective, or has one too many: the others are elsewhere, and all wait.
+        collectives._OPS = _Dying(collectives._OPS, step, after=7, end=_wait_for_nobody)
+    elif moment == "hang":
+        _around(torch.optim.SGD, "step", lambda original, *given: _hang() if _at_step == step else original(*given))
     elif moment.startswith("after "):
         where, name = places["before optimizer" if moment == "after optimizer" else "recalibrate"]
 
@@ -88,17 +94,29 @@ def _plant(moment: str, step: int) -> None:
         _around(where, name, before)
 
 
-class _Dying:
-    """The functional collectives, of which one kills."""
+def _hang() -> None:
+    threading.Event().wait()
 
-    def __init__(self, inner: Any, step: int, after: int) -> None:
-        self._inner, self._step, self._left = inner, step, after
+
+def _wait_for_nobody() -> None:
+    import torch
+    import torch.distributed as dist
+
+    dist.recv(torch.empty(1), src=(dist.get_rank() + 1) % dist.get_world_size())
+
+
+class _Dying:
+    """The functional collectives, of which one kills; or does something else, each time the step is tried."""
+
+    def __init__(self, inner: Any, step: int, after: int, end: Callable[[], None] = die) -> None:
+        self._inner, self._step, self._after, self._left, self._end = inner, step, after, after, end
 
     def all_reduce(self, *given: Any) -> Any:
         if _at_step == self._step:
             self._left -= 1
             if self._left == 0:
-                die()
+                self._left = self._after
+                self._end()
         return self._inner.all_reduce(*given)
 
     def __getattr__(self, name: str) -> Any:

@@ -1,8 +1,12 @@
 """Whole jobs under the real controller on ranks that are killed, and what they left behind, to be compared in every bit."""
 
 import asyncio
+import contextlib
 import inspect
-from collections.abc import Awaitable, Callable
+import os
+import random
+import signal
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,7 +14,7 @@ from typing import Any
 import torch
 from safetensors.torch import load_file
 
-from service.states import State
+from service.states import TERMINAL, State
 from service.store.records import Event, Job
 from service.store.store import Store
 from tests.support import faults
@@ -31,6 +35,9 @@ SPEC: dict[str, Any] = {
 }
 
 
+_AT_WORK = frozenset({"training", "recalibrating", "evaluating", "finishing"})
+
+
 @dataclass(frozen=True)
 class Left:
     """What a job left behind."""
@@ -46,6 +53,17 @@ class Left:
         """The data of the recovery events."""
         return [event.data for event in self.events if event.type is EventType.RECOVERY]
 
+    def longest_recovery_s(self) -> float:
+        """The longest time from a recovery's beginning to the next event of any kind that only a rank at work emits; 0 without any."""
+        took, began = [0.0], None
+        for event in self.events:
+            if event.type is EventType.RECOVERY:
+                began = event.at
+            elif began is not None and event.type is EventType.STATE and event.data.get("phase") in _AT_WORK:
+                took.append((event.at - began).total_seconds())
+                began = None
+        return max(took)
+
 
 Disturb = Callable[[World, str, ProcessGang], Awaitable[None]]
 
@@ -55,18 +73,59 @@ def run_job(
     wishes: list[dict[str, Any]] | None = None,
     disturb: Disturb | None = None,
     source: dict[str, Any] | None = None,
+    timeout_s: float = 90.0,
     **change: Any,
 ) -> Left:
     """Run a job to its end under the real controller; `disturb` runs beside it. It begins with the checkpoint of the job `source`."""
     planted = None if wishes is None else (inspect.getfile(faults), "plant", wishes)
     cluster = ProcessCluster(planted)
     try:
-        return asyncio.run(_run(folder, cluster, disturb, SPEC | change, source))
+        return asyncio.run(_run(folder, cluster, disturb, SPEC | change, source, timeout_s))
     finally:
         cluster.close()
 
 
-async def _run(folder: Path, cluster: ProcessCluster, disturb: Disturb | None, spec: dict[str, Any], source: dict[str, Any] | None) -> Left:
+async def kill_now_and_then(
+    world: World,
+    job_id: str,
+    gang: ProcessGang,
+    *,
+    seed: int,
+    number: int,
+    pauses_s: Sequence[tuple[float, float]] = ((0.05, 1.5),),
+    killed: list[int] | None = None,
+) -> None:
+    """Kill ranks, one or two at once, at random moments, until so many were killed or the job is over.
+
+    Args:
+        world, job_id, gang: see Disturb.
+        seed: of the moments and the victims.
+        number: of kills.
+        pauses_s: shortest and longest pause before a kill; each time one pair is drawn.
+        killed: the ranks that were killed are added to it.
+    """
+    moments = random.Random(seed)
+    killed = [] if killed is None else killed
+    while len(killed) < number:
+        await asyncio.sleep(moments.uniform(*moments.choice(pauses_s)))
+        job = await world.store.jobs.get(job_id)
+        if job.state in TERMINAL:
+            return
+        gang = world.cluster.gangs.get((job_id, job.attempt), gang)
+        for rank in moments.sample(sorted(gang.ranks), moments.choice([1, 1, 1, 2])):
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(gang.ranks[rank].process.pid, signal.SIGKILL)
+                killed.append(rank)
+
+
+async def _run(  # noqa: PLR0917 - called once, by `run_job`
+    folder: Path,
+    cluster: ProcessCluster,
+    disturb: Disturb | None,
+    spec: dict[str, Any],
+    source: dict[str, Any] | None,
+    timeout_s: float,
+) -> Left:
     async with await Store.open(f"sqlite:///{folder / 'test.db'}") as store:
         world = World(store, cluster, folder)
         async with world.controller():
@@ -79,7 +138,7 @@ async def _run(folder: Path, cluster: ProcessCluster, disturb: Disturb | None, s
                 while (job_id, 1) not in cluster.gangs:
                     await asyncio.sleep(0.005)
                 await disturb(world, job_id, cluster.gangs[job_id, 1])
-            job = await world.until(job_id, State.SUCCEEDED, State.FAILED, timeout_s=90)
+            job = await world.until(job_id, State.SUCCEEDED, State.FAILED, timeout_s=timeout_s)
         return await _left(store, folder, job)
 
 

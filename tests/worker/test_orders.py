@@ -66,6 +66,15 @@ def test_a_newer_assignment_breaks_the_group_of_an_older_one_off():
     assert calls == ["interrupted"]
 
 
+def test_a_group_that_is_late_is_interrupted_at_once():
+    """The newer assignment came while the group was made: its first collective must not be waited for."""
+    orders, calls = Orders(), []
+    orders.assign(_assignment(1))
+    orders.assign(_assignment(2))
+    with orders.interrupting(1, lambda: calls.append("interrupted")):
+        assert calls == ["interrupted"]
+
+
 def test_a_store_belongs_to_its_generation():
     """Asked twice for the store of one generation, a rank serves one; the one before is let go."""
     orders = Orders()

@@ -54,9 +54,15 @@ class Reading(Frozen):
     usual_s: float
     """The longest of the last steps that were completed."""
     is_waiting: bool
-    """It waits for other ranks."""
+    """It waits for other ranks, or may: gradients are averaged beside the backward pass that computes them."""
+    is_in_collective: bool = False
+    """It does nothing else but wait for other ranks."""
+    is_excused: bool = False
+    """It is at something that has a time limit of its own, or may take minutes: data, compilation."""
     where: str
     """The line of Python that its training is at."""
+    layer: str = ""
+    """The layer of the model whose forward pass it is in, where that is known."""
 
 
 class Drain(Frozen):
