@@ -139,7 +139,7 @@ async def cancel(store: Store, job_id: str) -> JobView:
 async def pause(store: Store, job_id: str) -> JobView:
     """Have a job save, give its room back and wait for `resume`: at once where it has no processes, else after the present step.
 
-    Doing it again changes nothing.
+    Doing it again changes nothing. A job that is being paused only to make room stays paused, too.
 
     Raises:
         NotFoundError: no such job.
@@ -147,13 +147,13 @@ async def pause(store: Store, job_id: str) -> JobView:
     """
     while True:
         job = await find(store, job_id)
-        if job.state in {State.PAUSING, State.PAUSED}:
+        if job.state in {State.PAUSING, State.PAUSED} and not await store.queue.is_preempted(job_id):
             return await describe(store, job)
         if job.state in TERMINAL | {State.CANCELLING}:
             raise ConflictError(
                 f"job {job_id} is {job.state}; expected one that goes on; there is nothing to pause", code="job_already_ended"
             )
-        to = State.PAUSED if job.state is State.QUEUED else State.PAUSING
+        to = State.PAUSED if job.state in _WITHOUT_GANG else State.PAUSING
         if await store.jobs.transition(job_id, to, from_={job.state}, reason=PAUSE_REQUESTED, message="paused on request"):
             store.changes.jobs.set()
             return await describe(store, await find(store, job_id))

@@ -43,16 +43,17 @@ class Held:
     bundle: Bundle
     priority: int
     labels: Mapping[str, str]
-    started_at: datetime | None
-    """When it first ran; None while it starts."""
+    running_since: datetime | None
+    """When its present attempt began to train; None while it starts."""
     timeout: timedelta
+    """How long it may run, counted from then."""
     is_pausable: bool
     is_leaving: bool
     """Its end was asked for: its room is as good as free."""
 
     def ends_by(self, now: datetime) -> datetime:
         """Return when its room is free again at the latest."""
-        return now if self.is_leaving else max((self.started_at or now) + self.timeout + GRACE, now)
+        return now if self.is_leaving else max((self.running_since or now) + self.timeout + GRACE, now)
 
 
 @dataclass(frozen=True)

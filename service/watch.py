@@ -106,8 +106,8 @@ class Watch:
         unsettled_s = 0.0 if self._unsettled_since is None else time.monotonic() - self._unsettled_since
         ranks = Ranks(gang.world_size, self._ends, parked, self._silent(gang.world_size), gang.is_torn, unsettled_s)
         verdict = judge(ranks, recoveries, restarts)
-        if isinstance(verdict, Wait) and self._job.started_at is not None:
-            return timed_out((datetime.now(UTC) - self._job.started_at).total_seconds(), self._job.spec.timeout_s)
+        if isinstance(verdict, Wait):
+            return timed_out(self._job.ran_s(datetime.now(UTC)), self._job.spec.timeout_s)
         return verdict
 
     def _look_for_stalled(self, world_size: int) -> None:

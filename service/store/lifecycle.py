@@ -7,6 +7,7 @@ from typing import Any
 from sqlalchemy import func, insert, literal, select, update
 
 from service.states import HOLDS_GANG, TERMINAL, State
+from service.store.columns import Instant
 from service.store.journal import Entry, append
 from service.store.session import Write
 from service.store.tables import attempts, jobs, transitions
@@ -39,7 +40,10 @@ async def enter(write: Write, job_id: str, change: Change, **columns: Any) -> No
     now = datetime.now(UTC)
     columns |= {"state": change.to.value, "reason": change.reason, "message": change.message}
     if change.to is State.RUNNING:
-        columns["started_at"] = func.coalesce(jobs.c.started_at, literal(now, jobs.c.started_at.type))
+        columns |= {name: func.coalesce(jobs.c[name], literal(now, Instant())) for name in ("started_at", "running_since")}
+    elif change.to not in HOLDS_GANG:
+        began = func.coalesce(jobs.c.running_since, literal(now, Instant()))
+        columns |= {"ran_us": jobs.c.ran_us + literal(now, Instant()) - began, "running_since": None}
     if change.to in TERMINAL:
         columns["finished_at"] = now
     await write.connection.execute(update(jobs).where(jobs.c.id == job_id).values(**columns))

@@ -14,6 +14,7 @@ from service.room import Bundle
 from service.scheduling import Held, Need
 from service.states import HOLDS_GANG, State
 from service.store.database import Database
+from service.store.lifecycle import Change, enter
 from service.store.session import Write
 from service.store.tables import job_labels, jobs, needs, transitions
 from worker.contract import JobSpec
@@ -26,7 +27,8 @@ _COLUMNS = (
     jobs.c.state,
     jobs.c.priority,
     type_coerce(jobs.c.created_at, BigInteger).label("created_us"),
-    jobs.c.started_at,
+    jobs.c.running_since,
+    jobs.c.ran_us,
     jobs.c.world_size,
     type_coerce(jobs.c.labels, Text).label("labels"),
     jobs.c.reason,
@@ -91,15 +93,23 @@ class Queue:
         query = _rows().where(jobs.c.state.in_([state.value for state in HOLDS_GANG]))
         return [_held(row) for row in await self._fetch(query)]
 
-    async def preempted(self) -> list[str]:
-        """Return the jobs that have come to rest because they were paused to make room, and not because a user asked."""
-        pausings = transitions.alias()
-        last = select(func.max(pausings.c.number)).where(pausings.c.job_id == jobs.c.id, pausings.c.state == State.PAUSING.value)
-        query = select(jobs.c.id).join(transitions, transitions.c.job_id == jobs.c.id)
-        is_meant = (transitions.c.number == last.correlate(jobs).scalar_subquery()) & (transitions.c.reason == PREEMPTED)
-        # Preempted before, and paused by a user while it waited: it stays.
-        is_left_alone = jobs.c.reason == PAUSE_REQUESTED
-        return [row["id"] for row in await self._fetch(query.where(jobs.c.state == State.PAUSED.value, is_meant, ~is_left_alone))]
+    async def is_preempted(self, job_id: str) -> bool:
+        """Return whether a job is being paused, or has been, only to make room."""
+        return bool(await self._fetch(_preempted().where(jobs.c.id == job_id)))
+
+    async def requeue_preempted(self) -> list[str]:
+        """Queue again the jobs that have come to rest only to make room; return those that were."""
+        resting = [row["id"] for row in await self._fetch(_preempted().where(jobs.c.state == State.PAUSED.value))]
+        return [job_id for job_id in resting if await self._requeue(job_id)]
+
+    async def _requeue(self, job_id: str) -> bool:
+        async with self._database.write(job_id) as write:
+            # Looked at again: a user may have paused it meanwhile, or cancelled it.
+            resting = _preempted().where(jobs.c.id == job_id, jobs.c.state == State.PAUSED.value)
+            if (await write.connection.execute(resting)).one_or_none() is None:
+                return False
+            await enter(write, job_id, Change(State.QUEUED, PREEMPTED, "waits for room again"))
+        return True
 
     async def _page(self, last: Queued | None, size: int) -> list[Queued]:
         waiting = _rows().where(jobs.c.state == State.QUEUED.value).order_by(*_IN_ORDER)
@@ -143,6 +153,15 @@ async def require_place(write: Write, cap: QueueCap) -> None:
         raise QueueFullError(cap)
 
 
+def _preempted() -> Select[Any]:
+    """Select the jobs that were paused last to make room, and not by a user, not even afterwards."""
+    pausings = transitions.alias()
+    last = select(func.max(pausings.c.number)).where(pausings.c.job_id == jobs.c.id, pausings.c.state == State.PAUSING.value)
+    is_meant = (transitions.c.number == last.correlate(jobs).scalar_subquery()) & (transitions.c.reason == PREEMPTED)
+    query = select(jobs.c.id).join(transitions, transitions.c.job_id == jobs.c.id)
+    return query.where(is_meant, jobs.c.state.in_([State.PAUSING.value, State.PAUSED.value]), jobs.c.reason != PAUSE_REQUESTED)
+
+
 def _rows() -> Select[Any]:
     return select(*_COLUMNS).join(needs, needs.c.job_id == jobs.c.id)
 
@@ -164,13 +183,18 @@ def _timeout(seconds: float) -> timedelta:
     return timedelta(seconds=min(seconds, _LONGEST_S))
 
 
+def _left(row: RowMapping) -> timedelta:
+    """Return how long a job may run yet, as from the beginning of its present attempt."""
+    return _timeout(max(row["timeout_s"] - row["ran_us"] / 1e6, 0.0))
+
+
 def _queued(row: RowMapping) -> Queued:
     need = Need(
         job_id=row["id"],
         min_workers=row["min_workers"],
         max_workers=row["max_workers"],
         bundle=_bundle(row["cpus_per_worker"], row["gpus_per_worker"]),
-        timeout=_timeout(row["timeout_s"]),
+        timeout=_left(row),
         priority=row["priority"],
         labels=_labels(row["labels"]),
     )
@@ -185,8 +209,8 @@ def _held(row: RowMapping) -> Held:
         bundle=_bundle(row["cpus_per_worker"], row["gpus_per_worker"]),
         priority=row["priority"],
         labels=_labels(row["labels"]),
-        started_at=row["started_at"],
-        timeout=_timeout(row["timeout_s"]),
+        running_since=row["running_since"],
+        timeout=_left(row),
         is_pausable=state is State.RUNNING,
         is_leaving=state in _LEAVING,
     )

@@ -1,11 +1,15 @@
 """Tests of service/store/queue.py."""
 
+from datetime import UTC, datetime, timedelta
+
 import pytest
 
+from service import jobs
 from service.room import Bundle
+from service.scheduling import GRACE
 from service.states import State
 from service.store.ids import new_job_id
-from service.store.queue import PREEMPTED, QueueCap, QueueFullError
+from service.store.queue import PAUSE_REQUESTED, PREEMPTED, QueueCap, QueueFullError
 from tests.service.store.ranks import spec
 
 
@@ -42,7 +46,7 @@ def test_a_need_is_what_the_spec_says(with_store):
         assert (need.timeout.days, need.priority, need.labels) == (36_500, 2, {"team": "a"})
         await store.attempts.begin(job_id, "first", 2)
         [held] = await store.queue.held()
-        assert (held.job_id, held.workers, held.started_at, held.is_pausable, held.is_leaving) == (job_id, 2, None, False, False)
+        assert (held.job_id, held.workers, held.running_since, held.is_pausable, held.is_leaving) == (job_id, 2, None, False, False)
         assert [page async for page in store.queue.pages(10)] == []
 
     with_store(scenario)
@@ -79,9 +83,66 @@ def test_a_job_paused_to_make_room_is_told_from_one_paused_by_a_user(with_store)
         one, other = await _queued(store), await _queued(store)
         await pause(store, one, PREEMPTED)
         await pause(store, other, "paused_by_user")
-        assert await store.queue.preempted() == [one]
-        await store.jobs.transition(one, State.QUEUED, from_={State.PAUSED}, reason=PREEMPTED)
+        assert await store.queue.requeue_preempted() == [one]
+        assert (await store.jobs.get(one)).reason == PREEMPTED
         await pause(store, one, "paused_by_user")
-        assert await store.queue.preempted() == []
+        assert await store.queue.requeue_preempted() == []
 
     with_store(scenario)
+
+
+@pytest.mark.parametrize("state", [State.PAUSING, State.PAUSED])
+def test_a_user_who_pauses_a_job_that_is_making_room_finds_it_paused(with_store, state):
+    """Asked while the job still saves, or when it has come to rest already; resume is what brings it back."""
+
+    async def scenario(store):
+        job_id = await _queued(store)
+        await _run(store, job_id)
+        await store.jobs.transition(job_id, State.PAUSING, from_={State.RUNNING}, reason=PREEMPTED)
+        if state is State.PAUSED:
+            await store.jobs.transition(job_id, State.PAUSED, from_={State.PAUSING}, reason="paused")
+        view = await jobs.pause(store, job_id)
+        assert (view.job.state, view.job.reason) == (state, PAUSE_REQUESTED)
+        assert len((await jobs.pause(store, job_id)).transitions) == len(view.transitions)
+        if state is State.PAUSING:
+            await store.jobs.transition(job_id, State.PAUSED, from_={State.PAUSING}, reason="paused")
+
+        assert await store.queue.requeue_preempted() == []
+        assert (await jobs.resume(store, job_id)).job.state is State.QUEUED
+
+    with_store(scenario)
+
+
+def test_time_in_the_queue_and_paused_is_not_running_time(with_store):
+    """What is left of timeout_s is what the job has not trained yet, for the job and for the scheduler alike."""
+
+    async def scenario(store):
+        job_id = await _queued(store, timeout_s=1000)
+        await _run(store, job_id)
+        began = (await store.jobs.get(job_id)).running_since
+        await store.jobs.transition(job_id, State.RECOVERING, from_={State.RUNNING}, reason="rank_lost")
+        await store.jobs.transition(job_id, State.RUNNING, from_={State.RECOVERING}, reason="recovered")
+        assert (await store.jobs.get(job_id)).running_since == began
+        await store.jobs.transition(job_id, State.PAUSING, from_={State.RUNNING}, reason=PAUSE_REQUESTED)
+        await store.jobs.transition(job_id, State.PAUSED, from_={State.PAUSING}, reason="paused")
+        job = await store.jobs.get(job_id)
+        assert job.running_since is None
+        assert 0 < job.ran_us < 60e6
+        assert job.ran_s(datetime.now(UTC) + timedelta(days=1)) == job.ran_us / 1e6
+
+        await jobs.resume(store, job_id)
+        [[queued]] = [page async for page in store.queue.pages(10)]
+        assert queued.need.timeout.total_seconds() == pytest.approx(1000 - job.ran_us / 1e6)
+        await _run(store, job_id)
+        again, [held] = await store.jobs.get(job_id), await store.queue.held()
+        assert again.started_at == began
+        assert again.running_since > began
+        assert again.ran_s(again.running_since + timedelta(seconds=5)) == pytest.approx(job.ran_us / 1e6 + 5)
+        assert held.ends_by(again.running_since) == again.running_since + queued.need.timeout + GRACE
+
+    with_store(scenario)
+
+
+async def _run(store, job_id: str) -> None:
+    await store.attempts.begin(job_id, "first", 2)
+    await store.jobs.transition(job_id, State.RUNNING, from_={State.STARTING}, reason="training")
