@@ -19,6 +19,7 @@ from service.auth import ensure_first_token
 from service.catalogue import rebuild
 from service.limits import RequestRates
 from service.policy import PolicyFile
+from service.pruning import Pruner
 from service.settings import Settings
 from service.store.store import Store
 from service.streams import StreamPlaces
@@ -49,14 +50,15 @@ def create_app(settings: Settings, controller: Controller | None = None) -> Fast
             places = StreamPlaces(settings.max_streams, settings.max_streams_per_token)
             rates, policy = RequestRates(settings.max_requests_per_s), PolicyFile(settings.policy_path)
             app.state.context = Context(settings, store, storage, artifacts, places, rates, Tails(store), meter, policy, controller)
-            # Beside the work: in an object store with many jobs it takes a while.
-            rebuilding = asyncio.create_task(rebuild(store, storage))
+            # Beside the work: with many jobs both take a while.
+            beside = [asyncio.create_task(rebuild(store, storage)), asyncio.create_task(Pruner(store, storage, policy).run())]
             try:
                 async with _running(controller, store):
                     yield
             finally:
-                rebuilding.cancel()
-                await asyncio.gather(rebuilding, return_exceptions=True)
+                for task in beside:
+                    task.cancel()
+                await asyncio.gather(*beside, return_exceptions=True)
 
     app = FastAPI(
         title="syncbn",

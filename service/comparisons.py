@@ -10,6 +10,7 @@ from service.artifacts import Artifacts
 from service.comparison_table import Row, Stage, names_needed, row_of, row_of_deleted, stage
 from service.errors import ConflictError, NotFoundError
 from service.quotas import Quota
+from service.store.bundles import CodeGoneError
 from service.store.comparisons import NewComparison, NewVariant
 from service.store.idempotency import KeyReusedError
 from service.store.ids import new_id, new_job_id
@@ -67,7 +68,7 @@ async def start(
     parts = [NewVariant(value, new_job_id(), spec, jobs.caps_of(spec, quotas)) for value, spec in pairs]
     try:
         found, is_new = await store.comparisons.create(NewComparison(comparison_id, owner.project, wish.field, wish.spec, parts), claim)
-    except (QueueFullError, KeyReusedError) as error:
+    except (QueueFullError, KeyReusedError, CodeGoneError) as error:
         raise jobs.refusal(error) from error
     return await find(store, found), is_new
 

@@ -8,6 +8,7 @@ from service.errors import ChangedError, ConflictError, InvalidError, NotFoundEr
 from service.quotas import Quota
 from service.scopes import DEFAULT_PROJECT
 from service.states import TERMINAL, State
+from service.store.bundles import CodeGoneError
 from service.store.idempotency import KeyReusedError
 from service.store.ids import new_job_id
 from service.store.queue import PAUSE_REQUESTED, QueueCap, QueueFullError
@@ -49,13 +50,16 @@ async def submit(
     await check_references(artifacts, spec)
     try:
         job_id, is_new = await store.jobs.create(new_job_id(), spec, claim, caps_of(spec, quotas), project=project)
-    except (QueueFullError, KeyReusedError) as error:
+    except (QueueFullError, KeyReusedError, CodeGoneError) as error:
         raise refusal(error) from error
     return await describe(store, await find(store, job_id)), is_new
 
 
-def refusal(error: QueueFullError | KeyReusedError) -> QuotaError | InvalidError:
+def refusal(error: QueueFullError | KeyReusedError | CodeGoneError) -> QuotaError | InvalidError:
     """Return what to tell whoever submitted, where the store refuses."""
+    if isinstance(error, CodeGoneError):
+        gone = Problem(loc="code", value=str(error), expected="code that is here", remedy="upload it again with POST /v1/code")
+        return InvalidError.of([gone], code="invalid_spec")
     if isinstance(error, QueueFullError):
         return QuotaError(f"{error}, which is as many as its quota allows; wait until some have started, or cancel some")
     problem = Problem(
@@ -206,6 +210,9 @@ async def delete(store: Store, artifacts: Artifacts, job_id: str) -> None:
     job = await find(store, job_id)
     if job.state not in TERMINAL:
         raise ConflictError(f"job {job_id} is {job.state}; expected one that has ended; cancel it first", code="job_not_ended")
+    # Piece by piece, so that nobody waits long for the database while millions of rows go.
+    while await store.prunings.drop_events(job_id) or await store.prunings.drop_metrics(job_id):
+        pass
     # Files first: a crash between the two leaves a job that can be deleted again, not files that nobody knows.
     await artifacts.delete(job_id)
     await store.jobs.delete(job_id)

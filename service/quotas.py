@@ -6,6 +6,8 @@ from typing import Annotated
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from service.retention import Retention
+
 Limit = Annotated[int, Field(ge=0)] | None
 
 
@@ -31,13 +33,14 @@ class Quota(BaseModel):
 
 
 class Policy(BaseModel):
-    """What the operator decides about the queue."""
+    """What the operator decides: about the queue, and about how long things are kept."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
 
     preempt: bool = False
     """Pause running jobs to make room for one of higher priority."""
     quotas: Annotated[tuple[Quota, ...], Field(strict=False)] = ()
+    retention: Retention = Retention()
 
 
 @dataclass

@@ -114,7 +114,8 @@ def _event_line(event: Event) -> bytes:
 
 
 def _log_line(event: Event) -> bytes:
-    return _line(event, LogShape.model_validate(log_line(event))) if event.type is EventType.LOG else _event_line(event)
+    is_line = event.type in {EventType.LOG, EventType.GAP}
+    return _line(event, LogShape.model_validate(log_line(event))) if is_line else _event_line(event)
 
 
 def _line(event: Event, shape: BaseModel) -> bytes:

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from service.cli import checkpoints, comparisons, demo, doctor, down, jobs, serve, tokens
+from service.cli import checkpoints, code, comparisons, demo, doctor, down, jobs, serve, tokens
 from service.cli.exits import Shell
 from service.cli.options import Target
 
@@ -60,3 +60,4 @@ for _command in _COMMANDS:
     app.command()(_command)
 app.add_typer(checkpoints.app, name="checkpoints")
 app.add_typer(tokens.app, name="tokens")
+app.add_typer(code.app, name="code")

@@ -103,6 +103,15 @@ def tokens_table(tokens: Iterable[Json]) -> Table:
     return table
 
 
+def code_table(bundles: Iterable[Json]) -> Table:
+    """Return uploaded code, one a row."""
+    table = _table("ID", "PROJECT", ">FILES", ">SIZE", ">AGE", ">SENT LAST")
+    for row in bundles:
+        ages = (age(row["created_at"]), age(row["uploaded_at"]))
+        table.add_row(row["id"], row["project"], str(row["num_files"]), size(row["size_bytes"]), *ages)
+    return table
+
+
 def metrics_table(series: Iterable[Json]) -> Table:
     """Return series in summary, one a row."""
     table = _table("~METRIC", ">POINTS", ">LAST STEP", ">LAST", ">MIN", ">MAX")

@@ -98,6 +98,14 @@ class Client:
         headers = {"Content-Type": "application/zip" if is_zip and path.is_file() else "application/gzip"}
         return self._json("POST", "/v1/code", content=content, headers=headers, is_repeatable=True)
 
+    def code(self, *, limit: int | None = None) -> Iterator[Json]:
+        """Yield uploaded code, newest first."""
+        return self._pages("/v1/code", {}, limit)
+
+    def delete_code(self, code_id: str) -> None:
+        """Delete uploaded code that no job names."""
+        self._transport.request("DELETE", _path("code", code_id))
+
     def cancel(self, job_id: str) -> Json:
         """Ask for the end of a job and return it; it is cancelled when its processes are gone. Asking twice is asking once."""
         return self._json("POST", _path("jobs", job_id, "cancel"), is_repeatable=True)

@@ -7,6 +7,7 @@ from typing import Final
 
 JOB_ID_PATTERN: Final = r"^job_[0-9A-HJKMNP-TV-Z]{26}$"
 COMPARISON_ID_PATTERN: Final = r"^cmp_[0-9A-HJKMNP-TV-Z]{26}$"
+CODE_ID_PATTERN: Final = r"^code_[0-9A-HJKMNP-TV-Z]{26}$"
 TOKEN_ID_PATTERN: Final = r"^tok_[0-9A-HJKMNP-TV-Z]{26}$"  # noqa: S105 - a pattern
 _ALPHABET: Final = "0123456789ABCDEFGHJKMNPQRSTVWXYZ"
 _RANDOM_BITS: Final = 80

@@ -10,6 +10,7 @@ from sqlalchemy import RowMapping, Select, bindparam, delete, exists, func, inse
 from service.scopes import DEFAULT_PROJECT
 from service.states import State, is_allowed
 from service.store.attempts import read_attempts
+from service.store.bundles import use_bundle
 from service.store.database import Database
 from service.store.idempotency import earlier_job, remember
 from service.store.lifecycle import Change, begin, enter
@@ -58,6 +59,7 @@ class Jobs:
         Raises:
             KeyReusedError: the key was used for a different request.
             QueueFullError: as many jobs are queued as one of `caps` allows.
+            CodeGoneError: the code that the spec names is not here.
         """
         # Twins with one key come one after another; the second finds the first.
         async with self._database.write(job_id if claim is None else f"key/{project}/{claim.key}") as write:
@@ -227,6 +229,8 @@ async def add_job(write: Write, job_id: str, spec: JobSpec, project: str) -> Non
     change = choosing if is_choosing else Change(State.QUEUED, SUBMITTED)
     await write.connection.execute(insert(jobs).values(project=project, **_new_row(job_id, spec, change)))
     await _store_labels(write, job_id, spec.labels)
+    if spec.code is not None:
+        await use_bundle(write, job_id, spec.code)
     if is_choosing:
         await write.connection.execute(insert(norm_choices).values(job_id=job_id))
     else:

@@ -46,7 +46,6 @@ jobs = Table(
     Column("running_since", Instant),
     Index("ix_jobs_state_id", "state", "id"),
     Index("ix_jobs_project_id", "project", "id"),
-    Index("ix_jobs_finished_at", "finished_at"),
 )
 
 # The order of the queue, in which a range of it is read without sorting.

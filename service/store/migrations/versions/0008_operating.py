@@ -18,7 +18,6 @@ def upgrade() -> None:
     op.add_column("jobs", sa.Column("submitter", sa.Text, nullable=False, server_default=""))
     op.add_column("jobs", sa.Column("ran_us", sa.BigInteger, nullable=False, server_default="0"))
     op.add_column("jobs", sa.Column("running_since", sa.BigInteger))
-    op.create_index("ix_jobs_finished_at", "jobs", ["finished_at"])
     live = "('running', 'recovering', 'pausing', 'cancelling')"
     connection.execute(sa.text(f"UPDATE jobs SET running_since = started_at WHERE state IN {live}"))
     op.add_column("checkpoints", sa.Column("size_bytes", sa.BigInteger, nullable=False, server_default="0"))
