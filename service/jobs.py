@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from service.artifacts import Artifacts
 from service.errors import ChangedError, ConflictError, InvalidError, NotFoundError, QuotaError
-from service.quotas import Quota
+from service.quotas import Owner, Quota
 from service.scopes import DEFAULT_PROJECT
 from service.states import TERMINAL, State
 from service.store.bundles import CodeGoneError
@@ -38,9 +38,18 @@ async def submit(
     quotas: Sequence[Quota] = (),
     *,
     project: str = DEFAULT_PROJECT,
+    submitter: str = "",
 ) -> tuple[JobView, bool]:
     """Store a job, durably when this returns. Whether its owner may ask for it is looked at in `service.admission`, before.
 
+    Args:
+        store: where it goes.
+        artifacts: where checkpoints are that the spec may name.
+        spec: the job.
+        claim: the idempotency key, where there is one.
+        quotas: limits on queued jobs.
+        project: whose it is.
+        submitter: the name of the token that asks.
     Returns:
         The job, and whether it is new; it is not where the same request came before.
     Raises:
@@ -49,7 +58,8 @@ async def submit(
     """
     await check_references(artifacts, spec)
     try:
-        job_id, is_new = await store.jobs.create(new_job_id(), spec, claim, caps_of(spec, quotas), project=project)
+        caps = caps_of(spec, quotas, project=project, submitter=submitter)
+        job_id, is_new = await store.jobs.create(new_job_id(), spec, claim, caps, project=project, submitter=submitter)
     except (QueueFullError, KeyReusedError, CodeGoneError) as error:
         raise refusal(error) from error
     return await describe(store, await find(store, job_id)), is_new
@@ -85,10 +95,11 @@ async def check_references(artifacts: Artifacts, spec: JobSpec) -> None:
         raise InvalidError.of([problem], code="invalid_spec") from error
 
 
-def caps_of(spec: JobSpec, quotas: Sequence[Quota]) -> list[QueueCap]:
-    """Return the limits on queued jobs that one more with these labels must keep."""
-    groups = [(quota.label, quota.group_of(spec.labels), quota.queued_jobs) for quota in quotas]
-    return [QueueCap(label, group, limit) for label, group, limit in groups if group is not None and limit is not None]
+def caps_of(spec: JobSpec, quotas: Sequence[Quota], *, project: str = DEFAULT_PROJECT, submitter: str = "") -> list[QueueCap]:
+    """Return the limits on queued jobs that one more must keep."""
+    owner = Owner(spec.labels, project, submitter)
+    groups = [(quota, quota.group_of(owner), quota.queued_jobs) for quota in quotas]
+    return [QueueCap(quota, group, limit) for quota, group, limit in groups if group is not None and limit is not None]
 
 
 async def find(store: Store, job_id: str) -> Job:

@@ -55,7 +55,8 @@ async def submit_job(
         return JSONResponse({"spec": spec.model_dump(mode="json"), "warnings": [str(problem) for problem in advise(spec)]})
     claim = None if idempotency_key is None else IdempotencyClaim(idempotency_key, fingerprint(document))
     quotas = context.policy.current().quotas
-    view, is_new = await use_cases.submit(context.store, context.artifacts, spec, claim, quotas, project=identity.project)
+    owner = {"project": identity.project, "submitter": identity.name}
+    view, is_new = await use_cases.submit(context.store, context.artifacts, spec, claim, quotas, **owner)
     response.headers["Location"] = f"/v1/jobs/{view.job.id}"
     if not is_new:
         response.headers["Idempotent-Replayed"] = "true"

@@ -219,6 +219,24 @@ class QueuePage(Shape):
     next_cursor: str | None
 
 
+class GroupUsageShape(Shape):
+    """What the jobs of one group of a quota use, and how much they may."""
+
+    by: str
+    """label, project or token."""
+    subject: str
+    """The label's name; else as `by`."""
+    value: str
+    used: dict[str, int]
+    limits: dict[str, int]
+
+
+class UsageShape(Shape):
+    """The groups of every quota."""
+
+    data: list[GroupUsageShape]
+
+
 class EntryShape(Shape):
     """A name that a spec may use, and the JSON schema of its arguments."""
 

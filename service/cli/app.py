@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from service.cli import checkpoints, code, comparisons, demo, doctor, down, jobs, serve, tokens
+from service.cli import checkpoints, code, comparisons, demo, doctor, down, jobs, serve, tokens, usage
 from service.cli.exits import Shell
 from service.cli.options import Target
 
@@ -52,6 +52,7 @@ _COMMANDS: tuple[Callable[..., None], ...] = (
     jobs.resume,
     jobs.cancel,
     comparisons.compare,
+    usage.usage,
     down.down,
     demo.demo,
     doctor.doctor,

@@ -103,6 +103,19 @@ def tokens_table(tokens: Iterable[Json]) -> Table:
     return table
 
 
+def usage_table(groups: Iterable[Json]) -> Table:
+    """Return what groups use of their quotas, one a row: `used/limit`, or only what is used where there is none."""
+    table = _table("~GROUP", ">JOBS", ">WORKERS", ">GPUS", ">QUEUED", ">STORED")
+    for row in groups:
+        cells = []
+        for what in ("running_jobs", "workers", "gpus", "queued_jobs", "storage_bytes"):
+            shown = size if what == "storage_bytes" else str
+            limit = row["limits"].get(what)
+            cells.append(shown(row["used"][what]) + ("" if limit is None else f"/{shown(limit)}"))
+        table.add_row(Text(clean(f"{row['subject']}={row['value']}")), *cells)
+    return table
+
+
 def code_table(bundles: Iterable[Json]) -> Table:
     """Return uploaded code, one a row."""
     table = _table("ID", "PROJECT", ">FILES", ">SIZE", ">AGE", ">SENT LAST")

@@ -258,6 +258,10 @@ class Client:
 
     # -- the service
 
+    def usage(self) -> Json:
+        """Return what the groups of every quota use of it."""
+        return self._json("GET", "/v1/usage")
+
     def cluster(self) -> Json:
         """Return what the cluster has and what is in use."""
         return self._json("GET", "/v1/cluster")

@@ -51,6 +51,7 @@ class Jobs:
         caps: Sequence[QueueCap] = (),
         *,
         project: str = DEFAULT_PROJECT,
+        submitter: str = "",
     ) -> tuple[str, bool]:
         """Store a queued job, unless the same request has made one before.
 
@@ -69,7 +70,7 @@ class Jobs:
                     return earlier, False
             for cap in caps:
                 await require_place(write, cap)
-            await add_job(write, job_id, spec, project)
+            await add_job(write, job_id, spec, project, submitter)
             if claim is not None:
                 await remember(write, project, claim, job_id)
         return job_id, True
@@ -222,12 +223,12 @@ async def _read_transitions(session: Session, job_ids: Sequence[str]) -> dict[st
     return found
 
 
-async def add_job(write: Write, job_id: str, spec: JobSpec, project: str) -> None:
-    """Store a queued job, in a transaction of the caller."""
+async def add_job(write: Write, job_id: str, spec: JobSpec, project: str, submitter: str) -> None:
+    """Store a queued job of a project, submitted with a token of that name, in a transaction of the caller."""
     is_choosing = spec.norm.kind == AUTO_NORM
     choosing = Change(State.QUEUED, CHOOSING_NORM, "waits for short trials to choose norm.kind")
     change = choosing if is_choosing else Change(State.QUEUED, SUBMITTED)
-    await write.connection.execute(insert(jobs).values(project=project, **_new_row(job_id, spec, change)))
+    await write.connection.execute(insert(jobs).values(project=project, submitter=submitter, **_new_row(job_id, spec, change)))
     await _store_labels(write, job_id, spec.labels)
     if spec.code is not None:
         await use_bundle(write, job_id, spec.code)

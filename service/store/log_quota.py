@@ -31,7 +31,7 @@ async def keep_quota(write: Write, job_id: str, fresh: Sequence[RankEvent], quot
 
 
 async def drop_lines(write: Write, job_id: str, wanted_bytes: int, why: str) -> int:
-    """Drop the oldest log lines until `wanted_bytes` are free, or all; return how many are. The last line dropped becomes one that says so."""
+    """Drop the oldest log lines until `wanted_bytes` are free, or all; the last becomes the line that says so. Return the bytes freed."""
     freed = num_lines = 0
     last: int | None = None
     logs = (events.c.job_id == job_id) & (events.c.type == EventType.LOG.value)

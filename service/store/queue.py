@@ -10,13 +10,15 @@ from typing import Any
 
 from sqlalchemy import BigInteger, RowMapping, Select, Text, and_, func, or_, select, type_coerce
 
+from service.quotas import Quota
 from service.room import Bundle
 from service.scheduling import Held, Need
 from service.states import HOLDS_GANG, State
 from service.store.database import Database
 from service.store.lifecycle import Change, enter
 from service.store.session import Write
-from service.store.tables import job_labels, jobs, needs, transitions
+from service.store.tables import jobs, needs, transitions
+from service.store.usage import members_of
 from worker.contract import JobSpec
 
 PREEMPTED = "preempted"
@@ -27,6 +29,8 @@ _COLUMNS = (
     jobs.c.state,
     jobs.c.priority,
     type_coerce(jobs.c.created_at, BigInteger).label("created_us"),
+    jobs.c.project,
+    jobs.c.submitter,
     jobs.c.running_since,
     jobs.c.ran_us,
     jobs.c.world_size,
@@ -56,10 +60,10 @@ class Queued:
 
 @dataclass(frozen=True)
 class QueueCap:
-    """At most so many queued jobs with a label of this value."""
+    """At most so many queued jobs of one group of a quota."""
 
-    label: str
-    value: str
+    quota: Quota
+    group: str
     queued_jobs: int
 
 
@@ -67,7 +71,8 @@ class QueueFullError(Exception):
     """As many jobs are queued as the cap allows."""
 
     def __init__(self, cap: QueueCap) -> None:
-        super().__init__(f"{cap.queued_jobs} jobs with label {cap.label}={cap.value} are queued")
+        group = f"label {cap.quota.label}={cap.group}" if cap.quota.label else f"{cap.quota.by} {cap.group}"
+        super().__init__(f"{cap.queued_jobs} jobs with {group} are queued")
         self.cap = cap
 
 
@@ -146,8 +151,9 @@ async def store_need(write: Write, job_id: str, spec: JobSpec) -> None:
 
 async def require_place(write: Write, cap: QueueCap) -> None:
     """Raise QueueFullError where one more queued job would be too many."""
-    is_meant = (job_labels.c.key == cap.label) & (job_labels.c.value == cap.value) & (jobs.c.state == State.QUEUED.value)
-    found = select(jobs.c.id).join(job_labels, job_labels.c.job_id == jobs.c.id).where(is_meant).limit(cap.queued_jobs)
+    group, members = members_of(cap.quota)
+    is_meant = (group == cap.group) & (jobs.c.state == State.QUEUED.value)
+    found = select(jobs.c.id).select_from(members).where(is_meant).limit(cap.queued_jobs)
     number = (await write.connection.execute(select(func.count()).select_from(found.subquery()))).scalar_one()
     if number >= cap.queued_jobs:
         raise QueueFullError(cap)
@@ -197,6 +203,8 @@ def _queued(row: RowMapping) -> Queued:
         timeout=_left(row),
         priority=row["priority"],
         labels=_labels(row["labels"]),
+        project=row["project"],
+        submitter=row["submitter"],
     )
     return Queued(need, row["created_us"], row["reason"], row["message"])
 
@@ -213,4 +221,6 @@ def _held(row: RowMapping) -> Held:
         timeout=_left(row),
         is_pausable=state is State.RUNNING,
         is_leaving=state in _LEAVING,
+        project=row["project"],
+        submitter=row["submitter"],
     )

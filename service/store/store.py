@@ -21,6 +21,7 @@ from service.store.queue import Queue
 from service.store.records import Lease
 from service.store.recoveries import Recoveries
 from service.store.tokens import Tokens
+from service.store.usage import Usage
 
 
 class Store:
@@ -43,6 +44,7 @@ class Store:
         self.bundles = Bundles(database)
         self.leases = Leases(database)
         self.prunings = Prunings(database)
+        self.usage = Usage(database)
 
     @classmethod
     async def open(cls, database_url: str, *, max_log_bytes: int = sys.maxsize) -> Self:

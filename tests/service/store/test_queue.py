@@ -5,12 +5,15 @@ from datetime import UTC, datetime, timedelta
 import pytest
 
 from service import jobs
+from service.quotas import Quota
 from service.room import Bundle
 from service.scheduling import GRACE
 from service.states import State
 from service.store.ids import new_job_id
 from service.store.queue import PAUSE_REQUESTED, PREEMPTED, QueueCap, QueueFullError
-from tests.service.store.ranks import spec
+from service.store.usage import Used
+from tests.service.store.ranks import manifest, said, spec
+from worker.contract import EventType
 
 
 async def _queued(store, **changes) -> str:
@@ -54,7 +57,7 @@ def test_a_need_is_what_the_spec_says(with_store):
 
 def test_a_queue_has_an_end(with_store):
     """As many queued jobs with a label as the cap says; those that run do not count."""
-    cap = QueueCap("team", "a", 2)
+    cap = QueueCap(Quota(label="team"), "a", 2)
 
     async def submit(store, **labels):
         return (await store.jobs.create(new_job_id(), spec(labels=labels), caps=[cap]))[0]
@@ -146,3 +149,47 @@ def test_time_in_the_queue_and_paused_is_not_running_time(with_store):
 async def _run(store, job_id: str) -> None:
     await store.attempts.begin(job_id, "first", 2)
     await store.jobs.transition(job_id, State.RUNNING, from_={State.STARTING}, reason="training")
+
+
+def test_usage_is_counted_by_label_token_and_project(with_store):
+    """What is held and what waits; checkpoints also of jobs that have ended."""
+
+    async def scenario(store):
+        jobs_of = [("a", "ann", "p"), ("a", "bob", "p"), ("b", "bob", "q")]
+        ids = []
+        for team, submitter, project in jobs_of:
+            wish = spec(labels={"team": team}, resources={"workers": 2, "gpus_per_worker": 1})
+            ids.append((await store.jobs.create(new_job_id(), wish, project=project, submitter=submitter))[0])
+        await _run(store, ids[0])
+        files = {"model.safetensors": {"size": 70, "sha256": "0" * 64}, "training.json": {"size": 30, "sha256": "0" * 64}}
+        for seq, job_id in enumerate(ids[1:], 1):
+            await _run(store, job_id)
+            await store.events.ingest(job_id, 1, 0, [said(seq, EventType.CHECKPOINT, **manifest(job_id, 10, files=files))], 1)
+            await store.jobs.transition(job_id, State.SUCCEEDED, from_={State.RUNNING}, reason="done")
+        await store.jobs.create(new_job_id(), spec(labels={"team": "b"}), submitter="ann")
+
+        by_team = await store.usage.of(Quota(label="team"))
+        assert by_team == {"a": Used(1, 2, 2, 0, 100), "b": Used(queued_jobs=1, storage_bytes=100)}
+        assert await store.usage.of(Quota(by="token")) == {"ann": Used(1, 2, 2, 1, 0), "bob": Used(storage_bytes=200)}
+        assert await store.usage.of(Quota(by="project", value="p")) == {"p": Used(1, 2, 2, 0, 100)}
+        assert await store.usage.of(Quota(label="team", value="none")) == {"none": Used()}
+        assert await store.usage.groups_with(Quota(by="token"), "q") == {"bob"}
+        await store.jobs.delete(ids[2])
+        assert await store.usage.stored(Quota(label="team")) == {"a": 100}
+
+    with_store(scenario)
+
+
+@pytest.mark.parametrize(("by", "group"), [("token", "ann"), ("project", "p")])
+def test_a_token_or_a_project_has_its_places_in_the_queue(with_store, by, group):
+    """Whatever the labels say."""
+
+    async def scenario(store):
+        owner = {"project": "p", "submitter": "ann"}
+        cap = QueueCap(Quota(by=by), group, 1)
+        await store.jobs.create(new_job_id(), spec(), caps=[cap], **owner)
+        with pytest.raises(QueueFullError, match=f"1 jobs with {by} {group} are queued"):
+            await store.jobs.create(new_job_id(), spec(), caps=[cap], **owner)
+        await store.jobs.create(new_job_id(), spec(), caps=[QueueCap(Quota(by=by), "else", 1)], project="else", submitter="else")
+
+    with_store(scenario)
