@@ -24,12 +24,13 @@ from service.settings import Settings
 from service.store.store import Store
 from service.streams import StreamPlaces
 from service.tails import Tails
+from service.tracing import Tracing
 from worker.storage.opening import open_storage
 
 _log = logging.getLogger(__name__)
 
 
-def create_app(settings: Settings, controller: Controller | None = None) -> FastAPI:
+def create_app(settings: Settings, controller: Controller | None = None, tracing: Tracing | None = None) -> FastAPI:
     """Return the application.
 
     While it runs (its lifespan), the store is open, and `app.state.first_token` is a token that was just made, or None where the one in
@@ -38,6 +39,7 @@ def create_app(settings: Settings, controller: Controller | None = None) -> Fast
     Args:
         settings: where everything is.
         controller: what runs the jobs; with None they stay queued.
+        tracing: where traces go; None for nowhere.
     """
     meter = Meter()
 
@@ -45,6 +47,8 @@ def create_app(settings: Settings, controller: Controller | None = None) -> Fast
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         storage = open_storage(settings.storage_url)
         async with await Store.open(settings.store_url, max_log_bytes=settings.max_log_bytes) as store:
+            if tracing is not None:
+                store.changes.on_state_left = tracing.state_left
             app.state.first_token = await ensure_first_token(store, settings.files.token)
             artifacts = Artifacts(store, storage)
             places = StreamPlaces(settings.max_streams, settings.max_streams_per_token)
@@ -59,6 +63,8 @@ def create_app(settings: Settings, controller: Controller | None = None) -> Fast
                 for task in beside:
                     task.cancel()
                 await asyncio.gather(*beside, return_exceptions=True)
+                if tracing is not None:
+                    await asyncio.to_thread(tracing.close)
 
     app = FastAPI(
         title="syncbn",
@@ -79,6 +85,8 @@ def create_app(settings: Settings, controller: Controller | None = None) -> Fast
     problems.install(app)
     app.add_middleware(Guards, settings=settings)
     app.add_middleware(Metered, meter=meter)
+    if tracing is not None:
+        tracing.watch(app)
     app.openapi = partial(describe, app)  # type: ignore[method-assign]
     return app
 

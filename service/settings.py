@@ -130,6 +130,11 @@ def inherited_environment() -> dict[str, str]:
     return {name: value for name, value in os.environ.items() if name not in _SECRET}
 
 
+def otlp_endpoint() -> str:
+    """Return where traces go, by OpenTelemetry's own variable; empty for nowhere. Its exporter reads the other OTEL_ variables itself."""
+    return os.environ.get("OTEL_EXPORTER_OTLP_ENDPOINT", "")
+
+
 def export_ray_token(path: str) -> None:
     """Have this process show the token in the file at `path` to Ray, which takes it from nowhere but the environment."""
     os.environ.update(RAY_AUTH_MODE="token", RAY_AUTH_TOKEN_PATH=path)

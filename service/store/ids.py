@@ -39,3 +39,15 @@ def new_id(kind: str) -> str:
         _last = max(fresh, _last + 1 + int.from_bytes(os.urandom(4)))
         number = _last
     return f"{kind}_" + "".join(_ALPHABET[number >> shift & 31] for shift in range(125, -1, -5))
+
+
+def number_of(id_: str) -> int:
+    """Return the number of 128 bits that an id is made of.
+
+    >>> number_of("job_0000000000000000000000000Z")
+    31
+    """
+    number = 0
+    for letter in id_.partition("_")[2]:
+        number = number << 5 | _ALPHABET.index(letter)
+    return number
