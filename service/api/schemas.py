@@ -148,6 +148,8 @@ class MetricsShape(Shape):
     """Metric series."""
 
     series: list[SeriesShape]
+    is_pruned: bool
+    """Whether there were points, and the operator's retention policy has dropped them."""
 
 
 class FileShape(Shape):

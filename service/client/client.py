@@ -155,9 +155,21 @@ class Client:
             if "message" in line:  # the end event is none
                 yield line
 
-    def metrics(self, job_id: str, names: Sequence[str] = (), *, max_points: int | None = None) -> Json:
-        """Return the series of a job's metrics, all of them unless named, thinned out to max_points each."""
-        return self._json("GET", _path("jobs", job_id, "metrics"), params=_given({"name": list(names) or None, "max_points": max_points}))
+    def metrics(
+        self, job_id: str, names: Sequence[str] = (), *, max_points: int | None = None, steps: tuple[int, int] | None = None
+    ) -> Json:
+        """Return the series of a job's metrics, all of them unless named, thinned out to max_points each.
+
+        Args:
+            job_id: the job.
+            names: the series.
+            max_points: of each series.
+            steps: only from the first of these to the second, both included.
+        """
+        params = {"name": list(names) or None, "max_points": max_points}
+        if steps is not None:
+            params |= {"from_step": steps[0], "to_step": steps[1]}
+        return self._json("GET", _path("jobs", job_id, "metrics"), params=_given(params))
 
     def layers(self, job_id: str, names: Sequence[str] = (), *, max_points: int | None = None) -> Json:
         """Return what the normalization layers do: drift, cost of synchronizing, variance between ranks; all of them unless named."""
