@@ -23,9 +23,15 @@ class Metrics:
 
     async def names(self, job_id: str) -> list[str]:
         """Return the names of a job's series, in order."""
-        query = select(metric_points.c.name).where(metric_points.c.job_id == job_id).distinct().order_by(metric_points.c.name)
+        found: list[str] = []
         async with self._database.read() as connection:
-            return list((await connection.execute(query)).scalars())
+            while True:
+                # One look into the index for each name; asked for all at once, a database reads every point.
+                rest = (metric_points.c.job_id == job_id) & (metric_points.c.name > (found[-1] if found else ""))
+                name = (await connection.execute(select(func.min(metric_points.c.name)).where(rest))).scalar_one()
+                if name is None:
+                    return found
+                found.append(name)
 
     async def last_steps(self, job_id: str) -> dict[str, int]:
         """Return, for each of a job's series, the last step that is on record."""
