@@ -2,10 +2,11 @@
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Coroutine
 from contextlib import asynccontextmanager
 from functools import partial
 from importlib.metadata import version
+from typing import Any
 
 from fastapi import APIRouter, Depends, FastAPI
 
@@ -58,16 +59,10 @@ def create_app(settings: Settings, controller: Controller | None = None, tracing
                 settings, store, storage, artifacts, Verified(), places, rates, Tails(store), meter, policy, controller
             )
             # Beside the work: with many jobs both take a while.
-            beside = [asyncio.create_task(rebuild(store, storage)), asyncio.create_task(Pruner(store, storage, policy).run())]
-            try:
-                async with _running(controller, store):
-                    yield
-            finally:
-                for task in beside:
-                    task.cancel()
-                await asyncio.gather(*beside, return_exceptions=True)
-                if tracing is not None:
-                    await asyncio.to_thread(tracing.close)
+            async with _beside(rebuild(store, storage), Pruner(store, storage, policy).run()), _running(controller, store):
+                yield
+        if tracing is not None:
+            await asyncio.to_thread(tracing.close)
 
     app = FastAPI(
         title="syncbn",
@@ -92,6 +87,17 @@ def create_app(settings: Settings, controller: Controller | None = None, tracing
         tracing.watch(app)
     app.openapi = partial(describe, app)  # type: ignore[method-assign]
     return app
+
+
+@asynccontextmanager
+async def _beside(*works: Coroutine[Any, Any, None]) -> AsyncIterator[None]:
+    tasks = [asyncio.create_task(work) for work in works]
+    try:
+        yield
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
 
 
 @asynccontextmanager

@@ -92,11 +92,10 @@ class Pruner:
             log.info("part_dropped", job=job_id, part=part.value)
 
     async def _drop_jobs(self, store: Store, days: int) -> None:
-        needed = await store.prunings.needed()
         artifacts = Artifacts(store, self._storage)
         async for job_id in store.prunings.old(Part.JOB, days):
-            # A pin and a job to come are both reasons to keep a checkpoint, and there is no other place for it than its job.
-            if job_id in needed or (await asyncio.to_thread(self._storage.pins, job_id)) != set():
+            # A pin or a job to come keeps a checkpoint, and with it its job. Asked anew for each: jobs are submitted meanwhile.
+            if (await asyncio.to_thread(self._storage.pins, job_id)) != set() or job_id in await store.prunings.needed():
                 continue
             for step in (store.prunings.drop_events, store.prunings.drop_metrics):
                 await self._repeat(step, job_id)

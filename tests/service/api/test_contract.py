@@ -16,7 +16,9 @@ GET /healthz
 GET /metrics
 GET /readyz
 GET /v1/cluster
+GET /v1/code
 POST /v1/code
+DELETE /v1/code/{code_id}
 GET /v1/comparisons
 POST /v1/comparisons
 DELETE /v1/comparisons/{comparison_id}
@@ -51,6 +53,7 @@ GET /v1/tokens
 POST /v1/tokens
 DELETE /v1/tokens/{token_id}
 POST /v1/tokens/{token_id}/rotate
+GET /v1/usage
 """.strip().splitlines()
 
 TOKEN = "tok_01ARZ3NDEKTSV4RRFFQ69G5FAV"
