@@ -10,7 +10,22 @@ from typing import Any
 
 from fastapi import APIRouter, Depends, FastAPI
 
-from service.api import checkpoints, cluster, code, comparisons, dashboard, downloads, health, jobs, problems, streams, telemetry, tokens
+from service.api import (
+    checkpoints,
+    cluster,
+    code,
+    comparisons,
+    dashboard,
+    derivations,
+    downloads,
+    health,
+    jobs,
+    predictions,
+    problems,
+    streams,
+    telemetry,
+    tokens,
+)
 from service.api.context import Context, Controller, identity_of
 from service.api.description import describe
 from service.api.guards import Guards
@@ -20,6 +35,7 @@ from service.auth import ensure_first_token
 from service.catalogue import rebuild
 from service.limits import RequestRates
 from service.policy import PolicyFile
+from service.predictor import Predictor
 from service.pruning import Pruner
 from service.reading import Verified
 from service.settings import Settings
@@ -55,12 +71,17 @@ def create_app(settings: Settings, controller: Controller | None = None, tracing
             artifacts = Artifacts(store, storage)
             places = StreamPlaces(settings.max_streams, settings.max_streams_per_token)
             rates, policy = RequestRates(settings.max_requests_per_s), PolicyFile(settings.policy_path)
+            verified = Verified()
+            predictor = Predictor(artifacts, verified)
             app.state.context = Context(
-                settings, store, storage, artifacts, Verified(), places, rates, Tails(store), meter, policy, controller
+                settings, store, storage, artifacts, predictor, verified, places, rates, Tails(store), meter, policy, controller
             )
             # Beside the work: with many jobs both take a while.
             async with _beside(rebuild(store, storage), Pruner(store, storage, policy).run()), _running(controller, store):
-                yield
+                try:
+                    yield
+                finally:
+                    await predictor.close()
         if tracing is not None:
             await asyncio.to_thread(tracing.close)
 
@@ -74,7 +95,7 @@ def create_app(settings: Settings, controller: Controller | None = None, tracing
         redoc_url=None,
     )
     v1 = APIRouter(prefix="/v1", dependencies=[Depends(identity_of)])
-    routed = (jobs, streams, telemetry, checkpoints, downloads, comparisons, cluster, code, tokens)
+    routed = (jobs, streams, telemetry, checkpoints, downloads, derivations, predictions, comparisons, cluster, code, tokens)
     for router in (module.router for module in routed):
         v1.include_router(router)
     app.include_router(v1)

@@ -11,7 +11,7 @@ from service.quotas import Quota
 from service.store.records import Job
 from service.store.usage import Used
 from service.waiting import Wait, in_line
-from worker.contract import DATASETS, MODELS, NORMS
+from worker.contract import AUTO, DATASETS, MODELS, NORMS
 from worker.contract.catalogue import Entry
 
 router = APIRouter(tags=["cluster"], dependencies=[READ])
@@ -74,7 +74,7 @@ async def list_datasets() -> CataloguePage:
 @router.get("/norms")
 async def list_norms() -> CataloguePage:
     """List the kinds of normalization that a spec may name."""
-    return _page(NORMS)
+    return _page({**NORMS, AUTO.name: AUTO})
 
 
 def _queued(job: Job, position: int, wait: Wait | None) -> QueuedShape:
