@@ -2,10 +2,11 @@
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Coroutine
 from contextlib import asynccontextmanager
 from functools import partial
 from importlib.metadata import version
+from typing import Any
 
 from fastapi import APIRouter, Depends, FastAPI
 
@@ -35,17 +36,19 @@ from service.catalogue import rebuild
 from service.limits import RequestRates
 from service.policy import PolicyFile
 from service.predictor import Predictor
+from service.pruning import Pruner
 from service.reading import Verified
 from service.settings import Settings
 from service.store.store import Store
 from service.streams import StreamPlaces
 from service.tails import Tails
+from service.tracing import Tracing
 from worker.storage.opening import open_storage
 
 _log = logging.getLogger(__name__)
 
 
-def create_app(settings: Settings, controller: Controller | None = None) -> FastAPI:
+def create_app(settings: Settings, controller: Controller | None = None, tracing: Tracing | None = None) -> FastAPI:
     """Return the application.
 
     While it runs (its lifespan), the store is open, and `app.state.first_token` is a token that was just made, or None where the one in
@@ -54,6 +57,7 @@ def create_app(settings: Settings, controller: Controller | None = None) -> Fast
     Args:
         settings: where everything is.
         controller: what runs the jobs; with None they stay queued.
+        tracing: where traces go; None for nowhere.
     """
     meter = Meter()
 
@@ -61,6 +65,8 @@ def create_app(settings: Settings, controller: Controller | None = None) -> Fast
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         storage = open_storage(settings.storage_url)
         async with await Store.open(settings.store_url, max_log_bytes=settings.max_log_bytes) as store:
+            if tracing is not None:
+                store.changes.on_state_left = tracing.state_left
             app.state.first_token = await ensure_first_token(store, settings.files.token)
             artifacts = Artifacts(store, storage)
             places = StreamPlaces(settings.max_streams, settings.max_streams_per_token)
@@ -70,15 +76,14 @@ def create_app(settings: Settings, controller: Controller | None = None) -> Fast
             app.state.context = Context(
                 settings, store, storage, artifacts, predictor, verified, places, rates, Tails(store), meter, policy, controller
             )
-            # Beside the work: in an object store with many jobs it takes a while.
-            rebuilding = asyncio.create_task(rebuild(store, storage))
-            try:
-                async with _running(controller, store):
+            # Beside the work: with many jobs both take a while.
+            async with _beside(rebuild(store, storage), Pruner(store, storage, policy).run()), _running(controller, store):
+                try:
                     yield
-            finally:
-                await predictor.close()
-                rebuilding.cancel()
-                await asyncio.gather(rebuilding, return_exceptions=True)
+                finally:
+                    await predictor.close()
+        if tracing is not None:
+            await asyncio.to_thread(tracing.close)
 
     app = FastAPI(
         title="syncbn",
@@ -99,8 +104,21 @@ def create_app(settings: Settings, controller: Controller | None = None) -> Fast
     problems.install(app)
     app.add_middleware(Guards, settings=settings)
     app.add_middleware(Metered, meter=meter)
+    if tracing is not None:
+        tracing.watch(app)
     app.openapi = partial(describe, app)  # type: ignore[method-assign]
     return app
+
+
+@asynccontextmanager
+async def _beside(*works: Coroutine[Any, Any, None]) -> AsyncIterator[None]:
+    tasks = [asyncio.create_task(work) for work in works]
+    try:
+        yield
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
 
 
 @asynccontextmanager

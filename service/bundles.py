@@ -11,11 +11,12 @@ import stat
 import zipfile
 import zlib
 from datetime import UTC, datetime
+from functools import partial
 from typing import Final
 
-from service.errors import InvalidError
+from service.errors import ConflictError, InvalidError, NotFoundError
 from service.store.ids import new_id
-from service.store.records import Bundle
+from service.store.records import Bundle, Token
 from service.store.store import Store
 from worker.contract import Problem
 from worker.contract.bundle import ARCHIVE_OVERHEAD_BYTES, MAX_FILES, MAX_UNPACKED_BYTES, BundleError, Names, read_tar, shown, write_tar
@@ -46,10 +47,39 @@ async def store_bundle(store: Store, storage: Storage, data: bytes, media_type: 
     except BundleError as error:
         problem = Problem(loc="body", expected="an archive of plain files", remedy=str(error))
         raise InvalidError(str(error), code="invalid_code", problems=[problem]) from error
-    sha256 = hashlib.sha256(archive).hexdigest()
+    sha256, now = hashlib.sha256(archive).hexdigest(), datetime.now(UTC)
     # The file first: a crash between the two leaves a file that nobody names, not a name without a file.
     await asyncio.to_thread(storage.put_code, sha256, archive)
-    return await store.bundles.add(Bundle(new_id("code"), project, sha256, len(archive), num_files, datetime.now(UTC)))
+    added = await store.bundles.add(Bundle(new_id("code"), project, sha256, len(archive), num_files, now, now))
+    # And once more, where it is there: who removed the last other bundle of this archive meanwhile has removed the file with it.
+    await asyncio.to_thread(storage.put_code, sha256, archive)
+    return added
+
+
+async def find_bundle(store: Store, bundle_id: str, owner: Token) -> Bundle:
+    """Return a bundle that the token's project has uploaded; any, for an admin. Raises NotFoundError."""
+    bundle = await store.bundles.get(bundle_id)
+    if bundle is None or not owner.sees(bundle.project):
+        detail = f"code {bundle_id} is not here; expected the id of uploaded code; GET /v1/code lists it"
+        raise NotFoundError(detail, code="code_not_found")
+    return bundle
+
+
+async def remove_bundle(store: Store, storage: Storage, bundle: Bundle) -> bool:
+    """Delete a bundle and, where it is the last of its archive, the archive; return False where a job names it, or it came again."""
+    return await store.bundles.remove(bundle, partial(asyncio.to_thread, storage.remove_code, bundle.sha256))
+
+
+async def delete_bundle(store: Store, storage: Storage, bundle: Bundle) -> None:
+    """Delete a bundle that no job names.
+
+    Raises:
+        ConflictError: a job names it.
+    """
+    if not await remove_bundle(store, storage, bundle):
+        number = await store.bundles.num_jobs(bundle.id)
+        detail = f"code {bundle.id} is named by {number} jobs; expected code that no job names; delete the jobs first"
+        raise ConflictError(detail, code="code_in_use")
 
 
 def read_archive(data: bytes, media_type: str) -> dict[str, bytes]:

@@ -10,6 +10,7 @@ from service.artifacts import Artifacts
 from service.comparison_table import Row, Stage, names_needed, row_of, row_of_deleted, stage
 from service.errors import ConflictError, NotFoundError
 from service.quotas import Quota
+from service.store.bundles import CodeGoneError
 from service.store.comparisons import NewComparison, NewVariant
 from service.store.idempotency import KeyReusedError
 from service.store.ids import new_id, new_job_id
@@ -63,11 +64,12 @@ async def start(
     for spec in specs:
         await admit(store, spec, owner, roots)
         await jobs.check_references(artifacts, spec)
-    pairs = zip(wish.values, specs, strict=True)
-    parts = [NewVariant(value, new_job_id(), spec, jobs.caps_of(spec, quotas)) for value, spec in pairs]
+    caps = [jobs.caps_of(spec, quotas, project=owner.project, submitter=owner.name) for spec in specs]
+    parts = [NewVariant(value, new_job_id(), spec, some) for value, spec, some in zip(wish.values, specs, caps, strict=True)]
     try:
-        found, is_new = await store.comparisons.create(NewComparison(comparison_id, owner.project, wish.field, wish.spec, parts), claim)
-    except (QueueFullError, KeyReusedError) as error:
+        new = NewComparison(comparison_id, owner.project, wish.field, wish.spec, parts, owner.name)
+        found, is_new = await store.comparisons.create(new, claim)
+    except (QueueFullError, KeyReusedError, CodeGoneError) as error:
         raise jobs.refusal(error) from error
     return await find(store, found), is_new
 

@@ -5,9 +5,10 @@ from dataclasses import dataclass
 
 from service.artifacts import Artifacts
 from service.errors import ChangedError, ConflictError, InvalidError, NotFoundError, QuotaError
-from service.quotas import Quota
+from service.quotas import Owner, Quota
 from service.scopes import DEFAULT_PROJECT
 from service.states import TERMINAL, State
+from service.store.bundles import CodeGoneError
 from service.store.idempotency import KeyReusedError
 from service.store.ids import new_job_id
 from service.store.queue import PAUSE_REQUESTED, QueueCap, QueueFullError
@@ -37,9 +38,18 @@ async def submit(
     quotas: Sequence[Quota] = (),
     *,
     project: str = DEFAULT_PROJECT,
+    submitter: str = "",
 ) -> tuple[JobView, bool]:
     """Store a job, durably when this returns. Whether its owner may ask for it is looked at in `service.admission`, before.
 
+    Args:
+        store: where it goes.
+        artifacts: where checkpoints are that the spec may name.
+        spec: the job.
+        claim: the idempotency key, where there is one.
+        quotas: limits on queued jobs.
+        project: whose it is.
+        submitter: the name of the token that asks.
     Returns:
         The job, and whether it is new; it is not where the same request came before.
     Raises:
@@ -48,14 +58,18 @@ async def submit(
     """
     await check_references(artifacts, spec)
     try:
-        job_id, is_new = await store.jobs.create(new_job_id(), spec, claim, caps_of(spec, quotas), project=project)
-    except (QueueFullError, KeyReusedError) as error:
+        caps = caps_of(spec, quotas, project=project, submitter=submitter)
+        job_id, is_new = await store.jobs.create(new_job_id(), spec, claim, caps, project=project, submitter=submitter)
+    except (QueueFullError, KeyReusedError, CodeGoneError) as error:
         raise refusal(error) from error
     return await describe(store, await find(store, job_id)), is_new
 
 
-def refusal(error: QueueFullError | KeyReusedError) -> QuotaError | InvalidError:
+def refusal(error: QueueFullError | KeyReusedError | CodeGoneError) -> QuotaError | InvalidError:
     """Return what to tell whoever submitted, where the store refuses."""
+    if isinstance(error, CodeGoneError):
+        gone = Problem(loc="code", value=str(error), expected="code that is here", remedy="upload it again with POST /v1/code")
+        return InvalidError.of([gone], code="invalid_spec")
     if isinstance(error, QueueFullError):
         return QuotaError(f"{error}, which is as many as its quota allows; wait until some have started, or cancel some")
     problem = Problem(
@@ -81,10 +95,11 @@ async def check_references(artifacts: Artifacts, spec: JobSpec) -> None:
         raise InvalidError.of([problem], code="invalid_spec") from error
 
 
-def caps_of(spec: JobSpec, quotas: Sequence[Quota]) -> list[QueueCap]:
-    """Return the limits on queued jobs that one more with these labels must keep."""
-    groups = [(quota.label, quota.group_of(spec.labels), quota.queued_jobs) for quota in quotas]
-    return [QueueCap(label, group, limit) for label, group, limit in groups if group is not None and limit is not None]
+def caps_of(spec: JobSpec, quotas: Sequence[Quota], *, project: str = DEFAULT_PROJECT, submitter: str = "") -> list[QueueCap]:
+    """Return the limits on queued jobs that one more must keep."""
+    owner = Owner(spec.labels, project, submitter)
+    groups = [(quota, quota.group_of(owner), quota.queued_jobs) for quota in quotas]
+    return [QueueCap(quota, group, limit) for quota, group, limit in groups if group is not None and limit is not None]
 
 
 async def find(store: Store, job_id: str) -> Job:
@@ -139,7 +154,7 @@ async def cancel(store: Store, job_id: str) -> JobView:
 async def pause(store: Store, job_id: str) -> JobView:
     """Have a job save, give its room back and wait for `resume`: at once where it has no processes, else after the present step.
 
-    Doing it again changes nothing.
+    Doing it again changes nothing. A job that is being paused only to make room stays paused, too.
 
     Raises:
         NotFoundError: no such job.
@@ -147,13 +162,13 @@ async def pause(store: Store, job_id: str) -> JobView:
     """
     while True:
         job = await find(store, job_id)
-        if job.state in {State.PAUSING, State.PAUSED}:
+        if job.state in {State.PAUSING, State.PAUSED} and not await store.queue.is_preempted(job_id):
             return await describe(store, job)
         if job.state in TERMINAL | {State.CANCELLING}:
             raise ConflictError(
                 f"job {job_id} is {job.state}; expected one that goes on; there is nothing to pause", code="job_already_ended"
             )
-        to = State.PAUSED if job.state is State.QUEUED else State.PAUSING
+        to = State.PAUSED if job.state in _WITHOUT_GANG else State.PAUSING
         if await store.jobs.transition(job_id, to, from_={job.state}, reason=PAUSE_REQUESTED, message="paused on request"):
             store.changes.jobs.set()
             return await describe(store, await find(store, job_id))
@@ -206,6 +221,9 @@ async def delete(store: Store, artifacts: Artifacts, job_id: str) -> None:
     job = await find(store, job_id)
     if job.state not in TERMINAL:
         raise ConflictError(f"job {job_id} is {job.state}; expected one that has ended; cancel it first", code="job_not_ended")
+    # Piece by piece, so that nobody waits long for the database while millions of rows go.
+    while await store.prunings.drop_events(job_id) or await store.prunings.drop_metrics(job_id):
+        pass
     # Files first: a crash between the two leaves a job that can be deleted again, not files that nobody knows.
     await artifacts.delete(job_id)
     await store.jobs.delete(job_id)

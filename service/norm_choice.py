@@ -51,7 +51,8 @@ async def _trials_of(store: Store, job: Job) -> Comparison:
     comparison_id, document, tried = new_id("cmp"), trial_document(job.spec), kinds(job.spec)
     specs = variants(document, "norm.kind", tried, comparison_id)
     parts = [NewVariant(kind, new_job_id(), spec) for kind, spec in zip(tried, specs, strict=True)]
-    made, _ = await store.comparisons.create(NewComparison(comparison_id, job.project, "norm.kind", document, parts), claim)
+    new = NewComparison(comparison_id, job.project, "norm.kind", document, parts, job.submitter)
+    made, _ = await store.comparisons.create(new, claim)
     await store.jobs.explain([(job.id, CHOOSING_NORM, f"waits for the trials of {', '.join(tried)} in {made}")])
     created = await store.comparisons.get(made)
     assert created is not None  # made a moment ago, and deleted only when its jobs have ended

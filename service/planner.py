@@ -12,6 +12,7 @@ import structlog
 
 from service.cluster import Cluster
 from service.policy import PolicyFile
+from service.quotas import Policy, Quota, Stored
 from service.scheduling import Draft, Plan
 from service.store.queue import Queued
 from service.store.store import Store
@@ -22,6 +23,8 @@ NEAR = 1_000
 """Jobs at the front of the queue that every round looks at."""
 DEEP_S = 30.0
 """How often a round looks at all of them, for one far behind that may start before others."""
+SUM_S = 10.0
+"""How old the sums of stored bytes may be."""
 NUM_SAID = 50
 """Jobs at the front whose every new message is stored; further behind only a new reason is. `/v1/queue` has the newest of all."""
 
@@ -35,6 +38,8 @@ class Planner:
         self._cluster = cluster
         self._policy = policy
         self._next_deep = 0.0
+        self._next_sum = 0.0
+        self._stored: dict[Quota, dict[str, int]] = {}
         self._waiting: dict[str, Wait] = {}
 
     @property
@@ -50,7 +55,9 @@ class Planner:
             busy: jobs that are queued again while the last of their attempt is still being put away.
         """
         is_deep = time.monotonic() >= self._next_deep
-        draft = Draft(await self._cluster.room(), await store.queue.held(), self._policy.current(), datetime.now(UTC))
+        policy = self._policy.current()
+        stored = await self._look_at_storage(store, policy)
+        draft = Draft(await self._cluster.room(), await store.queue.held(), policy, datetime.now(UTC), stored)
         near = await self._consider(store, draft, busy, is_deep=is_deep)
         decision = draft.plan()
         if is_deep:
@@ -59,6 +66,14 @@ class Planner:
         self._waiting.update(decision.waiting)
         await _explain(store, near, decision.waiting)
         return decision
+
+    async def _look_at_storage(self, store: Store, policy: Policy) -> Stored:
+        """Return what the groups with a limit of storage have stored, added up now and then: it is a sum over all checkpoints."""
+        wanted = {quota for quota in policy.quotas if quota.storage_bytes is not None}
+        if time.monotonic() >= self._next_sum or wanted != self._stored.keys():
+            self._stored = {quota: await store.usage.stored(quota) for quota in wanted}
+            self._next_sum = time.monotonic() + SUM_S
+        return self._stored
 
     async def _consider(self, store: Store, draft: Draft, busy: AbstractSet[str], *, is_deep: bool) -> list[Queued]:
         """Show the queue to the draft, page by page, so that the process answers in between; return the front of it."""

@@ -56,5 +56,6 @@ class PolicyFile:
         except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
             faults = str(error)
         raise PolicyError(
-            f"{self._path} cannot be used: {faults}; expected `preempt` and [[quotas]] as in docs/scheduling.md; mend the file"
+            f"{self._path} cannot be used: {faults}; expected `preempt` and [[quotas]] as in docs/scheduling.md, [retention] as in"
+            " docs/operations.md; mend the file"
         )

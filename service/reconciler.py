@@ -163,8 +163,7 @@ class Reconciler:
             self._spawn(store, job, supervisor, supervisor.adopt())
 
     async def _schedule(self, planning: Store, tenure: Tenure) -> None:
-        for job_id in await planning.queue.preempted():
-            await planning.jobs.transition(job_id, State.QUEUED, from_={State.PAUSED}, reason=PREEMPTED, message="waits for room again")
+        await planning.queue.requeue_preempted()
         decision = await self._planner.plan(planning, set(self._supervisors))
         await _make_room(planning, decision)
         # Before they are live, so that no other controller takes them for abandoned.

@@ -8,11 +8,12 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
+from types import MappingProxyType
 from typing import Final
 
 from service import waiting
 from service.preemption import victims
-from service.quotas import Account, Accounts, Policy
+from service.quotas import Account, Accounts, Policy, Stored
 from service.reservation import Reservation, reserve
 from service.room import Bundle, Ledger, Places, Room
 from service.waiting import Wait
@@ -32,6 +33,8 @@ class Need:
     timeout: timedelta
     priority: int = 0
     labels: Mapping[str, str] = field(default_factory=dict)
+    project: str = ""
+    submitter: str = ""
 
 
 @dataclass(frozen=True)
@@ -43,16 +46,19 @@ class Held:
     bundle: Bundle
     priority: int
     labels: Mapping[str, str]
-    started_at: datetime | None
-    """When it first ran; None while it starts."""
+    running_since: datetime | None
+    """When its present attempt began to train; None while it starts."""
     timeout: timedelta
+    """How long it may run, counted from then."""
     is_pausable: bool
     is_leaving: bool
     """Its end was asked for: its room is as good as free."""
+    project: str = ""
+    submitter: str = ""
 
     def ends_by(self, now: datetime) -> datetime:
         """Return when its room is free again at the latest."""
-        return now if self.is_leaving else max((self.started_at or now) + self.timeout + GRACE, now)
+        return now if self.is_leaving else max((self.running_since or now) + self.timeout + GRACE, now)
 
 
 @dataclass(frozen=True)
@@ -84,14 +90,14 @@ class Plan:
 class Draft:
     """A plan in the making: jobs are considered one by one, in the order in which they should start."""
 
-    def __init__(self, room: Room, held: Sequence[Held], policy: Policy, now: datetime) -> None:
+    def __init__(self, room: Room, held: Sequence[Held], policy: Policy, now: datetime, stored: Stored = MappingProxyType({})) -> None:
         self._room = room
         self._policy = policy
         self._now = now
         self._all = Ledger.of_all(room)
         self._free = Ledger.of_free(room)
         self._held: dict[str, tuple[Held, Places]] = {}
-        self._accounts = Accounts(policy.quotas)
+        self._accounts = Accounts(policy.quotas, stored)
         self._count_in(held)
         self._reservation: Reservation | None = None
         self._refused: dict[tuple[Bundle, int, int, bool], Wait] = {}
@@ -112,7 +118,7 @@ class Draft:
         for job in held:
             places = self._room.placed.get(job.job_id)
             self._held[job.job_id] = (job, self._assumed(job, unexplained) if places is None else places)
-            for account in self._accounts.of(job.labels):
+            for account in self._accounts.of(job):
                 account.charge(job.workers, job.bundle.gpus)
 
     def _assumed(self, job: Held, unexplained: Ledger) -> Places:
@@ -121,7 +127,7 @@ class Draft:
 
     def consider(self, need: Need) -> None:
         """Start a job, or say why it waits."""
-        accounts = self._accounts.of(need.labels)
+        accounts = self._accounts.of(need)
         refusal = self._outright(need, accounts) or _by_quota(need, accounts)
         if refusal is not None:
             self._waiting[need.job_id] = refusal
@@ -210,7 +216,9 @@ def _by_quota(need: Need, accounts: Sequence[Account]) -> Wait | None:
     return None
 
 
-def plan(queue: Iterable[Need], room: Room, held: Sequence[Held], policy: Policy, now: datetime) -> Plan:
+def plan(  # noqa: PLR0917 - what a plan is made of
+    queue: Iterable[Need], room: Room, held: Sequence[Held], policy: Policy, now: datetime, stored: Stored = MappingProxyType({})
+) -> Plan:
     """Decide about a whole queue.
 
     Args:
@@ -219,6 +227,7 @@ def plan(queue: Iterable[Need], room: Room, held: Sequence[Held], policy: Policy
         held: the live jobs.
         policy: quotas, and whether to preempt.
         now: the present time.
+        stored: what the groups of quotas have stored.
 
     >>> from service.room import Node
     >>> node = Node("n", total_cpus=8, total_gpus=0, free_cpus=4, free_gpus=0)
@@ -228,7 +237,7 @@ def plan(queue: Iterable[Need], room: Room, held: Sequence[Held], policy: Policy
     >>> decision.start, decision.waiting["b"].message, decision.waiting["c"].message
     ((Start(job_id='a', workers=2),), 'needs 8 CPUs, 2 free', 'fits, but could make b wait longer; a shorter timeout_s may let it in')
     """
-    draft = Draft(room, held, policy, now)
+    draft = Draft(room, held, policy, now, stored)
     for need in queue:
         draft.consider(need)
     return draft.plan()

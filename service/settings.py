@@ -130,6 +130,11 @@ def inherited_environment() -> dict[str, str]:
     return {name: value for name, value in os.environ.items() if name not in _SECRET}
 
 
+def otlp_endpoint() -> str:
+    """Return where traces go, by OpenTelemetry's own variable; empty for nowhere. Its exporter reads the other OTEL_ variables itself."""
+    return os.environ.get("OTEL_EXPORTER_OTLP_ENDPOINT", "")
+
+
 def bare_environment() -> dict[str, str]:
     """Return the environment of a child process that meets what strangers send: nothing but what Python needs to start."""
     needed = ("PATH", "PYTHONPATH", "PYTHONHOME", "VIRTUAL_ENV", "LD_LIBRARY_PATH", "LANG", "LC_ALL", "TMPDIR")

@@ -2,6 +2,7 @@
 
 queued -> starting -> running -> succeeded | failed | cancelled
 running <-> recovering      queued, any live state -> pausing -> paused -> queued      any live state -> cancelling -> cancelled
+pausing -> pausing, paused -> paused: a user asks for the rest of a job that was only to make room, and it stays
 """
 
 from enum import StrEnum
@@ -33,8 +34,8 @@ ALLOWED: dict[State, frozenset[State]] = {
     State.STARTING: frozenset({State.RUNNING, State.PAUSING, State.SUCCEEDED, State.FAILED, State.CANCELLING, State.QUEUED}),
     State.RUNNING: frozenset({State.RECOVERING, State.PAUSING, State.SUCCEEDED, State.FAILED, State.CANCELLING, State.QUEUED}),
     State.RECOVERING: frozenset({State.RUNNING, State.PAUSING, State.SUCCEEDED, State.FAILED, State.CANCELLING, State.QUEUED}),
-    State.PAUSING: frozenset({State.PAUSED, State.SUCCEEDED, State.FAILED, State.CANCELLING}),
-    State.PAUSED: frozenset({State.QUEUED, State.CANCELLED}),
+    State.PAUSING: frozenset({State.PAUSING, State.PAUSED, State.SUCCEEDED, State.FAILED, State.CANCELLING}),
+    State.PAUSED: frozenset({State.PAUSED, State.QUEUED, State.CANCELLED}),
     State.CANCELLING: frozenset({State.CANCELLED, State.FAILED}),
     State.SUCCEEDED: frozenset(),
     State.FAILED: frozenset(),

@@ -15,15 +15,15 @@ from worker.contract import EventType
 
 @dataclass(frozen=True)
 class StreamFilter:
-    """Which events a stream has; `end` is always among them."""
+    """Which events a stream has; `end` is always among them, and what says that events are missing."""
 
     types: Collection[EventType] = ()
     rank: int | None = None
 
     def has(self, event: Event) -> bool:
         """Return whether the stream has an event."""
-        is_end = event.type is EventType.END
-        return is_end or ((not self.types or event.type in self.types) and (self.rank is None or event.rank == self.rank))
+        is_for_all = event.type in {EventType.END, EventType.GAP}
+        return is_for_all or ((not self.types or event.type in self.types) and (self.rank is None or event.rank == self.rank))
 
 
 class StreamPlaces:

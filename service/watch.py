@@ -156,8 +156,8 @@ class Watch:
         if isinstance(verdict, Wait) and (found := parted(heard, gang.world_size)) is not None:
             step, places = found
             verdict, self._parted_at = after_parting(places, is_again=step == self._parted_at, recoveries=recoveries), step
-        if isinstance(verdict, Wait) and self._job.started_at is not None:
-            return timed_out((datetime.now(UTC) - self._job.started_at).total_seconds(), self._job.spec.timeout_s)
+        if isinstance(verdict, Wait):
+            return timed_out(self._job.ran_s(datetime.now(UTC)), self._job.spec.timeout_s)
         return verdict
 
     def _look_for_stalled(self, heard: dict[int, Heard], world_size: int) -> None:

@@ -6,8 +6,10 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Query
 
 from service.api.context import READ, InContext, InIdentity
-from service.api.schemas import CataloguePage, EntryShape, QueuedShape, QueuePage
+from service.api.schemas import CataloguePage, EntryShape, GroupUsageShape, QueuedShape, QueuePage, UsageShape
+from service.quotas import Quota
 from service.store.records import Job
+from service.store.usage import Used
 from service.waiting import Wait, in_line
 from worker.contract import AUTO, DATASETS, MODELS, NORMS
 from worker.contract.catalogue import Entry
@@ -46,6 +48,17 @@ async def get_queue(
     return QueuePage(data=data, has_more=has_more, next_cursor=str(after + limit) if has_more else None)
 
 
+@router.get("/usage")
+async def get_usage(context: InContext, identity: InIdentity) -> UsageShape:
+    """Show what the groups of every quota use of it. For others than admins, the groups that the project has jobs in."""
+    data = []
+    for quota in context.policy.current().quotas:
+        used = await context.store.usage.of(quota)
+        seen = used.keys() if identity.is_admin else await context.store.usage.groups_with(quota, identity.project)
+        data += [_used(quota, group, used[group]) for group in sorted(used.keys() & seen)]
+    return UsageShape(data=data)
+
+
 @router.get("/models")
 async def list_models() -> CataloguePage:
     """List the models that a spec may name."""
@@ -70,6 +83,11 @@ def _queued(job: Job, position: int, wait: Wait | None) -> QueuedShape:
     message = f"{wait.message}; {in_line(position)}" if wait.message else in_line(position)
     said = {"position": position, "workers": job.document["resources"]["workers"], "reason": wait.reason, "message": message}
     return QueuedShape.model_validate(vars(job) | said)
+
+
+def _used(quota: Quota, group: str, used: Used) -> GroupUsageShape:
+    limits = quota.model_dump(include=set(vars(used)), exclude_none=True)
+    return GroupUsageShape(by=quota.by, subject=quota.subject, value=group, used=vars(used), limits=limits)
 
 
 def _page(table: Mapping[str, Entry]) -> CataloguePage:

@@ -62,7 +62,8 @@ async def stored(response: Response, context: Context, identity: Token, document
     spec = parse_spec(document)
     await admit(context.store, spec, identity, context.settings.data_roots)
     quotas = context.policy.current().quotas
-    view, is_new = await use_cases.submit(context.store, context.artifacts, spec, claim, quotas, project=identity.project)
+    owner = {"project": identity.project, "submitter": identity.name}
+    view, is_new = await use_cases.submit(context.store, context.artifacts, spec, claim, quotas, **owner)
     response.headers["Location"] = f"/v1/jobs/{view.job.id}"
     if not is_new:
         response.headers["Idempotent-Replayed"] = "true"

@@ -13,6 +13,7 @@ from service.store.ids import JOB_ID_PATTERN
 from service.store.records import Job
 
 MAX_SEQ: Final = 2**63 - 1
+MAX_STEP: Final = 2**62
 
 
 async def _visible_job(

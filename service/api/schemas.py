@@ -148,6 +148,8 @@ class MetricsShape(Shape):
     """Metric series."""
 
     series: list[SeriesShape]
+    is_pruned: bool
+    """Whether there were points, and the operator's retention policy has dropped them."""
 
 
 class FileShape(Shape):
@@ -217,6 +219,24 @@ class QueuePage(Shape):
     data: list[QueuedShape]
     has_more: bool
     next_cursor: str | None
+
+
+class GroupUsageShape(Shape):
+    """What the jobs of one group of a quota use, and how much they may."""
+
+    by: str
+    """label, project or token."""
+    subject: str
+    """The label's name; else as `by`."""
+    value: str
+    used: dict[str, int]
+    limits: dict[str, int]
+
+
+class UsageShape(Shape):
+    """The groups of every quota."""
+
+    data: list[GroupUsageShape]
 
 
 class EntryShape(Shape):

@@ -11,7 +11,7 @@ from pydantic import BaseModel
 from service import jobs as use_cases
 from service.api.context import READ, Context, InContext, InIdentity
 from service.api.downsampling import downsample
-from service.api.parameters import MAX_SEQ, AfterSeq, BeforeSeq, EventLimit, JobId, RankFilter
+from service.api.parameters import MAX_SEQ, MAX_STEP, AfterSeq, BeforeSeq, EventLimit, JobId, RankFilter
 from service.api.schemas import EventPage, EventShape, LogPage, LogShape, MetricsShape, SeriesShape
 from service.auth import is_still_admitted
 from service.logs import log_line
@@ -81,16 +81,22 @@ async def list_logs(
 async def get_metrics(
     job_id: JobId,
     context: InContext,
+    *,
     name: MetricName = [],  # noqa: B006 - FastAPI copies it
     max_points: Annotated[int, Query(ge=2, le=10_000, description="most points of one series; the peaks stay")] = 1000,
+    from_step: Annotated[int, Query(ge=0, le=MAX_STEP, description="only points of this step and later ones")] = 0,
+    to_step: Annotated[int, Query(ge=0, le=MAX_STEP, description="only points of this step and earlier ones")] = MAX_STEP,
 ) -> MetricsShape:
-    """Show metric series, thinned out so that first, last, highest and lowest stay. A name without points has an empty series."""
-    await use_cases.find(context.store, job_id)
-    names = dict.fromkeys(name) or await context.store.metrics.names(job_id)
-    series = [
-        SeriesShape(name=one, points=downsample(await context.store.metrics.points(job_id, one, max_points), max_points)) for one in names
-    ]
-    return MetricsShape(series=series)
+    """Show metric series, thinned out so that first, last, highest and lowest of the steps asked for stay.
+
+    A name without points has an empty series.
+    """
+    job = await use_cases.find(context.store, job_id)
+    store, steps = context.store.metrics, (from_step, to_step)
+    names = dict.fromkeys(name) or await store.names(job_id)
+    series = [SeriesShape(name=one, points=downsample(await store.points(job_id, one, max_points, steps), max_points)) for one in names]
+    is_empty = job.state in TERMINAL and bool(job.metrics) and not any(one.points for one in series)
+    return MetricsShape(series=series, is_pruned=is_empty and not await store.names(job_id))
 
 
 def _cut(found: Sequence[Event], limit: int, *, is_backwards: bool) -> tuple[Sequence[Event], bool, str | None]:
@@ -114,7 +120,8 @@ def _event_line(event: Event) -> bytes:
 
 
 def _log_line(event: Event) -> bytes:
-    return _line(event, LogShape.model_validate(log_line(event))) if event.type is EventType.LOG else _event_line(event)
+    is_line = event.type in {EventType.LOG, EventType.GAP}
+    return _line(event, LogShape.model_validate(log_line(event))) if is_line else _event_line(event)
 
 
 def _line(event: Event, shape: BaseModel) -> bytes:

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from service.cli import checkpoints, comparisons, demo, doctor, down, export, jobs, serve, tokens, watching
+from service.cli import checkpoints, code, comparisons, demo, doctor, down, export, jobs, serve, tokens, usage, watching
 from service.cli.exits import Shell
 from service.cli.options import Target
 
@@ -54,6 +54,7 @@ _COMMANDS: tuple[Callable[..., None], ...] = (
     jobs.resume,
     jobs.cancel,
     comparisons.compare,
+    usage.usage,
     export.export_tensorboard,
     export.mirror,
     down.down,
@@ -64,3 +65,4 @@ for _command in _COMMANDS:
     app.command()(_command)
 app.add_typer(checkpoints.app, name="checkpoints")
 app.add_typer(tokens.app, name="tokens")
+app.add_typer(code.app, name="code")

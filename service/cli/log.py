@@ -28,10 +28,15 @@ def escaped(text: str) -> str:
     return _DRIVING.sub(lambda match: match[0].encode("unicode_escape").decode("ascii"), text)
 
 
-def log_to_stderr(log_format: str) -> None:
-    """Keep stdout for the address, and colours out of files; one line, or one JSON object, for each thing that happens."""
+def log_to_stderr(log_format: str, *extra: structlog.typing.Processor) -> None:
+    """Keep stdout for the address, and colours out of files; one line, or one JSON object, for each thing that happens.
+
+    Args:
+        log_format: `console` or `json`.
+        extra: what else completes each record.
+    """
     stamp = structlog.processors.TimeStamper(fmt="iso", utc=True)
-    chain: list[structlog.typing.Processor] = [structlog.processors.add_log_level, stamp, structlog.processors.format_exc_info]
+    chain: list[structlog.typing.Processor] = [structlog.processors.add_log_level, stamp, structlog.processors.format_exc_info, *extra]
     # JSON escapes by itself.
     renderer: structlog.typing.Processor = structlog.processors.JSONRenderer(default=str)
     if log_format == "console":

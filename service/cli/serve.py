@@ -23,7 +23,8 @@ from service.cli.log import log_to_stderr
 from service.cli.options import HomeOption, Target
 from service.cli.output import complain, say
 from service.policy import PolicyError
-from service.settings import Home, Settings
+from service.settings import Home, Settings, otlp_endpoint
+from service.tracing import Tracing, TracingError
 from worker.storage.profiles import StorageConfigError
 
 GRACE_S = 2
@@ -115,11 +116,12 @@ def _run(settings: Settings, listener: socket.socket) -> bool:
     from service.app import create_app
     from service.controller import build_controller
 
-    log_to_stderr(settings.log_format)
     url = url_of(settings.host, listener.getsockname()[1])
     try:
-        application = create_app(settings, controller=build_controller(settings))
-    except (PolicyError, StorageConfigError) as error:
+        tracing = Tracing() if otlp_endpoint() else None
+        log_to_stderr(settings.log_format, *([tracing.annotate] if tracing else []))
+        application = create_app(settings, controller=build_controller(settings), tracing=tracing)
+    except (PolicyError, StorageConfigError, TracingError) as error:
         raise UsageError(str(error)) from error
     config = uvicorn.Config(
         application,

@@ -103,6 +103,28 @@ def tokens_table(tokens: Iterable[Json]) -> Table:
     return table
 
 
+def usage_table(groups: Iterable[Json]) -> Table:
+    """Return what groups use of their quotas, one a row: `used/limit`, or only what is used where there is none."""
+    table = _table("~GROUP", ">JOBS", ">WORKERS", ">GPUS", ">QUEUED", ">STORED")
+    for row in groups:
+        cells = []
+        for what in ("running_jobs", "workers", "gpus", "queued_jobs", "storage_bytes"):
+            shown = size if what == "storage_bytes" else str
+            limit = row["limits"].get(what)
+            cells.append(shown(row["used"][what]) + ("" if limit is None else f"/{shown(limit)}"))
+        table.add_row(Text(clean(f"{row['subject']}={row['value']}")), *cells)
+    return table
+
+
+def code_table(bundles: Iterable[Json]) -> Table:
+    """Return uploaded code, one a row."""
+    table = _table("ID", "PROJECT", ">FILES", ">SIZE", ">AGE", ">SENT LAST")
+    for row in bundles:
+        ages = (age(row["created_at"]), age(row["uploaded_at"]))
+        table.add_row(row["id"], row["project"], str(row["num_files"]), size(row["size_bytes"]), *ages)
+    return table
+
+
 def metrics_table(series: Iterable[Json]) -> Table:
     """Return series in summary, one a row."""
     table = _table("~METRIC", ">POINTS", ">LAST STEP", ">LAST", ">MIN", ">MAX")

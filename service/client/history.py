@@ -21,10 +21,10 @@ def points(events: Iterable[Mapping[str, Any]]) -> list[Point]:
     """Return the values of all metrics in the order of steps. Of a step that was done again after a restart, the last.
 
     Args:
-        events: of type `metrics`, oldest first.
+        events: oldest first; those of other types are passed over.
     """
     found: dict[tuple[str, int], Point] = {}
-    for event in events:
+    for event in (one for one in events if one["type"] == "metrics"):
         at_s, step = datetime.fromisoformat(event["at"]).timestamp(), event["data"]["step"]
         found |= {(name, step): Point(name, step, float(value), at_s) for name, value in event["data"]["values"].items()}
     return sorted(found.values(), key=lambda point: point.step)

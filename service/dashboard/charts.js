@@ -40,7 +40,18 @@ function layout(more = {}) {
   };
 }
 
-async function draw(id, traces, shape, said) {
+/** Tell of every zoom along the steps: [first, last], or null where all is shown again. */
+function watchZoom(node) {
+  if (node.isWatched) return;
+  node.isWatched = true;
+  node.on("plotly_relayout", (change) => {
+    const from = change["xaxis.range[0]"], to = change["xaxis.range[1]"];
+    if (from !== undefined && to !== undefined) node.onZoom?.([from, to]);
+    else if (change["xaxis.autorange"]) node.onZoom?.(null);
+  });
+}
+
+async function draw(id, traces, shape, said, onZoom = null) {
   const isEmpty = !traces.some((one) => one.x.length);
   const drawer = isEmpty ? null : await plotly();
   const node = document.getElementById(id);
@@ -48,7 +59,10 @@ async function draw(id, traces, shape, said) {
   node.classList.toggle("empty", isEmpty);
   node.setAttribute("aria-label", `${node.closest("section").querySelector("h2").textContent}. ${said}`);
   document.getElementById(`${id}-said`).textContent = isEmpty ? "" : said;
-  await drawer?.react(node, traces, layout({ showlegend: traces.length > 1, ...shape }), CONFIG);
+  if (!drawer) return;
+  await drawer.react(node, traces, layout({ showlegend: traces.length > 1, ...shape }), CONFIG);
+  node.onZoom = onZoom;
+  watchZoom(node);
 }
 
 /** What a series says, in words: for those who do not see it, and for a glance. */
@@ -63,8 +77,9 @@ function inWords({ name, points }) {
  * Lines over the steps.
  * @param series [{name, points: [[step, value], ...]}]
  * @param marks [{step, text}], drawn as upright lines
+ * @param onZoom told the steps [first, last] that a zoom shows, null where all are shown again
  */
-export function lines(id, series, marks = []) {
+export function lines(id, series, marks = [], onZoom = null) {
   const traces = series.map(({ name, points }, at) => ({
     type: "scatter", mode: points.length === 1 ? "markers" : "lines", name: escape(name), x: points.map((one) => one[0]), y: points.map((one) => one[1]),
     line: { color: lineColour(at), dash: DASHES[at % DASHES.length], width: 2 }, hovertemplate: "%{y:.5~g}",
@@ -74,7 +89,7 @@ export function lines(id, series, marks = []) {
     x: step, yref: "paper", y: 1, yanchor: "top", xanchor: "left", text: escape(text), showarrow: false, font: { color: colour("--warn"), size: 11 }, textangle: 90,
   }));
   const words = [...series.map(inWords), ...marks.map(({ step, text }) => `${text} at step ${count(step)}`)];
-  return draw(id, traces, { shapes, annotations, xaxis: { title: { text: "step" }, rangemode: "tozero" } }, `${words.join("; ") || "no points yet"}.`);
+  return draw(id, traces, { shapes, annotations, xaxis: { title: { text: "step" }, rangemode: "tozero" } }, `${words.join("; ") || "no points yet"}.`, onZoom);
 }
 
 /** A grid of layers by steps, in colours that grow lighter with the value and read the same in every kind of sight. */

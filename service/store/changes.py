@@ -1,6 +1,9 @@
 """Who waits for what: wakes readers of a job's events, and the reconciler, in this process. Stores nothing that matters."""
 
 import asyncio
+from collections.abc import Callable
+
+from service.store.session import StateLeft
 
 
 class Changes:
@@ -11,6 +14,8 @@ class Changes:
         """Set when a job was submitted, cancelled or changed in priority. Whoever waits clears it before looking."""
         self.tokens_edition = 0
         """Grows with every change of a token in this process."""
+        self.on_state_left: Callable[[StateLeft], None] | None = None
+        """Called for every state that a job has left by a commit of this process."""
         self._newest: dict[str, int] = {}
         self._waiting: dict[str, set[asyncio.Event]] = {}
 
@@ -19,6 +24,11 @@ class Changes:
         self._newest[job_id] = max(seq, self._newest.get(job_id, 0))
         for waiter in self._waiting.get(job_id, ()):
             waiter.set()
+
+    def tell(self, left: StateLeft) -> None:
+        """Say that a job has left a state."""
+        if self.on_state_left is not None:
+            self.on_state_left(left)
 
     def forget(self, job_id: str) -> None:
         """Wake the readers of a deleted job and remember nothing of it."""

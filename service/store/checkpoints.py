@@ -46,7 +46,7 @@ class Checkpoints:
 
     async def replace(self, job_id: str, manifests: Sequence[Manifest]) -> None:
         """List exactly these checkpoints of a job. Does nothing for a job that is gone."""
-        rows = [{"job_id": job_id, "step": one.step, "manifest": one.model_dump(mode="json")} for one in manifests]
+        rows = [_row(job_id, one, one.model_dump(mode="json")) for one in manifests]
         async with self._database.write(job_id) as write:
             if (await write.connection.execute(select(jobs.c.id).where(jobs.c.id == job_id))).one_or_none() is None:
                 return
@@ -67,7 +67,7 @@ async def take_manifest(write: Write, job_id: str, data: dict[str, Any], fence: 
         return False
     if manifest.job_id != job_id or manifest.fence != fence:
         return False
-    await upsert(write, checkpoints, [{"job_id": job_id, "step": manifest.step, "manifest": data}])
+    await upsert(write, checkpoints, [_row(job_id, manifest, data)])
     return True
 
 
@@ -75,6 +75,10 @@ async def drop_steps(write: Write, job_id: str, steps: Sequence[int]) -> None:
     """Store the data of pruned events: the files of these steps are gone."""
     if steps:
         await write.connection.execute(delete(checkpoints).where((checkpoints.c.job_id == job_id) & checkpoints.c.step.in_(steps)))
+
+
+def _row(job_id: str, manifest: Manifest, document: dict[str, Any]) -> dict[str, Any]:
+    return {"job_id": job_id, "step": manifest.step, "manifest": document, "size_bytes": manifest.size_bytes}
 
 
 def _checkpoint(row: RowMapping) -> Checkpoint:

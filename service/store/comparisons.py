@@ -37,6 +37,8 @@ class NewComparison:
     field: str
     document: dict[str, Any]
     variants: Sequence[NewVariant]
+    submitter: str = ""
+    """The name of the token that its jobs are submitted with."""
 
 
 class Comparisons:
@@ -63,7 +65,7 @@ class Comparisons:
             for number, variant in enumerate(new.variants):
                 for cap in variant.caps:
                     await require_place(write, cap)
-                await add_job(write, variant.job_id, variant.spec, new.project)
+                await add_job(write, variant.job_id, variant.spec, new.project, new.submitter)
                 row = {"comparison_id": new.id, "number": number, "value": variant.value, "job_id": variant.job_id}
                 await write.connection.execute(insert(variants).values(**row))
         return new.id, True

@@ -112,6 +112,8 @@ class Database:
     def _wake(self, write: Write) -> None:
         for job_id, seq in write.newest.items():
             self._changes.publish(job_id, seq)
+        for one in write.left:
+            self._changes.tell(one)
         for job_id in write.deleted:
             self._changes.forget(job_id)
         if write.is_queue_changed:

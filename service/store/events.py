@@ -71,16 +71,16 @@ class Events:
             job_id: the job.
             after_seq: 0 begins at the beginning.
             limit: most events returned.
-            types: only these; all, where empty.
+            types: only these, and what says that events are missing; all, where empty.
             rank: only this rank's; the job's `end` is among them where `types` asks for it.
             before_seq: only what is older than this, and of that the newest; None for the oldest after `after_seq`.
         """
         query = select(events).where((events.c.job_id == job_id) & (events.c.seq > after_seq)).limit(limit)
         query = query.order_by(events.c.seq) if before_seq is None else query.where(events.c.seq < before_seq).order_by(events.c.seq.desc())
         if types:
-            query = query.where(events.c.type.in_([type_.value for type_ in types]))
+            query = query.where(events.c.type.in_([type_.value for type_ in (*types, EventType.GAP)]))
         if rank is not None:
-            query = query.where((events.c.rank == rank) | (events.c.type == EventType.END.value))
+            query = query.where((events.c.rank == rank) | events.c.type.in_([EventType.END.value, EventType.GAP.value]))
         async with self._database.read() as connection:
             found = [_event(row) for row in (await connection.execute(query)).mappings()]
         return found if before_seq is None else found[::-1]

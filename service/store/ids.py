@@ -7,6 +7,7 @@ from typing import Final
 
 JOB_ID_PATTERN: Final = r"^job_[0-9A-HJKMNP-TV-Z]{26}$"
 COMPARISON_ID_PATTERN: Final = r"^cmp_[0-9A-HJKMNP-TV-Z]{26}$"
+CODE_ID_PATTERN: Final = r"^code_[0-9A-HJKMNP-TV-Z]{26}$"
 TOKEN_ID_PATTERN: Final = r"^tok_[0-9A-HJKMNP-TV-Z]{26}$"  # noqa: S105 - a pattern
 _ALPHABET: Final = "0123456789ABCDEFGHJKMNPQRSTVWXYZ"
 _RANDOM_BITS: Final = 80
@@ -38,3 +39,15 @@ def new_id(kind: str) -> str:
         _last = max(fresh, _last + 1 + int.from_bytes(os.urandom(4)))
         number = _last
     return f"{kind}_" + "".join(_ALPHABET[number >> shift & 31] for shift in range(125, -1, -5))
+
+
+def number_of(id_: str) -> int:
+    """Return the number of 128 bits that an id is made of.
+
+    >>> number_of("job_0000000000000000000000000Z")
+    31
+    """
+    number = 0
+    for letter in id_.partition("_")[2]:
+        number = number << 5 | _ALPHABET.index(letter)
+    return number

@@ -10,6 +10,7 @@ from sqlalchemy import RowMapping, Select, bindparam, delete, exists, func, inse
 from service.scopes import DEFAULT_PROJECT
 from service.states import State, is_allowed
 from service.store.attempts import read_attempts
+from service.store.bundles import use_bundle
 from service.store.database import Database
 from service.store.idempotency import earlier_job, remember
 from service.store.lifecycle import Change, begin, enter
@@ -50,6 +51,7 @@ class Jobs:
         caps: Sequence[QueueCap] = (),
         *,
         project: str = DEFAULT_PROJECT,
+        submitter: str = "",
     ) -> tuple[str, bool]:
         """Store a queued job, unless the same request has made one before.
 
@@ -58,6 +60,7 @@ class Jobs:
         Raises:
             KeyReusedError: the key was used for a different request.
             QueueFullError: as many jobs are queued as one of `caps` allows.
+            CodeGoneError: the code that the spec names is not here.
         """
         # Twins with one key come one after another; the second finds the first.
         async with self._database.write(job_id if claim is None else f"key/{project}/{claim.key}") as write:
@@ -67,7 +70,7 @@ class Jobs:
                     return earlier, False
             for cap in caps:
                 await require_place(write, cap)
-            await add_job(write, job_id, spec, project)
+            await add_job(write, job_id, spec, project, submitter)
             if claim is not None:
                 await remember(write, project, claim, job_id)
         return job_id, True
@@ -220,13 +223,15 @@ async def _read_transitions(session: Session, job_ids: Sequence[str]) -> dict[st
     return found
 
 
-async def add_job(write: Write, job_id: str, spec: JobSpec, project: str) -> None:
-    """Store a queued job, in a transaction of the caller."""
+async def add_job(write: Write, job_id: str, spec: JobSpec, project: str, submitter: str) -> None:
+    """Store a queued job of a project, submitted with a token of that name, in a transaction of the caller."""
     is_choosing = spec.norm.kind == AUTO_NORM
     choosing = Change(State.QUEUED, CHOOSING_NORM, "waits for short trials to choose norm.kind")
     change = choosing if is_choosing else Change(State.QUEUED, SUBMITTED)
-    await write.connection.execute(insert(jobs).values(project=project, **_new_row(job_id, spec, change)))
+    await write.connection.execute(insert(jobs).values(project=project, submitter=submitter, **_new_row(job_id, spec, change)))
     await _store_labels(write, job_id, spec.labels)
+    if spec.code is not None:
+        await use_bundle(write, job_id, spec.code)
     if is_choosing:
         await write.connection.execute(insert(norm_choices).values(job_id=job_id))
     else:

@@ -7,8 +7,9 @@ from typing import Any
 from sqlalchemy import func, insert, literal, select, update
 
 from service.states import HOLDS_GANG, TERMINAL, State
+from service.store.columns import Instant
 from service.store.journal import Entry, append
-from service.store.session import Write
+from service.store.session import StateLeft, Write
 from service.store.tables import attempts, jobs, transitions
 from worker.contract import EventType
 
@@ -39,7 +40,10 @@ async def enter(write: Write, job_id: str, change: Change, **columns: Any) -> No
     now = datetime.now(UTC)
     columns |= {"state": change.to.value, "reason": change.reason, "message": change.message}
     if change.to is State.RUNNING:
-        columns["started_at"] = func.coalesce(jobs.c.started_at, literal(now, jobs.c.started_at.type))
+        columns |= {name: func.coalesce(jobs.c[name], literal(now, Instant())) for name in ("started_at", "running_since")}
+    elif change.to not in HOLDS_GANG:
+        began = func.coalesce(jobs.c.running_since, literal(now, Instant()))
+        columns |= {"ran_us": jobs.c.ran_us + literal(now, Instant()) - began, "running_since": None}
     if change.to in TERMINAL:
         columns["finished_at"] = now
     await write.connection.execute(update(jobs).where(jobs.c.id == job_id).values(**columns))
@@ -55,10 +59,11 @@ async def close_attempt(write: Write, job_id: str, now: datetime) -> None:
 
 
 async def _record(write: Write, job_id: str, change: Change, now: datetime) -> None:
-    last = func.coalesce(func.max(transitions.c.number), 0)
-    number = (await write.connection.execute(select(last).where(transitions.c.job_id == job_id))).scalar_one() + 1
+    mine = select(transitions).where(transitions.c.job_id == job_id)
+    last = (await write.connection.execute(mine.order_by(transitions.c.number.desc()).limit(1))).one()
+    write.left.append(StateLeft(job_id, last.state, last.reason, last.at, now, change.to.value))
     attempt = (await write.connection.execute(select(jobs.c.attempt).where(jobs.c.id == job_id))).scalar_one() or None
-    await _put_down(write, job_id, number, attempt, change, now)
+    await _put_down(write, job_id, last.number + 1, attempt, change, now)
 
 
 async def _put_down(  # noqa: PLR0917 - called from two places above

@@ -25,12 +25,13 @@ async def keep_quota(write: Write, job_id: str, fresh: Sequence[RankEvent], quot
     counted = update(jobs).where(jobs.c.id == job_id).values(log_bytes=jobs.c.log_bytes + added).returning(jobs.c.log_bytes)
     held = (await write.connection.execute(counted)).scalar_one()
     if held > quota_bytes:
-        freed = await _drop_oldest(write, job_id, held - quota_bytes * 3 // 4)
+        why = "the job logged more than its quota (SYNCBN_MAX_LOG_BYTES)"
+        freed = await drop_lines(write, job_id, held - quota_bytes * 3 // 4, why)
         await write.connection.execute(update(jobs).where(jobs.c.id == job_id).values(log_bytes=held - freed))
 
 
-async def _drop_oldest(write: Write, job_id: str, wanted_bytes: int) -> int:
-    """Drop log lines until `wanted_bytes` are free; return how many bytes are."""
+async def drop_lines(write: Write, job_id: str, wanted_bytes: int, why: str) -> int:
+    """Drop the oldest log lines until `wanted_bytes` are free, or all; the last becomes the line that says so. Return the bytes freed."""
     freed = num_lines = 0
     last: int | None = None
     logs = (events.c.job_id == job_id) & (events.c.type == EventType.LOG.value)
@@ -48,7 +49,7 @@ async def _drop_oldest(write: Write, job_id: str, wanted_bytes: int) -> int:
     if last is None:
         return 0
     await write.connection.execute(delete(events).where(logs & (events.c.seq < last)))
-    message = f"{num_lines} lines were dropped here: the job logged more than its quota (SYNCBN_MAX_LOG_BYTES)"
+    message = f"{num_lines} lines were dropped here: {why}"
     marker = {"stream": "log", "level": "warning", "message": message, "num_dropped": num_lines}
     await write.connection.execute(update(events).where(logs & (events.c.seq == last)).values(data=marker))
     return freed - _size(marker)

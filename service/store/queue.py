@@ -10,12 +10,15 @@ from typing import Any
 
 from sqlalchemy import BigInteger, RowMapping, Select, Text, and_, func, or_, select, type_coerce
 
+from service.quotas import Quota
 from service.room import Bundle
 from service.scheduling import Held, Need
 from service.states import HOLDS_GANG, State
 from service.store.database import Database
+from service.store.lifecycle import Change, enter
 from service.store.session import Write
-from service.store.tables import job_labels, jobs, needs, transitions
+from service.store.tables import jobs, needs, transitions
+from service.store.usage import members_of
 from worker.contract import JobSpec
 
 PREEMPTED = "preempted"
@@ -26,7 +29,10 @@ _COLUMNS = (
     jobs.c.state,
     jobs.c.priority,
     type_coerce(jobs.c.created_at, BigInteger).label("created_us"),
-    jobs.c.started_at,
+    jobs.c.project,
+    jobs.c.submitter,
+    jobs.c.running_since,
+    jobs.c.ran_us,
     jobs.c.world_size,
     type_coerce(jobs.c.labels, Text).label("labels"),
     jobs.c.reason,
@@ -54,10 +60,10 @@ class Queued:
 
 @dataclass(frozen=True)
 class QueueCap:
-    """At most so many queued jobs with a label of this value."""
+    """At most so many queued jobs of one group of a quota."""
 
-    label: str
-    value: str
+    quota: Quota
+    group: str
     queued_jobs: int
 
 
@@ -65,7 +71,8 @@ class QueueFullError(Exception):
     """As many jobs are queued as the cap allows."""
 
     def __init__(self, cap: QueueCap) -> None:
-        super().__init__(f"{cap.queued_jobs} jobs with label {cap.label}={cap.value} are queued")
+        group = f"label {cap.quota.label}={cap.group}" if cap.quota.label else f"{cap.quota.by} {cap.group}"
+        super().__init__(f"{cap.queued_jobs} jobs with {group} are queued")
         self.cap = cap
 
 
@@ -91,15 +98,23 @@ class Queue:
         query = _rows().where(jobs.c.state.in_([state.value for state in HOLDS_GANG]))
         return [_held(row) for row in await self._fetch(query)]
 
-    async def preempted(self) -> list[str]:
-        """Return the jobs that have come to rest because they were paused to make room, and not because a user asked."""
-        pausings = transitions.alias()
-        last = select(func.max(pausings.c.number)).where(pausings.c.job_id == jobs.c.id, pausings.c.state == State.PAUSING.value)
-        query = select(jobs.c.id).join(transitions, transitions.c.job_id == jobs.c.id)
-        is_meant = (transitions.c.number == last.correlate(jobs).scalar_subquery()) & (transitions.c.reason == PREEMPTED)
-        # Preempted before, and paused by a user while it waited: it stays.
-        is_left_alone = jobs.c.reason == PAUSE_REQUESTED
-        return [row["id"] for row in await self._fetch(query.where(jobs.c.state == State.PAUSED.value, is_meant, ~is_left_alone))]
+    async def is_preempted(self, job_id: str) -> bool:
+        """Return whether a job is being paused, or has been, only to make room."""
+        return bool(await self._fetch(_preempted().where(jobs.c.id == job_id)))
+
+    async def requeue_preempted(self) -> list[str]:
+        """Queue again the jobs that have come to rest only to make room; return those that were."""
+        resting = [row["id"] for row in await self._fetch(_preempted().where(jobs.c.state == State.PAUSED.value))]
+        return [job_id for job_id in resting if await self._requeue(job_id)]
+
+    async def _requeue(self, job_id: str) -> bool:
+        async with self._database.write(job_id) as write:
+            # Looked at again: a user may have paused it meanwhile, or cancelled it.
+            resting = _preempted().where(jobs.c.id == job_id, jobs.c.state == State.PAUSED.value)
+            if (await write.connection.execute(resting)).one_or_none() is None:
+                return False
+            await enter(write, job_id, Change(State.QUEUED, PREEMPTED, "waits for room again"))
+        return True
 
     async def _page(self, last: Queued | None, size: int) -> list[Queued]:
         waiting = _rows().where(jobs.c.state == State.QUEUED.value).order_by(*_IN_ORDER)
@@ -136,11 +151,21 @@ async def store_need(write: Write, job_id: str, spec: JobSpec) -> None:
 
 async def require_place(write: Write, cap: QueueCap) -> None:
     """Raise QueueFullError where one more queued job would be too many."""
-    is_meant = (job_labels.c.key == cap.label) & (job_labels.c.value == cap.value) & (jobs.c.state == State.QUEUED.value)
-    found = select(jobs.c.id).join(job_labels, job_labels.c.job_id == jobs.c.id).where(is_meant).limit(cap.queued_jobs)
+    group, members = members_of(cap.quota)
+    is_meant = (group == cap.group) & (jobs.c.state == State.QUEUED.value)
+    found = select(jobs.c.id).select_from(members).where(is_meant).limit(cap.queued_jobs)
     number = (await write.connection.execute(select(func.count()).select_from(found.subquery()))).scalar_one()
     if number >= cap.queued_jobs:
         raise QueueFullError(cap)
+
+
+def _preempted() -> Select[Any]:
+    """Select the jobs that were paused last to make room, and not by a user, not even afterwards."""
+    pausings = transitions.alias()
+    last = select(func.max(pausings.c.number)).where(pausings.c.job_id == jobs.c.id, pausings.c.state == State.PAUSING.value)
+    is_meant = (transitions.c.number == last.correlate(jobs).scalar_subquery()) & (transitions.c.reason == PREEMPTED)
+    query = select(jobs.c.id).join(transitions, transitions.c.job_id == jobs.c.id)
+    return query.where(is_meant, jobs.c.state.in_([State.PAUSING.value, State.PAUSED.value]), jobs.c.reason != PAUSE_REQUESTED)
 
 
 def _rows() -> Select[Any]:
@@ -164,15 +189,22 @@ def _timeout(seconds: float) -> timedelta:
     return timedelta(seconds=min(seconds, _LONGEST_S))
 
 
+def _left(row: RowMapping) -> timedelta:
+    """Return how long a job may run yet, as from the beginning of its present attempt."""
+    return _timeout(max(row["timeout_s"] - row["ran_us"] / 1e6, 0.0))
+
+
 def _queued(row: RowMapping) -> Queued:
     need = Need(
         job_id=row["id"],
         min_workers=row["min_workers"],
         max_workers=row["max_workers"],
         bundle=_bundle(row["cpus_per_worker"], row["gpus_per_worker"]),
-        timeout=_timeout(row["timeout_s"]),
+        timeout=_left(row),
         priority=row["priority"],
         labels=_labels(row["labels"]),
+        project=row["project"],
+        submitter=row["submitter"],
     )
     return Queued(need, row["created_us"], row["reason"], row["message"])
 
@@ -185,8 +217,10 @@ def _held(row: RowMapping) -> Held:
         bundle=_bundle(row["cpus_per_worker"], row["gpus_per_worker"]),
         priority=row["priority"],
         labels=_labels(row["labels"]),
-        started_at=row["started_at"],
-        timeout=_timeout(row["timeout_s"]),
+        running_since=row["running_since"],
+        timeout=_left(row),
         is_pausable=state is State.RUNNING,
         is_leaving=state in _LEAVING,
+        project=row["project"],
+        submitter=row["submitter"],
     )

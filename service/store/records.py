@@ -55,11 +55,22 @@ class Job:
     """Number of the newest event."""
     edition: int
     """Grows with every change that a user makes (PATCH); the ETag."""
+    submitter: str = ""
+    """Name of the token that it was submitted with."""
+    ran_us: int = 0
+    """Microseconds that its earlier attempts trained, recoveries and the saving of a pause included."""
+    running_since: datetime | None = None
+    """When the present attempt began to train; None where none does."""
 
     @cached_property
     def spec(self) -> JobSpec:
         """The resolved spec as a value."""
         return JobSpec.model_validate(self.document)
+
+    def ran_s(self, now: datetime) -> float:
+        """Return how long it has run in all: neither in the queue nor paused."""
+        present_s = 0.0 if self.running_since is None else (now - self.running_since).total_seconds()
+        return self.ran_us / 1e6 + present_s
 
 
 @dataclass(frozen=True)
@@ -175,6 +186,8 @@ class Bundle:
     size_bytes: int
     num_files: int
     created_at: datetime
+    uploaded_at: datetime
+    """When it was sent last."""
 
 
 @dataclass(frozen=True)

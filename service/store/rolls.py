@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from itertools import groupby
 from typing import Any, Final
 
-from sqlalchemy import delete, func, insert, select
+from sqlalchemy import Select, delete, func, insert, select
 
 from service.store.session import Session, Write
 from service.store.tables import metric_points, metric_rolls
@@ -19,6 +19,8 @@ MOST_RAW: Final = 32
 """How many times the points that are wanted may be read at once, of a level, rather than going one level up."""
 
 Point = tuple[int, float]
+Steps = tuple[int, int]
+EVERYTHING: Final = (0, 2**62)
 _ENDS = (metric_rolls.c.low_step, metric_rolls.c.low, metric_rolls.c.high_step, metric_rolls.c.high)
 
 
@@ -50,7 +52,7 @@ async def roll(write: Write, job_id: str, name: str, steps: Sequence[int], last_
             await _roll_level(write, job_id, name, level, (await _next_bucket(write, job_id, name, level), last // width))
 
 
-async def read_series(session: Session, job_id: str, name: str, most: int) -> list[Point]:
+async def read_series(session: Session, job_id: str, name: str, most: int, steps: Steps = EVERYTHING) -> list[Point]:
     """Return a series by step: whole where it is short, else the lowest and the highest point of every stretch, and both ends.
 
     Args:
@@ -58,35 +60,50 @@ async def read_series(session: Session, job_id: str, name: str, most: int) -> li
         job_id: the job.
         name: the series.
         most: about how many points are wanted; up to MOST_RAW times as many may be returned, never fewer where there are more.
+        steps: only the points of these steps, the first and the last one included.
     """
-    points = select(metric_points.c.step, metric_points.c.value).where((metric_points.c.job_id == job_id) & (metric_points.c.name == name))
+    points = _points(job_id, name, steps)
     # One query each: SQLite finds either end by the index, both at once by reading everything.
     first = (await session.execute(points.order_by(metric_points.c.step).limit(1))).one_or_none()
     last = (await session.execute(points.order_by(metric_points.c.step.desc()).limit(1))).one_or_none()
     if first is None or last is None:
         return []
     level = next((level for level in (0, *LEVELS) if (last.step - first.step) // WIDTH**level <= MOST_RAW * most), LEVELS[-1])
-    found: list[Point] = []
-    after = -1
-    for rolled in range(level, 0, -1):
-        part, after = await _rolled(session, job_id, name, rolled, after)
-        found += part
-    rest = await session.execute(points.where(metric_points.c.step > after).order_by(metric_points.c.step))
-    found += [(step, value) for step, value in rest]
-    return found if found[0][0] == first.step else [(first.step, first.value), *found]
+    found = await _within(session, job_id, name, level, (steps[0], last.step))
+    # An end may lie in the midst of a stretch, between its lowest and its highest.
+    head = [] if found[0][0] == first.step else [(first.step, first.value)]
+    tail = [] if found[-1][0] == last.step else [(last.step, last.value)]
+    return [*head, *found, *tail]
 
 
-async def _rolled(session: Session, job_id: str, name: str, level: int, after: int) -> tuple[list[Point], int]:
-    """Return the points that a level's rolls after step `after` hold, and the last step that they cover."""
+async def _within(session: Session, job_id: str, name: str, level: int, steps: Steps) -> list[Point]:
+    """Return what a level's rolls say of the steps; what they do not cover whole, before and after, from the level below."""
+    first, last = steps
+    if first > last:
+        return []
+    if level == 0:
+        rows = await session.execute(_points(job_id, name, steps).order_by(metric_points.c.step))
+        return [(step, value) for step, value in rows]
     width = WIDTH**level
-    query = select(*_ENDS, metric_rolls.c.bucket).where(_of(job_id, name, level) & (metric_rolls.c.bucket >= (after + 1) // width))
-    rows = (await session.execute(query.order_by(metric_rolls.c.bucket))).all()
-    points = [
-        point
-        for low_step, low, high_step, high, _ in rows
-        for point in (((low_step, low),) if low_step == high_step else sorted(((low_step, low), (high_step, high))))
-    ]
-    return points, (rows[-1].bucket + 1) * width - 1 if rows else after
+    is_covered = metric_rolls.c.bucket.between(-(-first // width), (last + 1) // width - 1)
+    query = select(*_ENDS, metric_rolls.c.bucket).where(_of(job_id, name, level) & is_covered).order_by(metric_rolls.c.bucket)
+    rolls = (await session.execute(query)).all()
+    if not rolls:
+        return await _within(session, job_id, name, level - 1, steps)
+    # Between two rolls there are no points where there is no roll.
+    before = await _within(session, job_id, name, level - 1, (first, rolls[0].bucket * width - 1))
+    after = await _within(session, job_id, name, level - 1, ((rolls[-1].bucket + 1) * width, last))
+    return [*before, *(point for row in rolls for point in _extremes(row)), *after]
+
+
+def _points(job_id: str, name: str, steps: Steps) -> Select[int, float]:
+    mine = (metric_points.c.job_id == job_id) & (metric_points.c.name == name)
+    return select(metric_points.c.step, metric_points.c.value).where(mine & metric_points.c.step.between(*steps))
+
+
+def _extremes(row: Any) -> list[Point]:
+    low, high = (row.low_step, row.low), (row.high_step, row.high)
+    return [low] if low == high else sorted((low, high))
 
 
 async def _unroll(write: Write, job_id: str, name: str, first: int) -> None:
@@ -124,9 +141,7 @@ async def _below(write: Write, job_id: str, name: str, level: int, steps: tuple[
         )
         rows = (await write.connection.execute(query.order_by(metric_rolls.c.bucket))).all()
         return [point for low_step, low, high_step, high in rows for point in ((low_step, low), (high_step, high))]
-    mine = (metric_points.c.job_id == job_id) & (metric_points.c.name == name)
-    within = (metric_points.c.step >= steps[0]) & (metric_points.c.step < steps[1])
-    query_points = select(metric_points.c.step, metric_points.c.value).where(mine & within).order_by(metric_points.c.step)
+    query_points = _points(job_id, name, (steps[0], steps[1] - 1)).order_by(metric_points.c.step)
     return [(step, value) for step, value in await write.connection.execute(query_points)]
 
 

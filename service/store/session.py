@@ -5,6 +5,7 @@ import types
 from collections.abc import Callable, Coroutine, Generator, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, field
+from datetime import datetime
 from typing import Any, Protocol, TypeVar, cast
 
 from sqlalchemy import CursorResult, Executable
@@ -35,6 +36,19 @@ class Session:
         return await finished(self._connection.run_sync(function), is_begun_here=self._has_no_limits)
 
 
+@dataclass(frozen=True)
+class StateLeft:
+    """A job was in a state, and is in another one now."""
+
+    job_id: str
+    state: str
+    reason: str
+    """Why it was in that state."""
+    since: datetime
+    until: datetime
+    to: str
+
+
 @dataclass
 class Write:
     """One write transaction, and whom to wake once it is committed, in this controller and in all others."""
@@ -44,6 +58,8 @@ class Write:
     """By job, the number of its newest event."""
     deleted: set[str] = field(default_factory=set)
     """Jobs that are gone."""
+    left: list[StateLeft] = field(default_factory=list)
+    """The states that jobs have left."""
     is_queue_changed: bool = False
     """A job was submitted, or stands elsewhere in the queue."""
     is_token_changed: bool = False

@@ -16,10 +16,12 @@ from service.store.leases import Leases
 from service.store.metrics import Metrics
 from service.store.migration import migrate
 from service.store.norm_choices import NormChoices
+from service.store.prunings import Prunings
 from service.store.queue import Queue
 from service.store.records import Lease
 from service.store.recoveries import Recoveries
 from service.store.tokens import Tokens
+from service.store.usage import Usage
 
 
 class Store:
@@ -41,6 +43,8 @@ class Store:
         self.tokens = Tokens(database)
         self.bundles = Bundles(database)
         self.leases = Leases(database)
+        self.prunings = Prunings(database)
+        self.usage = Usage(database)
 
     @classmethod
     async def open(cls, database_url: str, *, max_log_bytes: int = sys.maxsize) -> Self:

@@ -41,6 +41,9 @@ jobs = Table(
     Column("last_seq", BigInteger, nullable=False),
     Column("edition", Integer, nullable=False),
     Column("log_bytes", BigInteger, nullable=False, server_default="0"),
+    Column("submitter", Text, nullable=False, server_default=""),
+    Column("ran_us", BigInteger, nullable=False, server_default="0"),
+    Column("running_since", Instant),
     Index("ix_jobs_state_id", "state", "id"),
     Index("ix_jobs_project_id", "project", "id"),
 )
@@ -136,6 +139,7 @@ checkpoints = Table(
     _job_id(),
     Column("step", BigInteger, primary_key=True),
     Column("manifest", JsonText, nullable=False),
+    Column("size_bytes", BigInteger, nullable=False, server_default="0"),
 )
 
 tokens = Table(
@@ -160,8 +164,12 @@ bundles = Table(
     Column("size_bytes", BigInteger, nullable=False),
     Column("num_files", Integer, nullable=False),
     Column("created_at", Instant, nullable=False),
+    Column("uploaded_at", Instant, nullable=False, server_default="0"),
     UniqueConstraint("project", "sha256", name="uq_bundles_project_sha256"),
 )
+
+# The spec says it too; here the database sees to it that no bundle goes while a job names it.
+code_uses = Table("code_uses", metadata, _job_id(), Column("bundle_id", Text, ForeignKey("bundles.id"), nullable=False, index=True))
 
 idempotency_keys = Table(
     "idempotency_keys",

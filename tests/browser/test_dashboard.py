@@ -210,6 +210,22 @@ def test_a_million_points_are_drawn_with_their_peak(look, filled):
     assert 1000 < max(sizes) < 60_000
 
 
+def test_a_zoom_shows_what_lies_between(look, filled):
+    """The chart asks again for the steps that it shows, and for everything when it is let go."""
+    view = look(f"#/jobs/{filled.long}")
+    chart = view.find("#chart-loss")
+    expect(chart).to_have_attribute("aria-label", re.compile(f"highest 9 \\({PEAK:,}\\)"))
+    before = chart.get_attribute("aria-label")
+    zoom = "(to) => Plotly.relayout('chart-loss', to)"
+    with view.page.expect_response(re.compile(f"from_step={PEAK + 10}&to_step={PEAK + 300}")) as answer:
+        view.page.evaluate(zoom, {"xaxis.range[0]": PEAK + 10, "xaxis.range[1]": PEAK + 300})
+    points = answer.value.json()["series"][0]["points"]
+    assert [step for step, _ in points] == list(range(PEAK + 10, PEAK + 301))
+    expect(chart).to_have_attribute("aria-label", re.compile(f"at step {PEAK + 300:,}"))
+    view.page.evaluate(zoom, {"xaxis.autorange": True})
+    expect(chart).to_have_attribute("aria-label", before)
+
+
 def test_a_job_shows_what_happened_to_it_live(look, filled):
     """Marks of a recovery on the charts; a new value reaches the chart without a reload, and nothing jumps."""
     view = look(f"#/jobs/{filled.other}")

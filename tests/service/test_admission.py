@@ -57,7 +57,7 @@ def test_code_must_be_there_and_the_projects_own(with_store):
     """A foreign bundle is one that is not there."""
 
     async def scenario(store):
-        bundle = Bundle(new_id("code"), "a", "0" * 64, 1, 1, datetime.now(UTC))
+        bundle = Bundle(new_id("code"), "a", "0" * 64, 1, 1, datetime.now(UTC), datetime.now(UTC))
         await store.bundles.add(bundle)
         spec = _spec(code=bundle.id)
         await admit(store, spec, _token(Scope.CODE, project="a"), [])

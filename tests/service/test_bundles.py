@@ -134,7 +134,9 @@ def test_the_same_files_are_stored_once(with_store, tmp_path):
         again, is_new_again = await store_bundle(store, LocalStorage(tmp_path), zipped(dict(reversed(GOOD.items()))), ZIP, "a")
         other, is_new_elsewhere = await store_bundle(store, LocalStorage(tmp_path), tar_gz(GOOD), TAR_GZ, "b")
         assert (is_new, is_new_again, is_new_elsewhere) == (True, False, True)
-        assert again == first == await store.bundles.get(first.id)
+        assert again == await store.bundles.get(first.id)
+        assert (again.id, again.created_at) == (first.id, first.created_at)
+        assert again.uploaded_at > first.uploaded_at
         assert other.id != first.id
         assert first.num_files == len(GOOD)
         [path] = (tmp_path / "code").iterdir()

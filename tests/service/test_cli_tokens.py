@@ -100,6 +100,22 @@ def test_the_client_uploads_archives_as_they_are(service, tmp_path):
             client.upload_code(tmp_path / "missing.zip")
 
 
+def test_code_is_listed_and_deleted_once_no_job_names_it(run, service, tmp_path):
+    """What a job names is refused with the number of jobs."""
+    (tmp_path / "unused.zip").write_bytes(zipped({"unused.py": b"x = 1"}))
+    (tmp_path / "used.zip").write_bytes(zipped({"used.py": b"x = 2"}))
+    with Client(service.url, service.token) as client:
+        unused, used = [client.upload_code(tmp_path / name)["id"] for name in ("unused.zip", "used.zip")]
+        client.submit(SPEC | {"code": used})
+
+    assert {unused, used} <= {row["id"] for row in json.loads(run("code", "ls", "--json").stdout)["data"]}
+    assert run("code", "rm", unused).exit_code == 0
+    refused = run("code", "rm", used)
+    assert refused.exit_code != 0
+    assert "named by 1 jobs" in refused.stderr
+    assert unused not in run("code", "ls").stdout
+
+
 def test_a_directory_is_packed_the_same_wherever_it_is(package, tmp_path):
     """Times and places leave no trace."""
     first = pack(package)

@@ -38,7 +38,14 @@ def test_the_file_is_read_again_when_it_has_changed(tmp_path):
 
 @pytest.mark.parametrize(
     ("text", "said"),
-    [("preempt = 1", "preempt is 1"), ("[[quotas]]\nlabel='a'\ngpu=1", r"quotas\.0\.gpu is 1"), ("preempt", "Expected '='"), ("\xff", "")],
+    [
+        ("preempt = 1", "preempt is 1"),
+        ("[[quotas]]\nlabel='a'\ngpu=1", r"quotas\.0\.gpu is 1"),
+        ("preempt", "Expected '='"),
+        ("\xff", ""),
+        ("[[quotas]]\nworkers=1", "name a label"),
+        ("[retention]\njobs_days=-1", r"retention\.jobs_days is -1"),
+    ],
 )
 def test_a_wrong_file_is_refused_at_the_start_and_later_leaves_what_was(tmp_path, text, said):
     """A slip of the pen lifts no limit."""

@@ -1,5 +1,6 @@
 """Tests of service/scheduling.py and what it is made of: room, reservation, quotas, preemption."""
 
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 
 import pytest
@@ -197,6 +198,31 @@ class TestQuotas:
         assert decision.waiting["huge"].reason == "over_quota"
         assert "0 of 8 workers in use, needs 9; use fewer workers" in decision.waiting["huge"].message
 
+    def test_a_team_whose_storage_is_full_waits(self):
+        """Until it has deleted something; a job that runs is let go on."""
+        policy = Policy.model_validate({"quotas": [{"label": "team", "storage_bytes": 100}]})
+        queue = [need("mine", 1, team="a"), need("theirs", 1, team="b")]
+        decision = plan(queue, self.nodes, [], policy, NOW, {policy.quotas[0]: {"a": 100, "b": 99}})
+
+        assert starts(decision) == {"theirs": 1}
+        assert "quota team=a: 100 of 100 storage_bytes in use; delete" in decision.waiting["mine"].message
+        assert decision.waiting["mine"].reason == "quota"
+
+    def test_a_quota_by_token_or_project_asks_no_label(self):
+        """What a user cannot write is counted, too."""
+        policy = Policy.model_validate({"quotas": [{"by": "token", "running_jobs": 1}, {"by": "project", "value": "p", "workers": 3}]})
+        queue = [
+            replace(need("first", 2), submitter="ann", project="p"),
+            replace(need("hers", 1), submitter="ann"),
+            replace(need("his", 2), submitter="bob", project="p"),
+            replace(need("other", 2), submitter="cyd", project="q"),
+        ]
+        decision = plan(queue, self.nodes, [], policy, NOW)
+
+        assert starts(decision) == {"first": 2, "other": 2}
+        assert decision.waiting["hers"].message == "quota token=ann: 1 of 1 running_jobs in use, needs 1"
+        assert decision.waiting["his"].message == "quota project=p: 2 of 3 workers in use, needs 2"
+
     def test_a_quota_for_one_value_is_for_that_alone(self):
         """Only team a."""
         decision = self.decide([need("mine", 2, team="a"), need("theirs", 2, team="b")], value="a", workers=1)
@@ -288,8 +314,8 @@ def test_every_decision_is_sound(situation):
         assert by_id[job_id].min_workers <= workers <= by_id[job_id].max_workers
         assert sum(ledger.take(by_id[job_id].bundle, workers).values()) == workers
     for quota in policy.quotas:
-        mine = [job.workers for job in running if quota.group_of(job.labels) == "a"]
-        new = [workers for job_id, workers in started.items() if quota.group_of(by_id[job_id].labels) == "a"]
+        mine = [job.workers for job in running if quota.group_of(job) == "a"]
+        new = [workers for job_id, workers in started.items() if quota.group_of(by_id[job_id]) == "a"]
         assert not new or quota.workers is None or sum(mine) + sum(new) <= quota.workers
         assert not new or quota.running_jobs is None or len(mine) + len(new) <= quota.running_jobs
     for victim in decision.preempt:

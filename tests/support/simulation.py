@@ -12,7 +12,7 @@ import time
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 
-from service.quotas import Policy
+from service.quotas import Owner, Policy
 from service.room import Bundle, Ledger, Node, Room
 from service.scheduling import Held, Need, Plan, plan
 
@@ -140,8 +140,8 @@ class Simulation:
         running = [(job.labels, job.workers, job.bundle.gpus) for job in self.held.values()]
         running += [(self.by_id[job_id].need.labels, workers, self.by_id[job_id].need.bundle.gpus) for job_id, workers in starts.items()]
         for quota in self.policy.quotas:
-            for group in {quota.group_of(labels) for labels, _, _ in running} - {None}:
-                mine = [(workers, gpus) for labels, workers, gpus in running if quota.group_of(labels) == group]
+            for group in {quota.group_of(Owner(labels, "", "")) for labels, _, _ in running} - {None}:
+                mine = [(workers, gpus) for labels, workers, gpus in running if quota.group_of(Owner(labels, "", "")) == group]
                 assert quota.running_jobs is None or len(mine) <= quota.running_jobs
                 assert quota.workers is None or sum(workers for workers, _ in mine) <= quota.workers
                 assert quota.gpus is None or sum(workers * gpus for workers, gpus in mine) <= quota.gpus

@@ -11,6 +11,7 @@ The data of each type:
     end         {outcome: succeeded | paused | stopped | failed, failure: JobFailure or null}       always the last one
 Of the controller:
     recovery    {generation, ranks, step, used, budget, message}
+    gap         {first_seq, last_seq, message}       the events of these numbers were dropped by the operator's retention
 """
 
 from datetime import datetime
@@ -32,6 +33,7 @@ class EventType(StrEnum):
     RESIZE = "resize"
     TELEMETRY = "telemetry"
     WARNING = "warning"
+    GAP = "gap"
     END = "end"
 
 

@@ -171,6 +171,10 @@ class LocalStorage:
         """See Storage."""
         return (self.root / code_name(sha256)).read_bytes()
 
+    def remove_code(self, sha256: str) -> None:
+        """See Storage."""
+        (self.root / code_name(sha256)).unlink(missing_ok=True)
+
     def mark(self, name: str) -> None:
         """See Storage."""
         self._put(self.root / name)

@@ -150,12 +150,18 @@ class ObjectStorage:
         self._remove(self._pin_key(job_id, step))
 
     def put_code(self, sha256: str, archive: bytes) -> None:
-        """See Storage. Writing the same again changes nothing."""
-        self._write(f"{self.root}/{code_name(sha256)}", archive)
+        """See Storage. Writing the same twice at once changes nothing."""
+        key = f"{self.root}/{code_name(sha256)}"
+        if not self.is_marked(code_name(sha256)):
+            self._write(key, archive)
 
     def read_code(self, sha256: str) -> bytes:
         """See Storage."""
         return self._read(f"{self.root}/{code_name(sha256)}")
+
+    def remove_code(self, sha256: str) -> None:
+        """See Storage."""
+        self._remove(f"{self.root}/{code_name(sha256)}")
 
     def mark(self, name: str) -> None:
         """See Storage."""

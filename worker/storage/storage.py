@@ -106,6 +106,9 @@ class Storage(Protocol):
     def read_code(self, sha256: str) -> bytes:
         """Return a stored archive of code."""
 
+    def remove_code(self, sha256: str) -> None:
+        """Delete a stored archive of code, if it is here."""
+
     def mark(self, name: str) -> None:
         """Write a marker, by which ranks see that they share this storage with the controller."""
 

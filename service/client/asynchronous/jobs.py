@@ -56,6 +56,14 @@ class JobCalls(HistoryCalls):
         content, media_type = await blocking.run(lambda: bundle(path))
         return await self._json("POST", "/v1/code", content=content, headers={"Content-Type": media_type}, is_repeatable=True)
 
+    def code(self, *, limit: int | None = None) -> AsyncIterator[Json]:
+        """Yield uploaded code, newest first."""
+        return self._pages("/v1/code", {}, limit)
+
+    async def delete_code(self, code_id: str) -> None:
+        """Delete uploaded code that no job names."""
+        await self._transport.request("DELETE", route("code", code_id))
+
     async def cancel(self, job_id: str) -> AsyncJob:
         """Ask for the end of a job and return it; it is cancelled when its processes are gone. Asking twice is asking once."""
         return await self._job("POST", route("jobs", job_id, "cancel"), is_repeatable=True)

@@ -55,6 +55,10 @@ class OperationCalls(Requests):
         """Return what the cluster has and what is in use."""
         return await self._json("GET", "/v1/cluster")
 
+    async def usage(self) -> Json:
+        """Return what the groups of every quota use of it."""
+        return await self._json("GET", "/v1/usage")
+
     def queue(self, *, limit: int | None = None) -> AsyncIterator[Json]:
         """Yield the jobs that wait, in the order in which they may start, and why each waits."""
         return self._pages("/v1/queue", {}, limit)

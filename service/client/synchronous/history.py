@@ -29,9 +29,18 @@ class HistoryCalls(Requests):
             if "message" in line:  # the end event is none
                 yield line
 
-    def metrics(self, job_id: str, names: Sequence[str] = (), *, max_points: int | None = None) -> Json:
-        """Return the series of a job's metrics, all of them unless named, thinned out to max_points each."""
-        return self._json("GET", route("jobs", job_id, "metrics"), params=given(name=list(names) or None, max_points=max_points))
+    def metrics(
+        self,
+        job_id: str,
+        names: Sequence[str] = (),
+        *,
+        max_points: int | None = None,
+        from_step: int | None = None,
+        to_step: int | None = None,
+    ) -> Json:
+        """Return the series of a job's metrics, all of them unless named, thinned out to max_points each between the two steps."""
+        params = given(name=list(names) or None, max_points=max_points, from_step=from_step, to_step=to_step)
+        return self._json("GET", route("jobs", job_id, "metrics"), params=params)
 
     def layers(self, job_id: str, names: Sequence[str] = (), *, max_points: int | None = None) -> Json:
         """Return what the normalization layers do: drift, cost of synchronizing, variance between ranks; all of them unless named."""

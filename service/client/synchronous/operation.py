@@ -54,6 +54,10 @@ class OperationCalls(Requests):
         """Return what the cluster has and what is in use."""
         return self._json("GET", "/v1/cluster")
 
+    def usage(self) -> Json:
+        """Return what the groups of every quota use of it."""
+        return self._json("GET", "/v1/usage")
+
     def queue(self, *, limit: int | None = None) -> Iterator[Json]:
         """Yield the jobs that wait, in the order in which they may start, and why each waits."""
         return self._pages("/v1/queue", {}, limit)

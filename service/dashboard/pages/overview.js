@@ -17,6 +17,18 @@ const CHARTS = [
 
 export function open(id) {
   let charts = [], marks = [];
+  const zoomed = new Map(); // by chart, the series between the steps that it shows, in more detail
+  const redraw = (chart) => lines(`chart-${chart.id}`, zoomed.get(chart.id) ?? chart.series, marks, (steps) => zoom(chart, steps));
+  const zoom = async (chart, steps) => {
+    zoomed.delete(chart.id);
+    if (steps) {
+      const asked = new URLSearchParams({ max_points: MAX_POINTS, from_step: Math.max(0, Math.floor(steps[0])), to_step: Math.max(0, Math.ceil(steps[1])) });
+      chart.series.forEach(({ name }) => asked.append("name", name));
+      const found = await get(`/v1/jobs/${id}/metrics?${asked}`).catch(() => null); // without it the chart stays as coarse as it is
+      if (found) zoomed.set(chart.id, found.series);
+    }
+    return redraw(charts.find((one) => one.id === chart.id) ?? chart);
+  };
   return {
     refresh: async (job) => {
       const [{ series }, { data: events }] = await Promise.all([
@@ -29,7 +41,7 @@ export function open(id) {
         timeline(job), attempts(job),
       ];
     },
-    after: () => Promise.all(charts.map((chart) => lines(`chart-${chart.id}`, chart.series, marks))),
+    after: () => Promise.all(charts.map(redraw)),
   };
 }
 

@@ -12,6 +12,7 @@ from service.settings import Settings
 from tests.service.api.identities import OTHER, bearer, strangers, token
 from tests.service.api.world import World
 from tests.service.store.ranks import SPEC
+from tests.support.archives import GOOD, zipped
 
 TOKEN = "tok_01ARZ3NDEKTSV4RRFFQ69G5FAV"
 
@@ -43,6 +44,7 @@ def _ask(world: World, route: tuple[str, str], headers: dict[str, str]) -> Any:
             step="latest",
             name="model.safetensors",
             token_id=TOKEN,
+            code_id=_uploaded(world, home) if "{code_id}" in template else "",
         )
         return world.client.request(method, path, headers=headers)
     finally:
@@ -51,6 +53,11 @@ def _ask(world: World, route: tuple[str, str], headers: dict[str, str]) -> Any:
 
 def _job(world: World, authorization: str) -> str:
     return world.client.post("/v1/jobs", json=SPEC, headers={"Authorization": authorization}).json()["id"]
+
+
+def _uploaded(world: World, authorization: str) -> str:
+    headers = {"Authorization": authorization, "Content-Type": "application/zip"}
+    return world.client.post("/v1/code", content=zipped(GOOD), headers=headers).json()["id"]
 
 
 def _comparison(world: World, authorization: str) -> str:

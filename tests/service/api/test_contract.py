@@ -16,7 +16,9 @@ GET /healthz
 GET /metrics
 GET /readyz
 GET /v1/cluster
+GET /v1/code
 POST /v1/code
+DELETE /v1/code/{code_id}
 GET /v1/comparisons
 POST /v1/comparisons
 DELETE /v1/comparisons/{comparison_id}
@@ -55,9 +57,11 @@ GET /v1/tokens
 POST /v1/tokens
 DELETE /v1/tokens/{token_id}
 POST /v1/tokens/{token_id}/rotate
+GET /v1/usage
 """.strip().splitlines()
 
 TOKEN = "tok_01ARZ3NDEKTSV4RRFFQ69G5FAV"
+CODE = "code_01ARZ3NDEKTSV4RRFFQ69G5FAV"
 _JUNK = st.text(max_size=20) | st.sampled_from(
     ["", "0", "-1", "1e9", "9" * 30, "null", "\x00", "a=b", "..", "%00", "true", "job_1", "\ud7ff"]
 )
@@ -149,7 +153,7 @@ def test_the_application_keeps_to_its_document(shared, document, job_id, compari
     @given(st.data())
     def holds(data: st.DataObject) -> None:
         known = {
-            "job_id": job_id, "comparison_id": comparison_id, "step": "10", "name": "model.safetensors", "token_id": TOKEN,
+            "job_id": job_id, "comparison_id": comparison_id, "step": "10", "name": "model.safetensors", "token_id": TOKEN, "code_id": CODE,
         }  # fmt: skip
         place = {name: data.draw(st.just(right) | _JUNK, name) for name, right in known.items() if f"{{{name}}}" in template}
         content, content_type = data.draw(_bodies(method), "body")

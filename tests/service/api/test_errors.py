@@ -185,7 +185,7 @@ def test_every_route_of_the_api_wants_a_token(world):
     paths = world.client.get("/openapi.json").json()["paths"]
     checked = 0
     for template, operations in paths.items():
-        path = template.format(job_id=JOB, step="latest", name="model.safetensors", token_id="tok", comparison_id="cmp")
+        path = template.format(job_id=JOB, step="latest", name="model.safetensors", token_id="tok", comparison_id="cmp", code_id="code")
         for method in operations if template.startswith("/v1/") else ():
             answer = world.client.request(method.upper(), path)
             checked += 1

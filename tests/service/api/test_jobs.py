@@ -7,7 +7,9 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 import yaml
 
+from service.scopes import Scope
 from service.states import State
+from tests.service.api.identities import OTHER, token
 from tests.service.api.world import running
 from tests.service.store.ranks import SPEC, metrics
 
@@ -292,6 +294,23 @@ def test_a_full_queue_refuses_politely(world):
     assert (second.status_code, second.json()["code"]) == (403, "quota_exceeded")
     assert "1 jobs with label team=a are queued" in second.json()["detail"]
     assert world.submit(labels={"team": "b"})
+
+
+def test_usage_is_shown_beside_the_limits(fresh):
+    """To an admin all of it; to others the groups that their project has jobs in."""
+    policy = '[[quotas]]\nlabel = "team"\nworkers = 8\n[[quotas]]\nby = "token"\nqueued_jobs = 9\n'
+    (fresh.settings.home / "policy.toml").write_text(policy)
+    theirs = token(fresh, Scope.READ, Scope.SUBMIT, project=OTHER)
+    fresh.start(labels={"team": "a"})
+    assert fresh.client.post("/v1/jobs", json=SPEC | {"labels": {"team": "b"}}, headers=theirs).status_code == 201
+
+    everything = {(row["subject"], row["value"]): row for row in fresh.client.get("/v1/usage").json()["data"]}
+    assert everything["team", "a"]["limits"] == {"workers": 8}
+    assert (everything["team", "a"]["used"]["workers"], everything["team", "b"]["used"]["queued_jobs"]) == (2, 1)
+    assert len(everything) == 4
+    seen = [(row["by"], row["value"]) for row in fresh.client.get("/v1/usage", headers=theirs).json()["data"]]
+    assert seen[0] == ("label", "b")
+    assert [by for by, _ in seen] == ["label", "token"]
 
 
 def test_the_catalogue_tells_names_and_arguments(world):

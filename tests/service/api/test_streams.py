@@ -165,7 +165,49 @@ def test_series_are_thinned_out_and_keep_their_peaks(world):
     assert of("name=nope") == [{"name": "nope", "points": []}]
 
 
-@pytest.mark.parametrize("query", ["max_points=1", "max_points=10001", "max_points=x"])
+def test_a_part_of_a_series_is_thinned_out_by_itself(world):
+    """As fine as it can be shown, both ends included."""
+    job_id = world.start()
+    world.say(job_id, 0, *[metrics(step, step, train_loss=float(step % 7)) for step in range(1, 201)])
+    of = lambda query: world.client.get(f"/v1/jobs/{job_id}/metrics?{query}").json()["series"][0]["points"]  # noqa: E731
+
+    assert of("from_step=50&to_step=59&max_points=10") == [[step, float(step % 7)] for step in range(50, 60)]
+    assert of("from_step=195") == [[step, float(step % 7)] for step in range(195, 201)]
+    assert of("name=train/loss&from_step=60&to_step=50") == []
+
+
+def test_series_that_were_dropped_are_said_to_be(world):
+    """Told from a job that has measured nothing; the last values stay."""
+    job_id, silent = world.start(), world.start()
+    world.say(job_id, 0, metrics(1, 1, train_loss=0.5))
+    for one in (job_id, silent):
+        world.finish(one)
+    asked = lambda one: world.client.get(f"/v1/jobs/{one}/metrics").json()  # noqa: E731
+    assert not asked(job_id)["is_pruned"]
+    world.call(world.store.prunings.drop_metrics, job_id)
+
+    assert asked(job_id) == {"series": [], "is_pruned": True}
+    assert asked(silent) == {"series": [], "is_pruned": False}
+    assert world.client.get(f"/v1/jobs/{job_id}").json()["metrics"] == {"train/loss": 0.5}
+
+
+def test_dropped_events_are_told_to_whoever_reads_on(world):
+    """As a page, as a stream, and among the lines of the log."""
+    job_id = world.start()
+    world.say(job_id, 0, *[said(seq, EventType.LOG, message=f"line {seq}") for seq in range(1, 20)])
+    world.finish(job_id)
+    world.call(world.store.prunings.drop_events, job_id)
+
+    gap, end = world.client.get(f"/v1/jobs/{job_id}/events?after=3").json()["data"]
+    assert (gap["type"], gap["data"]["first_seq"], gap["data"]["last_seq"], end["type"]) == ("gap", 1, end["seq"] - 1, "end")
+    [line] = world.client.get(f"/v1/jobs/{job_id}/logs?rank=1").json()["data"]
+    assert line["message"].startswith(f"events 1 to {gap['seq']} were dropped")
+    with world.client.stream("GET", f"/v1/jobs/{job_id}/logs", headers=STREAM) as stream:
+        told = [message[1] for message in _messages(stream.iter_lines()) if message != "ping"]
+    assert told == ["gap", "end"]
+
+
+@pytest.mark.parametrize("query", ["max_points=1", "max_points=10001", "max_points=x", "from_step=-1", "to_step=x"])
 def test_a_wrong_number_of_points_is_refused(world, query):
     """Between two and ten thousand."""
     assert world.client.get(f"/v1/jobs/{world.submit()['id']}/metrics?{query}").status_code == 422

@@ -2,14 +2,19 @@
 
 import asyncio
 import hashlib
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
 
 import pytest
 from alembic import command
 from alembic.autogenerate import compare_metadata
 from alembic.config import Config
 from alembic.runtime.migration import MigrationContext
-from sqlalchemy import create_engine, make_url, text
+from sqlalchemy import Connection, create_engine, make_url, text
 
+from service.quotas import Quota
 from service.states import State
 from service.store import migration
 from service.store.errors import DatabaseError
@@ -17,7 +22,7 @@ from service.store.ids import new_job_id
 from service.store.records import IdempotencyClaim
 from service.store.store import Store
 from service.store.tables import metadata
-from tests.service.store.ranks import spec
+from tests.service.store.ranks import manifest, spec
 
 
 def test_the_migrations_make_the_tables(with_store):
@@ -88,27 +93,62 @@ def test_a_database_of_a_newer_version_is_refused_and_untouched(with_store):
         with_store(lambda store: store.ping())
 
 
-def test_a_database_of_the_first_schema_keeps_its_jobs_keys_and_tokens(database_url, with_store):
-    """Jobs and keys go to the default project, the token may do everything as before."""
-    job = dict.fromkeys(("labels", "progress", "metrics"), "{}") | dict.fromkeys(("priority", "world_size", "fence", "attempt"), 0)
-    job |= {"id": "job_1", "name": "t", "state": "queued", "reason": "", "message": "", "created_at": 1, "last_seq": 0, "edition": 1}
-    job["spec"] = spec().model_dump_json()
+@contextmanager
+def _of_revision(database_url: str, revision: str) -> Iterator[Connection]:
+    """Make a database as an earlier version had it, to be filled."""
     url = make_url(database_url)
     engine = create_engine(url.set(drivername="sqlite" if url.get_backend_name() == "sqlite" else "postgresql+psycopg"))
     with engine.begin() as connection:
         config = Config()
         config.set_main_option("script_location", str(migration._SCRIPTS))
         config.attributes["connection"] = connection
-        command.upgrade(config, "0001")
-        connection.execute(text(f"INSERT INTO jobs ({', '.join(job)}) VALUES ({', '.join(':' + name for name in job)})"), job)
+        command.upgrade(config, revision)
+        yield connection
+    engine.dispose()
+
+
+def _insert_job(connection: Connection, job_id: str, document: Any = None, **changes: Any) -> None:
+    job = dict.fromkeys(("labels", "progress", "metrics"), "{}") | dict.fromkeys(("priority", "world_size", "fence", "attempt"), 0)
+    job |= {"id": job_id, "name": "t", "state": "queued", "reason": "", "message": "", "created_at": 1, "last_seq": 0, "edition": 1}
+    job |= {"spec": (document or spec()).model_dump_json()} | changes
+    connection.execute(text(f"INSERT INTO jobs ({', '.join(job)}) VALUES ({', '.join(':' + name for name in job)})"), job)
+
+
+def test_a_database_of_the_first_schema_keeps_its_jobs_keys_and_tokens(database_url, with_store):
+    """Jobs and keys go to the default project, the token may do everything as before."""
+    with _of_revision(database_url, "0001") as connection:
+        _insert_job(connection, "job_1")
         connection.execute(text("INSERT INTO idempotency_keys VALUES ('k', 'f', 'job_1', 1)"))
         connection.execute(text("INSERT INTO tokens VALUES (:sha256, 'first', 1)"), {"sha256": hashlib.sha256(b"sbn_old").hexdigest()})
-    engine.dispose()
 
     async def scenario(store):
         assert (await store.jobs.get("job_1")).project == "default"
         assert await store.jobs.create("job_2", spec(), IdempotencyClaim("k", "f")) == ("job_1", False)
         token = await store.tokens.find("sbn_old")
         assert (token.name, token.project, token.is_admin, token.id[:4]) == ("first", "default", True, "tok_")
+
+    with_store(scenario)
+
+
+def test_jobs_of_before_keep_their_clock_their_code_and_what_they_stored(database_url, with_store):
+    """What is new is worked out from what was there."""
+    code, digest = "code_01ARZ3NDEKTSV4RRFFQ69G5FAV", "0" * 64
+    files = {"model.safetensors": {"size": 70, "sha256": digest}, "training.json": {"size": 30, "sha256": digest}}
+    with _of_revision(database_url, "0007_comparisons") as connection:
+        row = {"id": code, "sha256": digest}
+        connection.execute(text("INSERT INTO bundles VALUES (:id, 'default', :sha256, 1, 1, 5)"), row)
+        _insert_job(connection, "job_1", spec(code=code), state="running", started_at=7)
+        _insert_job(connection, "job_2", state="paused", started_at=7)
+        checkpoint = {"manifest": json.dumps(manifest("job_1", 10, files=files))}
+        connection.execute(text("INSERT INTO checkpoints VALUES ('job_1', 10, :manifest)"), checkpoint)
+
+    async def scenario(store):
+        running, paused = await store.jobs.get("job_1"), await store.jobs.get("job_2")
+        assert (running.running_since, running.ran_us) == (running.started_at, 0)
+        assert (paused.running_since, paused.ran_us) == (None, 0)
+        assert await store.usage.stored(Quota(by="project")) == {"default": 100}
+        assert await store.bundles.num_jobs(code) == 1
+        bundle = await store.bundles.get(code)
+        assert bundle.uploaded_at == bundle.created_at
 
     with_store(scenario)

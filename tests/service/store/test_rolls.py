@@ -99,3 +99,33 @@ def test_many_points_are_read_quickly(with_store):
         assert time.perf_counter() - began < 1.0
 
     with_store(scenario)
+
+
+@settings(deadline=None, max_examples=25, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(first=st.integers(0, 420), length=st.integers(0, 420), most=st.sampled_from([2, 8, 40]))
+def test_a_part_of_a_series_shows_what_the_whole_one_does_there(with_store, first, length, most):
+    """Its own ends, its own peaks, nothing from outside, wherever it is cut; the finer, the shorter it is."""
+    small = {"WIDTH": 4, "MOST_RAW": 2}
+    old = {name: getattr(rolls, name) for name in small}
+    vars(rolls).update(small)
+    last = first + length
+
+    async def scenario(store):
+        job_id = await _job(store)
+        points = [(step, float(step * 7919 % 1000)) for step in range(3, 400) if step % 50 > 5]
+        await _say(store, job_id, points)
+        found = await store.metrics.points(job_id, "loss", most, (first, last))
+        inside = [point for point in points if first <= point[0] <= last]
+        assert set(found) <= set(inside)
+        assert found == sorted(set(found))
+        if inside:
+            assert (found[0], found[-1]) == (inside[0], inside[-1])
+            values = [value for _, value in inside]
+            assert {min(values), max(values)} <= {value for _, value in found}
+        if length <= small["MOST_RAW"] * most:
+            assert found == inside
+
+    try:
+        with_store(scenario)
+    finally:
+        vars(rolls).update(old)
