@@ -6,8 +6,9 @@ changes no other state and ends no process.
 
 import asyncio
 import contextlib
+import math
 import time
-from collections.abc import AsyncIterator, Coroutine, Iterable
+from collections.abc import AsyncIterator, Coroutine, Iterable, Mapping
 from datetime import UTC, datetime
 from typing import Any
 
@@ -83,6 +84,19 @@ class Watch:
             if isinstance(verdict, Cancel):
                 await self._stop(gang, readers)
         return verdict
+
+    async def last_words(self) -> dict[int, RankEnd]:
+        """Return how ranks ended that said so, as far as it is on record."""
+        said = await self._store.events.last_words(self._job.id, self._job.attempt)
+        return {rank: RankEnd.model_validate(data) for rank, data in said.items()}
+
+    async def aftermath(self, said: Mapping[int, RankEnd]) -> Verdict:
+        """Decide what follows where every process is gone: who is not among the last words died.
+
+        A controller that is killed once the gang is dissolved leaves nothing but these.
+        """
+        ends = {rank: said.get(rank, RankEnd(outcome="died")) for rank in range(self._job.world_size)}
+        return judge(Ranks(self._job.world_size, ends, unsettled_s=math.inf), *await self._budgets())
 
     async def restarts(self) -> Budget:
         """Return the budget of restarts of the whole gang."""
