@@ -30,7 +30,8 @@ class Mailbox:
         self._fence = 0
         self._starting = threading.Lock()
         # The other ranks import torch while one does, and not one after the other.
-        threading.Thread(target=load_torch, name="load", daemon=True).start()
+        self._loading = threading.Thread(target=load_torch, name="load", daemon=True)
+        self._loading.start()
 
     @property
     def generation(self) -> int:
@@ -39,6 +40,7 @@ class Mailbox:
 
     def host_store(self, generation: int) -> int:
         """Serve the store at which the ranks of a generation meet, on this node's address; return its port."""
+        self._loading.join()  # two threads in the import of torch.distributed can end the process
         from worker.meeting import host_store
 
         with self._starting:
@@ -79,6 +81,7 @@ class Mailbox:
 
     def _train(self, rank: int) -> None:
         """Run to the end and say how it ended. The outermost loop of the rank: every exception becomes data here."""
+        self._loading.join()
         from worker.errors import to_failure
         from worker.meeting import bind_interface
         from worker.session import run_rank
