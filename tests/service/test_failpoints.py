@@ -4,7 +4,7 @@ import contextlib
 
 import pytest
 
-from service.client import ClientError
+from service.client import Unreachable
 from service.cluster import Cluster, RunningGang
 from tests.support.killing import killing, spec, until
 from tests.support.mortal_controller import EFFECTS
@@ -41,7 +41,7 @@ def test_every_effect_has_a_point():
 @pytest.mark.parametrize(("effect", "number"), [*((effect, 1) for effect in EFFECTS), *TWICE])
 def test_killed_there_the_next_controller_brings_everything_to_its_end(world, when, effect, number):
     """One job, one gang at a time, every event once, no process left, serving again at once."""
-    script, key = SCRIPTS.get(effect, "mortal"), f"{when} {effect} {number}"
+    script, key = SCRIPTS.get(effect, "mortal"), f"{when}-{effect}-{number}".replace(" ", "-")
     world.kill()
     if script == "adopted":
         world.start()
@@ -50,7 +50,7 @@ def test_killed_there_the_next_controller_brings_everything_to_its_end(world, wh
         world.kill()
     world.start((when, effect, number))
     acknowledged = None
-    with contextlib.suppress(ClientError):
+    with contextlib.suppress(Unreachable):
         acknowledged = _lead(world, script, key)
     assert world.is_killed(30), "it never came there"
 
