@@ -163,8 +163,11 @@ class Reconciler:
     async def _round(self, store: Store, tenure: Tenure) -> None:
         live = await store.jobs.in_states(HOLDS_GANG)
         await tenure.take([PLANNER, *(_lease_of(job.id) for job in live)])
-        for job in live:
-            self._supervise(tenure, job)
+        # Read anew under the lease: whoever had it, a supervisor of this controller too, may have brought the job further meanwhile.
+        unattended = await store.jobs.of_ids([job.id for job in live if job.id not in self._supervisors])
+        for job in [*(job for job in live if job.id in self._supervisors), *unattended]:
+            if job.state in HOLDS_GANG:
+                self._supervise(tenure, job)
         planning = tenure.under(PLANNER)
         if planning is not None:
             await self._schedule(planning, tenure)

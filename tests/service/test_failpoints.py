@@ -11,15 +11,17 @@ from tests.support.mortal_controller import EFFECTS
 from worker.storage.storage import Storage
 
 SERVING_S = 5.0
-LONG = 40
-# Which job's life leads to the point; that of `mortal` to all others.
-SCRIPTS = {"pause": "paused", "stop": "cancelled", "adopt": "adopted", "dissolve by name": "adopted"}
+LONG = 100
+# Which job's life leads to an effect, and where the controller before was killed; that of `mortal`, from its beginning, leads to all others.
+SCRIPTS = {"pause": "paused", "stop": "cancelled"}
+BEFORE = {"adopt": ("after", "assign", 1), "dissolve by name": ("after", "create actor", 1)}
 # What has no effect: questions, and what other threads than the reconciler's do on request.
 QUESTIONS = {"connect", "disconnect", "is_lost", "room", "nodes", "present", "world_size", "generation", "is_torn"}
 QUESTIONS |= {"address", "published", "steps", "jobs", "open", "pins", "read_code", "is_marked"}
 OF_RANKS = {"staging", "publish", "remove"}
 OF_REQUESTS = {"delete", "pin", "unpin", "put_code"}
-TWICE = [("create actor", 2), ("identify", 2), ("tell", 5), ("kill actor", 2), ("enter state", 2), ("enter state", 3), ("enter state", 4)]
+LATER = [("create actor", 2), ("identify", 2), ("tell", 5), ("kill actor", 2), ("enter state", 2), ("enter state", 3), ("enter state", 4)]
+POINTS = [*((effect, 1) for effect in EFFECTS), *LATER]
 
 
 @pytest.fixture(scope="module")
@@ -37,44 +39,53 @@ def test_every_effect_has_a_point():
     assert offered - covered - QUESTIONS - OF_RANKS - OF_REQUESTS == set()
 
 
-@pytest.mark.parametrize("when", ["before", "after"])
-@pytest.mark.parametrize(("effect", "number"), [*((effect, 1) for effect in EFFECTS), *TWICE])
-def test_killed_there_the_next_controller_brings_everything_to_its_end(world, when, effect, number):
-    """One job, one gang at a time, every event once, no process left, serving again at once."""
-    script, key = SCRIPTS.get(effect, "mortal"), f"{when}-{effect}-{number}".replace(" ", "-")
-    world.kill()
-    if script == "adopted":
-        world.start()
-        world.client.submit(_spec(script, key), idempotency_key=key)
-        until(lambda: world.host.named(), 30, "the ranks", world.home)
+def _keep_killing(world, points, tag):
+    """Have one controller after the other killed, each at its point, each with a job more; return the jobs' scripts by key."""
+    scripts = {}
+    for number, point in enumerate(points):
+        key, script = f"{tag}-{number}", SCRIPTS.get(point[1], "mortal")
+        scripts[key] = script
         world.kill()
-    world.start((when, effect, number))
-    acknowledged = None
-    with contextlib.suppress(Unreachable):
-        acknowledged = _lead(world, script, key)
-    assert world.is_killed(30), "it never came there"
+        assert world.start(point) < SERVING_S
+        with contextlib.suppress(Unreachable):
+            _lead(world, script, key)
+        assert world.is_killed(30), f"it never came to {point}"
+    return scripts
 
+
+def _all_end(world, scripts):
+    """Have a controller live on; assert that every job ends as it should, one for each key."""
     assert world.start() < SERVING_S
-    job_id = world.client.submit(_spec(script, key), idempotency_key=key)["id"]
-    assert acknowledged in {None, job_id}
-    _lead(world, script, key)
-    job = world.ended(job_id, "cancelled" if script == "cancelled" else "succeeded")
-    assert len([one for one in world.client.jobs() if one["name"] == key]) == 1
-    assert len(job["attempts"]) <= (3 if script == "paused" else 2)
+    ids = {key: _lead(world, script, key) for key, script in scripts.items()}
+    for key, job_id in ids.items():
+        world.ended(job_id, "cancelled" if scripts[key] == "cancelled" else "succeeded")
+    made = [job["name"] for job in world.client.jobs()]
+    assert {key: made.count(key) for key in scripts} == dict.fromkeys(scripts, 1)
 
 
-def _spec(script, key):
-    return spec(script, name=key) if script == "mortal" else spec(script, LONG, name=key)
+def test_killed_after_each_thing_that_it_does_controllers_bring_every_job_to_its_end(world):
+    """One life after the other ends right after an effect, and the next finds it: one job a key, one gang at a time, every event once."""
+    points = [point for effect, number in POINTS for point in [*([BEFORE[effect]] if effect in BEFORE else []), ("after", effect, number)]]
+    _all_end(world, _keep_killing(world, points, "chain"))
+
+
+@pytest.mark.soak
+@pytest.mark.parametrize("when", ["before", "after"])
+@pytest.mark.parametrize(("effect", "number"), POINTS)
+def test_killed_there_the_next_controller_brings_the_job_to_its_end(world, when, effect, number):
+    """The same of each point by itself, before the effect and after it."""
+    points = [*([BEFORE[effect]] if effect in BEFORE else []), (when, effect, number)]
+    _all_end(world, _keep_killing(world, points, f"{when}-{effect}-{number}".replace(" ", "-")))
 
 
 def _lead(world, script, key):
-    """Submit a job, and do with it what its script says, as far as it has not been done."""
-    job_id = world.client.submit(_spec(script, key), idempotency_key=key)["id"]
+    """Submit a job, and do with it what its script says, as far as it has not been done; return its id."""
+    job_id = world.client.submit(spec(script, name=key, **({} if script == "mortal" else {"steps": LONG})), idempotency_key=key)["id"]
 
     def state():
         return world.client.job(job_id)["state"]
 
-    if script == "paused" and len(world.client.job(job_id)["attempts"]) < 2:
+    if script == "paused" and len(world.client.job(job_id)["attempts"]) < 2 and state() != "succeeded":
         until(lambda: state() in {"running", "pausing", "paused"}, 30, "the job to run", world.home)
         world.client.pause(job_id)
         until(lambda: state() == "paused", 30, "the pause", world.home)

@@ -147,6 +147,19 @@ def test_the_last_word_of_a_rank_that_was_replaced_counts_no_more(tmp_path):
     run(tmp_path, scenario)
 
 
+def test_a_job_that_was_to_pause_while_its_gang_was_formed_is_paused(tmp_path):
+    """Its controller was killed meanwhile. No rank was lost, since none had begun: nothing is used up, and it goes on when it is resumed."""
+
+    async def scenario(world: World) -> None:
+        job_id = await world.submit(retries={"restarts": 0})
+        await world.store.attempts.begin(job_id, "submitted", 2)
+        await world.store.jobs.transition(job_id, State.PAUSING, from_={State.STARTING}, reason="pause_requested")
+        async with world.controller():
+            await world.until(job_id, State.PAUSED)
+
+    run(tmp_path, scenario)
+
+
 def test_an_attempt_cut_off_while_forming_is_begun_anew(tmp_path):
     """No second gang for one job: what was half formed is dissolved before the next attempt."""
 

@@ -1,9 +1,10 @@
 """A home whose controllers are killed and started again, over processes that outlive them; and what must hold for its jobs all the while."""
 
 import contextlib
+import json
 import signal
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from tests.support.actor_host import ActorHost, processes
 
 STEPS = 9
 START_TIMEOUT_S = 60.0
+END_TIMEOUT_S = 90.0
 Point = tuple[str, str, int]
 """When, at which effect, at which time that the controller comes there."""
 
@@ -36,20 +38,23 @@ class Killing:
         self.client = Client(home=home)
         self._controller: Any = None
 
-    def start(self, point: Point | None = None) -> float:
-        """Start a controller, mortal at a point; return after how many seconds it served."""
+    def start(self, point: Point | None = None, *, is_awaited: bool = True) -> float:
+        """Start a controller, mortal at a point; return after how many seconds it served, unless that is not awaited."""
         began = time.monotonic()
-        (self.home / "controller.json").unlink(missing_ok=True)
         arguments = (self.home, self.host.address, *(point or ("", "", 0)))
         self._controller = processes().Process(target=mortal_controller.serve, args=arguments, daemon=True)
         self._controller.start()
-        while not (self.home / "controller.json").exists() and self._controller.is_alive():
+        while is_awaited and not self._is_listening() and self._controller.is_alive():
             assert time.monotonic() - began < START_TIMEOUT_S, "the controller does not listen"
             time.sleep(0.01)
         took_s = time.monotonic() - began
         self.client.close()
         self.client = Client(home=self.home, patience=Patience(tries=2, first_wait_s=0.05))
         return took_s
+
+    def _is_listening(self) -> bool:
+        note = self.home / "controller.json"
+        return note.exists() and json.loads(note.read_text())["pid"] == self._controller.pid
 
     def kill(self) -> None:
         """SIGKILL the controller, if it lives."""
@@ -62,41 +67,53 @@ class Killing:
         self._controller.join(timeout_s)
         return bool(self._controller.exitcode == -signal.SIGKILL)
 
-    def ended(self, job_id: str, state: str, timeout_s: float = 60.0) -> dict[str, Any]:
-        """Wait for the end of a job; assert that it is this one, and that nothing was lost, doubled or left behind; return the job."""
-        job = until(lambda: self._if_ended(job_id), timeout_s, f"the end of {job_id}", self.home)
+    def ended(
+        self, job_id: str, state: str, ask: Callable[[Callable[[], Any]], Any] = lambda call: call(), client: Client | None = None
+    ) -> dict[str, Any]:
+        """Wait for the end of a job; assert that it is this one, and that nothing was lost, doubled or left behind; return the job.
+
+        Args:
+            job_id: the job.
+            state: in which it is to end.
+            ask: how to call what may be away.
+            client: whom to ask; the home's own where None.
+        """
+        client = client or self.client
+
+        def if_ended() -> dict[str, Any] | None:
+            job = ask(lambda: client.job(job_id))
+            return job if job["state"] in TERMINAL else None
+
+        job = until(if_ended, END_TIMEOUT_S, f"the end of {job_id}", self.home)
         assert self.host.left(job_id) == [], "a process or a room was left behind"
         assert self.host.violations == []
         assert job["state"] == state, f"{job['reason']}: {job['message']}"
-        events = list(self.client.events(job_id))
+        events = ask(lambda: list(client.events(job_id)))
         assert [event["seq"] for event in events] == list(range(1, len(events) + 1))
         assert [event["type"] for event in events].count("end") == 1
         assert events[-1]["type"] == "end"
-        self._require_every_step(job, events)
+        series = ask(lambda: client.metrics(job_id, ["train/loss"]))["series"]
+        _require_every_step(job, events, [step for step, _ in series[0]["points"]] if series else [])
         assert not (self.home / "storage/.gangs" / f"{job_id}-{len(job['attempts'])}").exists()
         published = {path.name for path in (self.home / f"storage/jobs/{job_id}/checkpoints").glob("*")}
-        assert published == {f"step-{one['step']:08d}" for one in self.client.checkpoints(job_id)}
+        assert published == {f"step-{one['step']:08d}" for one in ask(lambda: list(client.checkpoints(job_id)))}
         return job
 
-    def _if_ended(self, job_id: str) -> dict[str, Any] | None:
-        job = self.client.job(job_id)
-        return job if job["state"] in TERMINAL else None
 
-    def _require_every_step(self, job: dict[str, Any], events: list[dict[str, Any]]) -> None:
-        """Assert that what rank 0 said in each attempt is on record once and in order, and that whole where the job went to its end."""
-        last = 0
-        for attempt in job["attempts"]:
-            mine = [event for event in events if (event["attempt"], event["rank"]) == (attempt["number"], 0)]
-            lines = [int(event["data"]["message"]) for event in mine if event["type"] == "log"]
-            steps = [event["data"]["step"] for event in mine if event["type"] == "metrics"]
-            assert lines == list(range(lines[0], lines[-1] + 1)) if lines else True, lines
-            # The controller may have heard a line and not yet the metric behind it, when a cancel or a pause ended the rank.
-            assert steps in (lines, lines[:-1])
-            last = lines[-1] if lines else last
-        if job["state"] == "succeeded":
-            series = self.client.metrics(job["id"], ["train/loss"])["series"][0]["points"]
-            assert [step for step, _ in series] == list(range(1, job["spec"]["steps"] + 1))
-            assert last == job["spec"]["steps"]
+def _require_every_step(job: dict[str, Any], events: list[dict[str, Any]], series: list[int]) -> None:
+    """Assert that what rank 0 said in each attempt is on record once and in order, and that whole where the job went to its end."""
+    last = 0
+    for attempt in job["attempts"]:
+        mine = [event for event in events if (event["attempt"], event["rank"]) == (attempt["number"], 0)]
+        lines = [int(event["data"]["message"]) for event in mine if event["type"] == "log"]
+        steps = [event["data"]["step"] for event in mine if event["type"] == "metrics"]
+        assert lines == list(range(last + 1, last + 1 + len(lines))), "each attempt goes on where the one before ended"
+        # The controller may have heard a line and not yet the metric behind it, when a cancel ended the rank.
+        assert steps in (lines, lines[:-1])
+        last = lines[-1] if lines else last
+    assert series == list(range(1, len(series) + 1))
+    if job["state"] == "succeeded":
+        assert last == len(series) == job["spec"]["steps"]
 
 
 def until(look: Any, timeout_s: float, what: str, home: Path) -> Any:

@@ -1,7 +1,8 @@
 """A rank that plays a script instead of training: a real process with the real mailbox, without torch, so that it starts in no time.
 
 label `script`   what its ranks do
-mortal           rank 1 dies by SIGKILL in the middle, once in each attempt; the other parks and goes on when it was told where to meet anew
+mortal           a checkpoint of which nobody hears; then rank 1 dies by SIGKILL, in the middle, once in each attempt; the other parks and
+                 goes on when it was told where to meet anew
 fails            rank 0 makes a mistake in the middle, and says so; the other parks
 anything else    every step, a checkpoint in the middle and one at the end
 Each step, rank 0 reports a metric, and every rank a line of log with the step's number.
@@ -13,6 +14,7 @@ import signal
 import time
 from datetime import UTC, datetime
 from multiprocessing.connection import Connection
+from pathlib import Path
 from threading import Lock, Thread
 from typing import Any
 
@@ -108,7 +110,8 @@ class ScriptedRank(Mailbox):
             told = newer
 
     def _is_to_park(self, told: Assignment, step: int, resume: int) -> bool:
-        return told.generation == 1 and told.spec.labels["script"] in {"mortal", "fails"} and step == max(resume + 1, told.spec.steps // 2)
+        is_mortal = told.spec.labels["script"] == "mortal" and told.generation == 1
+        return (is_mortal or told.spec.labels["script"] == "fails") and step == max(resume + 1, told.spec.steps // 2)
 
     def _step(self, told: Assignment, step: int, *, is_fresh: bool) -> None:
         time.sleep(STEP_S)
@@ -118,16 +121,15 @@ class ScriptedRank(Mailbox):
             values = {"train/loss": 1 / step}
             data = {"step": step, "total_steps": told.spec.steps, "epoch": 0.1, "samples": step, "values": values}
             self._events.emit(EventType.METRICS, data)
-        if is_fresh and told.generation == 1:
-            if script == "mortal" and self._rank == 1:
-                os.kill(os.getpid(), signal.SIGKILL)
-            if script == "fails" and self._rank == 0:
-                raise RuntimeError("a mistake")
+        if is_fresh and script == "mortal" and told.generation == 1 and self._rank == 1:
+            os.kill(os.getpid(), signal.SIGKILL)
+        if is_fresh and script == "fails" and self._rank == 0:
+            raise RuntimeError("a mistake")
         if step == told.spec.steps // 3:
-            self._publish(told, step)
+            self._publish(told, step, is_heard=script != "mortal")
 
-    def _publish(self, told: Assignment, step: int) -> None:
-        storage = LocalStorage(told_root(told))
+    def _publish(self, told: Assignment, step: int, *, is_heard: bool = True) -> None:
+        storage = LocalStorage(Path(told.storage))
         if self._rank or step in storage.steps(told.job_id):
             return
         draft = Manifest(
@@ -137,11 +139,5 @@ class ScriptedRank(Mailbox):
         )  # fmt: skip
         with storage.staging(draft) as directory:
             storage.publish(directory, draft)
-        self._events.emit(EventType.CHECKPOINT, json.loads(draft.model_dump_json()))
-
-
-def told_root(told: Assignment) -> Any:
-    """Return the directory of the storage."""
-    from pathlib import Path
-
-    return Path(told.storage)
+        if is_heard:
+            self._events.emit(EventType.CHECKPOINT, json.loads(draft.model_dump_json()))
