@@ -50,6 +50,7 @@ class Watch:
         """What ranks that hold up the others do, for people, in the present generation."""
         self._generation = 0
         self._unsettled_since: float | None = None
+        self._began = 0.0
         self._changed = asyncio.Event()
         self.is_pausing = job.state is State.PAUSING
         self.is_cancelled = job.state is State.CANCELLING
@@ -71,7 +72,7 @@ class Watch:
             Whatever the store raises: the attempt can be watched again from where it was.
         """
         self._ends, self._standings, self._unsettled_since, self._generation = {}, {}, None, gang.generation
-        self._heard, self.stalled = {}, {}
+        self._heard, self.stalled, self._began = {}, {}, time.monotonic()
         self._job = await self._fresh()
         cursors = await self._store.events.cursors(self._job.id, self._job.attempt)
         recoveries, restarts = await self._budgets()
@@ -135,9 +136,9 @@ class Watch:
                 self._end(rank, RankEnd(outcome="stalled"))
 
     def _silent(self, world_size: int) -> set[int]:
-        """Return the ranks that have not ended and have not been heard for a while."""
+        """Return the ranks that have not ended and have not been heard for a while. All were heard just before the watch began."""
         since = time.monotonic() - SILENT_S
-        return {rank for rank in range(world_size) if rank not in self._ends and self._heard.get(rank, (0.0, None))[0] < since}
+        return {rank for rank in range(world_size) if rank not in self._ends and self._heard.get(rank, (self._began, None))[0] < since}
 
     async def _change(self, readers: list[asyncio.Task[None]]) -> None:
         """Wait until something may have changed, and pass on what a reader raised."""
