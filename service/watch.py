@@ -75,9 +75,10 @@ class Watch:
         self._heard, self.stalled, self._began = {}, {}, time.monotonic()
         self._job = await self._fresh()
         cursors = await self._store.events.cursors(self._job.id, self._job.attempt)
+        said = await self.last_words()
         recoveries, restarts = await self._budgets()
         is_pause_passed_on = False
-        async with _together(self._read(gang, rank, cursors.get(rank, 0)) for rank in range(gang.world_size)) as readers:
+        async with _together(self._read(gang, rank, cursors.get(rank, 0), said.get(rank)) for rank in range(gang.world_size)) as readers:
             while isinstance(verdict := self._verdict(gang, recoveries, restarts), Wait):
                 if self.is_pausing and not is_pause_passed_on:
                     is_pause_passed_on = await self._pass_on_pause(gang)
@@ -162,8 +163,8 @@ class Watch:
             await gang.stop()
         await asyncio.wait(readers, timeout=CANCEL_GRACE_S)
 
-    async def _read(self, gang: RunningGang, rank: int, stored_seq: int) -> None:
-        """Store what one rank says until it has said its last word or is dead."""
+    async def _read(self, gang: RunningGang, rank: int, stored_seq: int, said: RankEnd | None) -> None:
+        """Store what one rank says until it has said its last word or is dead. `said`: its last word that was stored before, if any."""
         # One event back: the last word is never acknowledged, so a rank that ended while nobody watched says it again.
         after_seq = max(stored_seq - 1, 0)
         while rank not in self._ends:
@@ -171,7 +172,7 @@ class Watch:
                 drain = await gang.drain(rank, after_seq)
             except RankDiedError as error:
                 log.warning("rank_died", job=self._job.id, rank=rank, error=str(error))
-                self._end(rank, RankEnd(outcome="died"))
+                self._end(rank, said or RankEnd(outcome="died"))
             except ClusterError as error:
                 log.warning("rank_not_responding", job=self._job.id, rank=rank, error=str(error))
                 await asyncio.sleep(RETRY_S)

@@ -126,6 +126,22 @@ def test_an_end_whose_gang_was_dissolved_already_is_what_it_was(tmp_path, outcom
     run(tmp_path, scenario)
 
 
+def test_a_mistake_on_record_counts_though_its_rank_was_ended_already(tmp_path):
+    """A controller killed while it ended the gang of a job that failed: no rank is replaced, the reason is the mistake."""
+
+    async def scenario(world: World) -> None:
+        async with world.controller():
+            job_id, gang = await world.training(retries={"recoveries": 0})
+        job = await world.store.jobs.get(job_id)
+        gang.end("failed", {"code": "task_error", "message": "ValueError: no", "rank": 0, "retryable": False}, [0])
+        await world.store.events.ingest(job_id, 1, 0, gang.buffers[0].drain(0, 0)[0], job.fence)
+        gang.dead.add(0)
+        async with world.controller():
+            assert (await world.until(job_id, State.FAILED)).reason == "task_error"
+
+    run(tmp_path, scenario)
+
+
 def test_the_last_word_of_a_rank_that_was_replaced_counts_no_more(tmp_path):
     """Its place was taken by a process that said more; then all died: the job starts again."""
 

@@ -125,7 +125,7 @@ def _migrate_until(database_url, number, when):
 def test_an_upgrade_killed_at_any_statement_goes_on(old_database):
     """SIGKILL before each statement of the upgrade in turn, on one database: it is the old one, whole, until it is the new one, whole."""
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["tests.service.store.test_migration"])
+    context.set_forkserver_preload(["tests.service.store.test_migration", "psycopg"])
     before = _contents(old_database)
     killed = 0
     for number in range(1, MOST_STATEMENTS):
