@@ -1,4 +1,4 @@
-"""A controller killed with SIGKILL right before and right after each thing that it does: whatever was acknowledged comes to its end, once."""
+"""A controller killed with SIGKILL right before and right after each thing that it does: what was acknowledged comes to its end, once."""
 
 import contextlib
 import statistics
@@ -14,7 +14,7 @@ from worker.storage.storage import Storage
 SERVING_S = 5.0
 """Usual time from the start of a controller until it serves, whatever its predecessor left."""
 LONG = 100
-# Which job's life leads to an effect, and where the controller before was killed; that of `mortal`, from its beginning, leads to all others.
+# Which job's life leads to an effect, and where the controller before was killed; that of `mortal`, from its beginning, leads to others.
 SCRIPTS = {"pause": "paused", "stop": "cancelled"}
 BEFORE = {"adopt": ("after", "assign", 1), "dissolve by name": ("after", "create actor", 1)}
 # What has no effect: questions, and what other threads than the reconciler's do on request.

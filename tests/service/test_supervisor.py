@@ -164,7 +164,7 @@ def test_the_last_word_of_a_rank_that_was_replaced_counts_no_more(tmp_path):
 
 
 def test_a_job_that_was_to_pause_while_its_gang_was_formed_is_paused(tmp_path):
-    """Its controller was killed meanwhile. No rank was lost, since none had begun: nothing is used up, and it goes on when it is resumed."""
+    """Its controller was killed meanwhile. No rank was lost, since none had begun: nothing is used up."""
 
     async def scenario(world: World) -> None:
         job_id = await world.submit(retries={"restarts": 0})

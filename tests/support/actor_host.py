@@ -11,7 +11,7 @@ import signal
 import threading
 from multiprocessing.connection import Connection, Listener
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 from tests.support import scripted_rank
 
@@ -95,7 +95,7 @@ class ActorHost:
         self._listener = Listener(self.address, authkey=KEY)
         threading.Thread(target=self._accept, daemon=True).start()
 
-    def __enter__(self) -> "ActorHost":
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:

@@ -1,4 +1,4 @@
-"""A home whose controllers are killed and started again, over processes that outlive them; and what must hold for its jobs all the while."""
+"""A home whose controllers are killed and started again, over processes that outlive them; and what must hold for its jobs."""
 
 import contextlib
 import json

@@ -5,13 +5,15 @@ mortal           a checkpoint of which nobody hears; then rank 1 dies by SIGKILL
                  goes on when it was told where to meet anew
 fails            rank 0 makes a mistake in the middle, and says so; the other parks
 anything else    every step, a checkpoint in the middle and one at the end
-Each step, rank 0 reports a metric, and every rank a line of log with the step's number.
+All meet before the first step, and part when the last checkpoint is published. Each step, rank 0 reports a metric, and every rank a line
+of log with the step's number.
 """
 
 import json
 import os
 import signal
 import time
+from collections.abc import Callable
 from datetime import UTC, datetime
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -87,7 +89,9 @@ class ScriptedRank(Mailbox):
         told, resume = first, int((first.resume or "/0").split("/")[1])
         step = resume if told.generation == 1 else told.reported.get("train/loss", resume)
         while True:
-            self._events.emit(EventType.STATE, {"phase": "training", "generation": told.generation, "step": step})
+            self._events.emit(EventType.STATE, {"phase": "starting", "generation": told.generation, "step": step})
+            if self._is_met(told):
+                self._events.emit(EventType.STATE, {"phase": "training", "generation": told.generation, "step": step})
             while step < told.spec.steps and not self._orders.is_superseded(told.generation):
                 if self._orders.request is Request.PAUSE:
                     self._publish(told, step)
@@ -100,6 +104,7 @@ class ScriptedRank(Mailbox):
                 return "stopped"
             if step == told.spec.steps:
                 self._publish(told, step)
+                self._wait(told, lambda: step in LocalStorage(Path(told.storage)).steps(told.job_id))
                 return "succeeded"
             newer = self._orders.await_newer(told.generation, 0)
             if newer is None:
@@ -108,6 +113,22 @@ class ScriptedRank(Mailbox):
             if newer is None:
                 return "stopped"
             told = newer
+
+    def _is_met(self, told: Assignment) -> bool:
+        """Wait until every rank was told of the group; return False where it is not wanted any more."""
+        here = Path(told.storage) / ".met" / f"{told.job_id}-{told.attempt}-{told.generation}"
+        here.mkdir(parents=True, exist_ok=True)
+        (here / str(self._rank)).touch()
+        return self._wait(told, lambda: len(list(here.iterdir())) == told.world_size)
+
+    def _wait(self, told: Assignment, is_so: Callable[[], bool]) -> bool:
+        deadline = time.monotonic() + PATIENCE_S
+        while not is_so():
+            assert time.monotonic() < deadline
+            if self._orders.is_superseded(told.generation):
+                return False
+            time.sleep(STEP_S / 2)
+        return True
 
     def _is_to_park(self, told: Assignment, step: int, resume: int) -> bool:
         is_mortal = told.spec.labels["script"] == "mortal" and told.generation == 1

@@ -1,20 +1,15 @@
 """Tests of service/store/database.py, migration.py and store.py."""
 
 import asyncio
-import hashlib
 
 import pytest
-from alembic import command
 from alembic.autogenerate import compare_metadata
-from alembic.config import Config
 from alembic.runtime.migration import MigrationContext
-from sqlalchemy import create_engine, make_url, text
+from sqlalchemy import text
 
 from service.states import State
-from service.store import migration
 from service.store.errors import DatabaseError
 from service.store.ids import new_job_id
-from service.store.records import IdempotencyClaim
 from service.store.store import Store
 from service.store.tables import metadata
 from tests.service.store.ranks import spec
@@ -86,29 +81,3 @@ def test_a_database_of_a_newer_version_is_refused_and_untouched(with_store):
     with_store(from_the_future)
     with pytest.raises(DatabaseError, match="use the version that wrote it"):
         with_store(lambda store: store.ping())
-
-
-def test_a_database_of_the_first_schema_keeps_its_jobs_keys_and_tokens(database_url, with_store):
-    """Jobs and keys go to the default project, the token may do everything as before."""
-    job = dict.fromkeys(("labels", "progress", "metrics"), "{}") | dict.fromkeys(("priority", "world_size", "fence", "attempt"), 0)
-    job |= {"id": "job_1", "name": "t", "state": "queued", "reason": "", "message": "", "created_at": 1, "last_seq": 0, "edition": 1}
-    job["spec"] = spec().model_dump_json()
-    url = make_url(database_url)
-    engine = create_engine(url.set(drivername="sqlite" if url.get_backend_name() == "sqlite" else "postgresql+psycopg"))
-    with engine.begin() as connection:
-        config = Config()
-        config.set_main_option("script_location", str(migration._SCRIPTS))
-        config.attributes["connection"] = connection
-        command.upgrade(config, "0001")
-        connection.execute(text(f"INSERT INTO jobs ({', '.join(job)}) VALUES ({', '.join(':' + name for name in job)})"), job)
-        connection.execute(text("INSERT INTO idempotency_keys VALUES ('k', 'f', 'job_1', 1)"))
-        connection.execute(text("INSERT INTO tokens VALUES (:sha256, 'first', 1)"), {"sha256": hashlib.sha256(b"sbn_old").hexdigest()})
-    engine.dispose()
-
-    async def scenario(store):
-        assert (await store.jobs.get("job_1")).project == "default"
-        assert await store.jobs.create("job_2", spec(), IdempotencyClaim("k", "f")) == ("job_1", False)
-        token = await store.tokens.find("sbn_old")
-        assert (token.name, token.project, token.is_admin, token.id[:4]) == ("first", "default", True, "tok_")
-
-    with_store(scenario)

@@ -1,6 +1,7 @@
 """Tests of service/store/migration.py: a database of the first schema, with something in every table, comes to the present one whole."""
 
 import asyncio
+import hashlib
 import json
 import multiprocessing
 import os
@@ -28,7 +29,15 @@ def _engine(database_url):
 def _rows():
     """Return, by table of the first schema, what is in it."""
     said = {"state": "queued", "reason": "submitted", "message": "ünïcode \U0001f600"}
-    job = {"id": "job_1", "name": "t", "labels": '{"team": "vision"}', "priority": -3, "created_at": 1, "started_at": 2, "finished_at": None}
+    job = {
+        "id": "job_1",
+        "name": "t",
+        "labels": '{"team": "vision"}',
+        "priority": -3,
+        "created_at": 1,
+        "started_at": 2,
+        "finished_at": None,
+    }
     job |= said | {"progress": "{}", "metrics": '{"train/loss": 0.5}', "world_size": 2, "fence": 2**40, "attempt": 1}
     job |= {"spec": spec(priority=-3).model_dump_json(), "last_seq": 2, "edition": 7}
     event = {"job_id": "job_1", "seq": 1, "at": 3, "type": "state", "attempt": None, "rank": None, "rank_seq": None, "data": "{}"}
@@ -42,7 +51,7 @@ def _rows():
         "events": [event, event | {"seq": 2, "type": "log", "attempt": 1, "rank": 0, "rank_seq": 1, "data": '{"message": "hello"}'}],
         "metric_points": [{"job_id": "job_1", "name": "train/loss", "step": 1, "value": 0.1 + 0.2}],
         "checkpoints": [{"job_id": "job_1", "step": 10, "manifest": json.dumps(manifest("job_1", 10))}],
-        "tokens": [{"sha256": "a" * 64, "name": "first", "created_at": 1}, {"sha256": "b" * 64, "name": "second", "created_at": 2}],
+        "tokens": [{"sha256": hashlib.sha256(b"sbn_old").hexdigest(), "name": "first", "created_at": 1}],
         "idempotency_keys": [{"key": "k", "fingerprint": "f", "job_id": "job_1", "created_at": 1}],
     }
 
@@ -99,6 +108,8 @@ def test_a_database_of_the_first_schema_comes_to_the_present_one_whole(old_datab
         assert [entry.data for entry in await store.events.page("job_1", 0, 10)] == [{}, {"message": "hello"}]
         assert await store.metrics.points("job_1", "train/loss", 10) == [(1, 0.1 + 0.2)]
         assert [checkpoint.step for checkpoint in await store.checkpoints.of("job_1")] == [10]
+        token = await store.tokens.find("sbn_old")
+        assert (token.name, token.project, token.is_admin, token.id[:4]) == ("first", "default", True, "tok_")
         assert await store.jobs.create("job_3", spec(), IdempotencyClaim("k", "f")) == ("job_1", False)
 
     with_store(scenario)
