@@ -90,7 +90,8 @@ class ScriptedRank(Mailbox):
         step = resume if told.generation == 1 else told.reported.get("train/loss", resume)
         while True:
             self._events.emit(EventType.STATE, {"phase": "starting", "generation": told.generation, "step": step})
-            if self._is_met(told):
+            is_met = self._is_met(told)
+            if is_met:
                 self._events.emit(EventType.STATE, {"phase": "training", "generation": told.generation, "step": step})
             while step < told.spec.steps and not self._orders.is_superseded(told.generation):
                 if self._orders.request is Request.PAUSE:
@@ -102,10 +103,8 @@ class ScriptedRank(Mailbox):
                     break
             if self._orders.stop.is_set():
                 return "stopped"
-            if step == told.spec.steps:
-                self._publish(told, step)
-                self._wait(told, lambda: step in LocalStorage(Path(told.storage)).steps(told.job_id))
-                return "succeeded"
+            if is_met and step == told.spec.steps:
+                return self._finish(told, step)
             newer = self._orders.await_newer(told.generation, 0)
             if newer is None:
                 self._events.emit(EventType.STATE, {"phase": "parked", "generation": told.generation, "step": step})
@@ -113,6 +112,11 @@ class ScriptedRank(Mailbox):
             if newer is None:
                 return "stopped"
             told = newer
+
+    def _finish(self, told: Assignment, step: int) -> str:
+        self._publish(told, step)
+        self._wait(told, lambda: step in LocalStorage(Path(told.storage)).steps(told.job_id))
+        return "succeeded"
 
     def _is_met(self, told: Assignment) -> bool:
         """Wait until every rank was told of the group; return False where it is not wanted any more."""
