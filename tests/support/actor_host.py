@@ -14,16 +14,10 @@ from pathlib import Path
 from typing import Any, Self
 
 from tests.support import scripted_rank
+from tests.support.forking import fork
 
 ANSWER_TIMEOUT_S = 60.0
 KEY = b"tests"
-
-
-def processes() -> Any:
-    """Return what starts processes: from a server that has imported what controllers and ranks need."""
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["tests.support.scripted_rank", "tests.support.mortal_controller"])
-    return context
 
 
 class ActorError(RuntimeError):
@@ -35,14 +29,12 @@ class Actor:
 
     def __init__(self, name: str, rank: int) -> None:
         self.name = name
-        context = processes()
-        self._pipe, child = context.Pipe()
+        self._pipe, child = multiprocessing.Pipe()
         self._answers: dict[int, Any] = {}
         self._next = 0
         self._changed = threading.Condition()
         self._is_gone = False
-        self.process = context.Process(target=scripted_rank.serve, args=(rank, child), daemon=True, name=name)
-        self.process.start()
+        self.process = fork(scripted_rank.serve, rank, child)
         child.close()
         threading.Thread(target=self._receive, daemon=True).start()
 

@@ -12,7 +12,8 @@ from service.client import Client
 from service.client.transport import Patience
 from service.states import TERMINAL
 from tests.support import mortal_controller
-from tests.support.actor_host import ActorHost, processes
+from tests.support.actor_host import ActorHost
+from tests.support.forking import fork
 
 STEPS = 9
 START_TIMEOUT_S = 60.0
@@ -43,9 +44,7 @@ class Killing:
     def start(self, point: Point | None = None, *, is_awaited: bool = True) -> None:
         """Start a controller, mortal at a point, and wait until it serves, unless that is not to be awaited."""
         began = time.monotonic()
-        arguments = (self.home, self.host.address, *(point or ("", "", 0)))
-        self._controller = processes().Process(target=mortal_controller.serve, args=arguments, daemon=True)
-        self._controller.start()
+        self._controller = fork(mortal_controller.serve, self.home, self.host.address, *(point or ("", "", 0)))
         while is_awaited and not self._is_listening() and self._controller.is_alive():
             assert time.monotonic() - began < START_TIMEOUT_S, "the controller does not listen"
             time.sleep(0.01)
@@ -133,9 +132,7 @@ def killing(directory: Path) -> Iterator[Killing]:
     home = directory / "home"
     home.mkdir(mode=0o700)
     # The server from which processes are forked imports everything first, which no controller's start is to be charged with.
-    warm = processes().Process(target=int)
-    warm.start()
-    warm.join(START_TIMEOUT_S)
+    fork(int).join(START_TIMEOUT_S)
     with ActorHost(directory) as host:
         world = Killing(home, host)
         try:
