@@ -6,7 +6,7 @@ from urllib.parse import urlsplit
 import pytest
 
 from service.client import Client
-from service.client.transport import Patience
+from service.client.patience import Patience
 from tests.support.cutting_proxy import cutting_proxy
 from tests.support.live_service import SPEC
 

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from service.client import Client, Conflict, Unreachable
-from service.client.transport import Patience
+from service.client.patience import Patience
 from tests.support.killing import Killing, killing, spec
 
 SUBMITTERS = 4

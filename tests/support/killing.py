@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from service.client import Client
-from service.client.transport import Patience
+from service.client.patience import Patience
 from service.states import TERMINAL
 from tests.support import mortal_controller
 from tests.support.actor_host import ActorHost

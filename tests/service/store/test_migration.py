@@ -134,7 +134,7 @@ def _migrate_until(database_url, number):
 
 
 def test_an_upgrade_killed_at_any_statement_goes_on(old_database):
-    """SIGKILL before one statement of the upgrade after the other, on one database: it is the old one, whole, until it is the new one, whole.
+    """SIGKILL before one statement of the upgrade after the other, on one database: it is the old one, whole, until it is the new one.
 
     Before every one on SQLite; on PostgreSQL, which undoes what a dead client began in a process of its own, before every fifth.
     """
