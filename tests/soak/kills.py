@@ -71,11 +71,12 @@ def run(directory: Path, kills: int, seed: int = 0) -> Report:
 
 def _kill(world: Killing, report: Report, kills: int, moments: random.Random, submitters: "list[Future[None]]") -> None:
     while report.kills < kills and not any(submitter.done() for submitter in submitters):
-        time.sleep(moments.uniform(0, LONGEST_LIFE_S))
+        # Long enough to form a gang, where the machine is slow: else no job would ever come to its end.
+        time.sleep(moments.uniform(0, max(LONGEST_LIFE_S, 3 * statistics.median(world.serving_s))))
         world.kill()
         report.kills += 1
-        # Every fourth dies before it serves, as one does that is killed while it connects, or reads the database.
-        if moments.random() < 0.25:
+        # As many die before they serve: while they read the database, or connect.
+        while moments.random() < 0.5:
             world.start(is_awaited=False)
             time.sleep(moments.uniform(0, 0.6))
             world.kill()

@@ -17,7 +17,7 @@ from tests.support.forking import fork
 
 STEPS = 9
 START_TIMEOUT_S = 60.0
-END_TIMEOUT_S = 240.0
+END_TIMEOUT_S = 600.0
 Point = tuple[str, str, int]
 """When, at which effect, at which time that the controller comes there."""
 
