@@ -50,21 +50,31 @@ class Left:
 Disturb = Callable[[World, str, ProcessGang], Awaitable[None]]
 
 
-def run_job(folder: Path, wishes: list[dict[str, Any]] | None = None, disturb: Disturb | None = None, **change: Any) -> Left:
-    """Run a job to its end under the real controller; `disturb` runs beside it."""
+def run_job(
+    folder: Path,
+    wishes: list[dict[str, Any]] | None = None,
+    disturb: Disturb | None = None,
+    source: dict[str, Any] | None = None,
+    **change: Any,
+) -> Left:
+    """Run a job to its end under the real controller; `disturb` runs beside it. It begins with the checkpoint of the job `source`."""
     planted = None if wishes is None else (inspect.getfile(faults), "plant", wishes)
     cluster = ProcessCluster(planted)
     try:
-        return asyncio.run(_run(folder, cluster, disturb, SPEC | change))
+        return asyncio.run(_run(folder, cluster, disturb, SPEC | change, source))
     finally:
         cluster.close()
 
 
-async def _run(folder: Path, cluster: ProcessCluster, disturb: Disturb | None, spec: dict[str, Any]) -> Left:
+async def _run(folder: Path, cluster: ProcessCluster, disturb: Disturb | None, spec: dict[str, Any], source: dict[str, Any] | None) -> Left:
     async with await Store.open(f"sqlite:///{folder / 'test.db'}") as store:
         world = World(store, cluster, folder)
-        job_id = await world.submit(0, **spec)
         async with world.controller():
+            if source is not None:
+                source_id = await world.submit(1, **SPEC | source)
+                await world.until(source_id, State.SUCCEEDED, State.FAILED, timeout_s=90)
+                spec = spec | {"initialize_from": f"{source_id}/checkpoints/latest"}
+            job_id = await world.submit(0, **spec)
             if disturb is not None:
                 while (job_id, 1) not in cluster.gangs:
                     await asyncio.sleep(0.005)
