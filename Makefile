@@ -5,7 +5,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
-.PHONY: help demo test check docs format bench-layer bench-service bench-training soak-ranks clean
+.PHONY: help demo test soak soak-ranks check docs format bench-layer bench-service bench-training clean
 .DEFAULT_GOAL := help
 
 help: ## this list
@@ -14,8 +14,12 @@ help: ## this list
 demo: $(INSTALLED) ## train on real data, watch it, download and use the checkpoint; stops everything it started
 	@$(BIN)/syncbn demo
 
-test: $(INSTALLED) ## all tests
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest
+test: $(INSTALLED) ## all tests but the soak
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not soak"
+
+soak: $(INSTALLED) ## controllers killed before and after each thing that they do, then a thousand times at random under load; an hour
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m soak
+	OMP_NUM_THREADS=1 $(BIN)/python -m tests.soak.kills --kills 1000
 
 check: $(INSTALLED) ## lint, types, import contracts
 	$(BIN)/ruff format --check .

@@ -100,6 +100,9 @@ class Cluster(Protocol):
     async def dissolve(self, job_id: str, attempt: int) -> None:
         """End whatever there is of an attempt, known only by name."""
 
+    async def present(self) -> set[tuple[str, int]]:
+        """Return the attempts, as (job id, number), of which anything is on the cluster: processes, or room that is kept for them."""
+
 
 async def _off_loop(function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
     """Run a blocking call of the gang in a thread, and turn its errors into ours."""
@@ -275,6 +278,13 @@ class RayCluster:
         from worker import gang
 
         await _off_loop(gang.dissolve, job_id, attempt)
+
+    async def present(self) -> set[tuple[str, int]]:
+        """See Cluster."""
+        from worker import gang
+
+        found: set[tuple[str, int]] = await _off_loop(gang.present)
+        return found
 
 
 def _let_go() -> None:

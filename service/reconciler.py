@@ -27,6 +27,7 @@ from service.store.queue import PREEMPTED
 from service.store.records import Job
 from service.store.store import Store
 from service.supervisor import Supervisor
+from service.sweeping import SWEEP_S, AttemptName, sweep
 from service.tenure import Tenure
 from service.waiting import Wait
 from worker.storage.storage import Storage
@@ -53,6 +54,7 @@ class Reconciler:
         self._supervisors: dict[str, tuple[Supervisor, asyncio.Task[None]]] = {}
         self._rounds: asyncio.Task[None] | None = None
         self._renewal: asyncio.Task[None] | None = None
+        self._sweeping: asyncio.Task[None] | None = None
         self._tenure: Tenure | None = None
         self._condition = "connecting to the cluster"
         self._next_look = 0.0
@@ -62,10 +64,11 @@ class Reconciler:
         self._tenure = Tenure(store)
         self._rounds = asyncio.create_task(self._run(store, self._tenure))
         self._renewal = asyncio.create_task(self._tenure.keep(self._let_go))
+        self._sweeping = asyncio.create_task(self._sweep(store, self._tenure))
 
     async def stop(self) -> None:
         """Let go of everything. Gangs go on training; the next controller adopts them."""
-        for task in (self._rounds, self._renewal):
+        for task in (self._rounds, self._renewal, self._sweeping):
             if task is not None:
                 task.cancel()
                 await asyncio.gather(task, return_exceptions=True)
@@ -112,6 +115,21 @@ class Reconciler:
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(store.changes.jobs.wait(), ROUND_S)
 
+    async def _sweep(self, store: Store, tenure: Tenure) -> None:
+        """Again and again end gangs that no live attempt owns; by one controller, since one is enough."""
+        suspects: set[AttemptName] = set()
+        while True:
+            await asyncio.sleep(SWEEP_S)
+            if self._condition or tenure.under(PLANNER) is None:
+                suspects = set()
+                continue
+            try:
+                suspects = await sweep(store, self._cluster, suspects)
+            except (ClusterError, DatabaseAwayError) as error:
+                log.warning("sweep_given_up", error=str(error))
+            except Exception:
+                log.exception("sweep_failed")  # the outermost loop, like that of the rounds
+
     async def _connect(self, store: Store) -> None:
         while self._condition:
             try:
@@ -145,8 +163,11 @@ class Reconciler:
     async def _round(self, store: Store, tenure: Tenure) -> None:
         live = await store.jobs.in_states(HOLDS_GANG)
         await tenure.take([PLANNER, *(_lease_of(job.id) for job in live)])
-        for job in live:
-            self._supervise(tenure, job)
+        # Read anew under the lease: whoever had it, a supervisor of this controller too, may have brought the job further meanwhile.
+        unattended = await store.jobs.of_ids([job.id for job in live if job.id not in self._supervisors])
+        for job in [*(job for job in live if job.id in self._supervisors), *unattended]:
+            if job.state in HOLDS_GANG:
+                self._supervise(tenure, job)
         planning = tenure.under(PLANNER)
         if planning is not None:
             await self._schedule(planning, tenure)

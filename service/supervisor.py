@@ -88,11 +88,19 @@ class Supervisor:
         if gang is not None:
             log.info("gang_adopted", job=self._job.id, attempt=self._job.attempt)
             await self._see_through(gang)
-        elif self._job.state is State.STARTING:
+            return
+        said = await self._watch.last_words()
+        if not said and not await self._has_begun():
             await self._give_up(State.QUEUED, "controller_restarted", "the controller ended while the gang was being formed")
         else:
             await self._insist(self._dissolve_by_name)
-            await self._conclude(Cancel() if self._watch.is_cancelled else after_gang_lost(await self._watch.restarts()))
+            await self._conclude(Cancel() if self._watch.is_cancelled else await self._watch.aftermath(said))
+
+    async def _has_begun(self) -> bool:
+        """Return whether the gang, which is gone, may have trained: a job that is pausing or cancelling may have been forming it."""
+        if self._job.state in {State.PAUSING, State.CANCELLING}:
+            return bool(await self._store.events.cursors(self._job.id, self._job.attempt))
+        return self._job.state is not State.STARTING
 
     async def _see_through(self, gang: RunningGang) -> None:
         verdict = await self._watch.until_decided(gang)

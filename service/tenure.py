@@ -34,7 +34,10 @@ class Tenure:
         done, self._done = self._done, set()
         if done:
             await self._store.leases.give_back(self.holder, done)
-        self._held |= await self._store.leases.take([name for name in names if name not in self._held], self.holder, LEASE_S)
+        wanted = [name for name in names if name not in self._held]
+        # Dropped since the line above, and taken again: giving it back later would take it from whoever works under it by then.
+        self._done.difference_update(wanted)
+        self._held |= await self._store.leases.take(wanted, self.holder, LEASE_S)
 
     def under(self, name: str) -> Store | None:
         """Return the store as it may be written under a lease; None where the lease is not held here."""

@@ -6,8 +6,9 @@ changes no other state and ends no process.
 
 import asyncio
 import contextlib
+import math
 import time
-from collections.abc import AsyncIterator, Coroutine, Iterable
+from collections.abc import AsyncIterator, Coroutine, Iterable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
@@ -87,6 +88,7 @@ class Watch:
         """The step in which the ranks last waited for each other in different places."""
         self._generation = 0
         self._unsettled_since: float | None = None
+        self._began = 0.0
         self._changed = asyncio.Event()
         self.is_pausing = job.state is State.PAUSING
         self.is_cancelled = job.state is State.CANCELLING
@@ -116,12 +118,13 @@ class Watch:
             Whatever the store raises: the attempt can be watched again from where it was.
         """
         self._ends, self._standings, self._unsettled_since, self._generation = {}, {}, None, gang.generation
-        self._heard, self.stalled = {}, {}
+        self._heard, self.stalled, self._began = {}, {}, time.monotonic()
         self._job = await self._fresh()
         cursors = await self._store.events.cursors(self._job.id, self._job.attempt)
+        said = await self.last_words()
         recoveries, restarts = await self._budgets()
         is_pause_passed_on = False
-        async with _together(self._read(gang, rank, cursors.get(rank, 0)) for rank in range(gang.world_size)) as readers:
+        async with _together(self._read(gang, rank, cursors.get(rank, 0), said.get(rank)) for rank in range(gang.world_size)) as readers:
             while isinstance(verdict := self._verdict(gang, recoveries, restarts), Wait):
                 if self.is_pausing and not is_pause_passed_on:
                     is_pause_passed_on = await self._pass_on_pause(gang)
@@ -129,6 +132,19 @@ class Watch:
             if isinstance(verdict, Cancel):
                 await self._stop(gang, readers)
         return verdict
+
+    async def last_words(self) -> dict[int, RankEnd]:
+        """Return how ranks ended that said so, as far as it is on record."""
+        said = await self._store.events.last_words(self._job.id, self._job.attempt)
+        return {rank: RankEnd.model_validate(data) for rank, data in said.items()}
+
+    async def aftermath(self, said: Mapping[int, RankEnd]) -> Verdict:
+        """Decide what follows where every process is gone: who is not among the last words died.
+
+        A controller that is killed once the gang is dissolved leaves nothing but these.
+        """
+        ends = {rank: said.get(rank, RankEnd(outcome="died")) for rank in range(self._job.world_size)}
+        return judge(Ranks(self._job.world_size, ends, unsettled_s=math.inf), *await self._budgets())
 
     async def restarts(self) -> Budget:
         """Return the budget of restarts of the whole gang."""
@@ -169,9 +185,10 @@ class Watch:
                 self._end(rank, RankEnd(outcome="stalled"))
 
     def _silent(self, world_size: int) -> set[int]:
-        """Return the ranks that have not ended and have not been heard for a while."""
+        """Return the ranks that have not ended and have not been heard for a while. All were heard just before the watch began."""
         since = time.monotonic() - SILENT_S
-        return {rank for rank in range(world_size) if rank not in self._ends and (rank not in self._heard or self._heard[rank].at < since)}
+        heard = {rank: sighting.at for rank, sighting in self._heard.items()}
+        return {rank for rank in range(world_size) if rank not in self._ends and heard.get(rank, self._began) < since}
 
     async def _change(self, readers: list[asyncio.Task[None]]) -> None:
         """Wait until something may have changed, and pass on what a reader raised."""
@@ -195,8 +212,8 @@ class Watch:
             await gang.stop()
         await asyncio.wait(readers, timeout=CANCEL_GRACE_S)
 
-    async def _read(self, gang: RunningGang, rank: int, stored_seq: int) -> None:
-        """Store what one rank says until it has said its last word or is dead."""
+    async def _read(self, gang: RunningGang, rank: int, stored_seq: int, said: RankEnd | None) -> None:
+        """Store what one rank says until it has said its last word or is dead. `said`: its last word that was stored before, if any."""
         # One event back: the last word is never acknowledged, so a rank that ended while nobody watched says it again.
         after_seq = max(stored_seq - 1, 0)
         while rank not in self._ends:
@@ -204,7 +221,7 @@ class Watch:
                 drain = await gang.drain(rank, after_seq)
             except RankDiedError as error:
                 log.warning("rank_died", job=self._job.id, rank=rank, error=str(error))
-                self._end(rank, RankEnd(outcome="died"))
+                self._end(rank, said or RankEnd(outcome="died"))
             except ClusterError as error:
                 log.warning("rank_not_responding", job=self._job.id, rank=rank, error=str(error))
                 await asyncio.sleep(RETRY_S)

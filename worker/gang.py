@@ -6,6 +6,7 @@ torch-free, so that the controller can use it. Decides nothing: what a lost rank
 
 import contextlib
 import dataclasses
+import re
 import time
 from collections.abc import Callable, Collection, Iterable, Sequence
 from concurrent.futures import Future
@@ -13,7 +14,7 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import ray
-from ray.util import placement_group, remove_placement_group
+from ray.util import placement_group, placement_group_table, remove_placement_group
 from ray.util.placement_group import PlacementGroup, get_placement_group
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy, PlacementGroupSchedulingStrategy
 
@@ -227,6 +228,13 @@ def dissolve(job_id: str, attempt: int, members: Sequence[Member] = ()) -> None:
     _remove_group(_group_name(job_id, attempt))
 
 
+def present() -> set[tuple[str, int]]:
+    """Return (job id, attempt) of everything of ours that is on the cluster: living actors, and placement groups."""
+    names = [entry["name"] for entry in ray.util.list_named_actors(all_namespaces=True) if entry["namespace"] == NAMESPACE]
+    names += [entry["name"] for entry in placement_group_table().values() if entry["state"] != "REMOVED"]
+    return {(found[1], int(found[2])) for found in map(_NAME.fullmatch, names) if found is not None}
+
+
 def _named(job_id: str, attempt: int) -> dict[str, Any]:
     """Return the handles of the living actors of an attempt by their names."""
     prefix = _actor_name(job_id, attempt, 0, 0).removesuffix("0/0")
@@ -312,6 +320,10 @@ def _remove_group(name: str) -> None:
         remove_placement_group(get_placement_group(name))
     except ValueError:
         return  # never made, or removed already
+
+
+# Of an actor or a placement group.
+_NAME = re.compile(r"(job_\w+)/(\d+)(?:/\d+/\d+)?")
 
 
 def _actor_name(job_id: str, attempt: int, rank: int, generation: int) -> str:

@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import Collection, Sequence
+from typing import Any
 
 from sqlalchemy import RowMapping, func, select
 
@@ -15,6 +16,8 @@ from service.store.records import Event
 from service.store.session import Write
 from service.store.tables import events, jobs
 from worker.contract import EventType, RankEvent
+
+_ENDED = "ended"
 
 _log = logging.getLogger(__name__)
 
@@ -54,6 +57,15 @@ class Events:
         query = select(events.c.rank, func.max(events.c.rank_seq)).where(mine).group_by(events.c.rank)
         async with self._database.read() as connection:
             return {int(rank or 0): last for rank, last in (await connection.execute(query))}
+
+    async def last_words(self, job_id: str, attempt_number: int) -> dict[int, dict[str, Any]]:
+        """Return the data of the `end` of each rank that has said nothing after it: a process that took its place is another one."""
+        mine = (events.c.job_id == job_id) & (events.c.attempt == attempt_number) & events.c.rank_seq.is_not(None)
+        last = select(events.c.rank, func.max(events.c.rank_seq).label("rank_seq")).where(mine).group_by(events.c.rank).subquery()
+        is_last = (events.c.rank == last.c.rank) & (events.c.rank_seq == last.c.rank_seq)
+        query = select(events.c.rank, events.c.data).join(last, is_last).where(mine & (events.c.type == EventType.STATE.value))
+        async with self._database.read() as connection:
+            return {int(rank or 0): data for rank, data in (await connection.execute(query)) if data.get("phase") == _ENDED}
 
     async def page(
         self,
@@ -116,7 +128,7 @@ async def _take_checkpoints(write: Write, job_id: str, fresh: Sequence[RankEvent
 
 def _entry(event: RankEvent, attempt: int, rank: int) -> Entry:
     is_end = event.type is EventType.END
-    type_, data = (EventType.STATE, {"phase": "ended", **event.data}) if is_end else (event.type, event.data)
+    type_, data = (EventType.STATE, {"phase": _ENDED, **event.data}) if is_end else (event.type, event.data)
     return Entry(at=event.at, type=type_, attempt=attempt, data=data, rank=rank, rank_seq=event.seq)
 
 

@@ -80,6 +80,10 @@ class Jobs:
         found = await self._fetch(select(jobs).where(jobs.c.id == job_id))
         return found[0] if found else None
 
+    async def of_ids(self, job_ids: Collection[str]) -> list[Job]:
+        """Return those of the jobs that there are."""
+        return await self._fetch(select(jobs).where(jobs.c.id.in_(job_ids))) if job_ids else []
+
     async def in_states(self, states: Collection[State]) -> list[Job]:
         """Return every job in one of the states, in the order in which they may start: priority, then age."""
         query = select(jobs).where(jobs.c.state.in_([state.value for state in states]))

@@ -30,6 +30,9 @@ def _upgrade(connection: Connection) -> None:
     config = Config()
     config.set_main_option("script_location", str(_SCRIPTS).replace("%", "%%"))
     config.attributes["connection"] = connection
+    if not connection.in_transaction():
+        # SQLite is not asked anything before, and Alembic, which finds no transaction, would commit each step by itself.
+        connection.begin()
     try:
         command.upgrade(config, "head")
     except CommandError as error:

@@ -57,6 +57,7 @@ async def _suite(cluster, tmp_path, finish, kill):
         before = await cluster.room()
         gang = await cluster.form(JOB_ID, 1, 2, cpus=1, gpus=0)
         assert await cluster.adopt(JOB_ID, 1, 2, **ROOM) is None, "formed, but never told what to do"
+        assert await cluster.present() == {(JOB_ID, 1)}
 
         await gang.assign(1, _assignment(tmp_path))
         finish(gang)
@@ -86,6 +87,7 @@ async def _suite(cluster, tmp_path, finish, kill):
         await adopted.dissolve()
         await adopted.dissolve()
         assert await cluster.adopt(JOB_ID, 1, 2, **ROOM) is None
+        assert await cluster.present() == set()
         await cluster.dissolve(JOB_ID, 1)
         async with asyncio.timeout(10):
             while (await cluster.room()).free_cpus != before.free_cpus:

@@ -3,6 +3,7 @@
 import asyncio
 
 from service.states import State
+from tests.support import fake_cluster
 from tests.support.world import World, run
 from worker.contract import EventType
 
@@ -162,6 +163,28 @@ def test_a_controller_killed_in_a_recovery_leaves_it_to_the_next(tmp_path):
 
         assert gang.replaced == [(1,), ()]
         assert len(world.cluster.gangs) == 1
+
+    run(tmp_path, scenario)
+
+
+def test_a_new_process_that_has_nothing_to_say_is_told_at_once(tmp_path, monkeypatch):
+    """Its first long poll is not waited for: until it is told where to meet, there is nothing to hear of it."""
+
+    async def scenario(world: World) -> None:
+        async with world.controller():
+            job_id, gang = await world.training()
+            gang.is_cut_off = True
+            gang.dead.add(1)
+
+            async def is_made():
+                return bool(gang.replaced)
+
+            await _until(is_made)
+        gang.is_cut_off = False
+        monkeypatch.setattr(fake_cluster, "POLL_S", 600.0)
+        async with world.controller():
+            await _replaced(gang, 2)
+            assert (await world.store.jobs.get(job_id)).state is State.RECOVERING
 
     run(tmp_path, scenario)
 

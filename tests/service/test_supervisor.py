@@ -1,7 +1,11 @@
 """Tests of service/supervisor.py, on a real store and a cluster in memory."""
 
+import asyncio
+
+import pytest
+
 from service.cluster import ClusterError
-from service.states import State
+from service.states import TERMINAL, State
 from tests.support.world import World, run
 from worker.contract import EventType
 
@@ -91,6 +95,83 @@ def test_an_end_that_was_stored_but_not_concluded_is_concluded_by_the_next_contr
             await world.store.events.ingest(job_id, 1, rank, events, job.fence)
         async with world.controller():
             await world.until(job_id, State.SUCCEEDED)
+
+    run(tmp_path, scenario)
+
+
+@pytest.mark.parametrize(
+    ("outcome", "failure", "ends_as", "reason"),
+    [
+        ("succeeded", None, State.SUCCEEDED, "completed"),
+        ("failed", {"code": "task_error", "message": "ValueError: no", "rank": 0, "retryable": False}, State.FAILED, "task_error"),
+    ],
+)
+def test_an_end_whose_gang_was_dissolved_already_is_what_it_was(tmp_path, outcome, failure, ends_as, reason):
+    """A controller killed between the last process and the last word of the job: no restart, though not one is allowed or needed."""
+
+    async def scenario(world: World) -> None:
+        async with world.controller():
+            job_id, gang = await world.training(retries={"restarts": 0})
+        job = await world.store.jobs.get(job_id)
+        gang.end(outcome, failure)
+        for rank in range(2):
+            events, _ = gang.buffers[rank].drain(0, 0)
+            await world.store.events.ingest(job_id, 1, rank, events, job.fence)
+        await gang.dissolve()
+        async with world.controller():
+            job = await world.until(job_id, *TERMINAL)
+
+        assert (job.state, job.reason, job.attempt) == (ends_as, reason, 1)
+
+    run(tmp_path, scenario)
+
+
+def test_a_mistake_on_record_counts_though_its_rank_was_ended_already(tmp_path):
+    """A controller killed while it ended the gang of a job that failed: no rank is replaced, the reason is the mistake."""
+
+    async def scenario(world: World) -> None:
+        async with world.controller():
+            job_id, gang = await world.training(retries={"recoveries": 0})
+        job = await world.store.jobs.get(job_id)
+        gang.end("failed", {"code": "task_error", "message": "ValueError: no", "rank": 0, "retryable": False}, [0])
+        await world.store.events.ingest(job_id, 1, 0, gang.buffers[0].drain(0, 0)[0], job.fence)
+        gang.dead.add(0)
+        async with world.controller():
+            assert (await world.until(job_id, State.FAILED)).reason == "task_error"
+
+    run(tmp_path, scenario)
+
+
+def test_the_last_word_of_a_rank_that_was_replaced_counts_no_more(tmp_path):
+    """Its place was taken by a process that said more; then all died: the job starts again."""
+
+    async def scenario(world: World) -> None:
+        async with world.controller():
+            job_id, gang = await world.training()
+            gang.end("failed", {"code": "system_error", "message": "too little memory", "rank": 1, "retryable": True}, [1])
+            while not gang.replaced or gang.is_torn:
+                await asyncio.sleep(0.005)
+            gang.say(EventType.STATE, {"phase": "training", "generation": 2})
+            await world.until(job_id, State.RUNNING)
+            while await world.store.events.last_words(job_id, 1):
+                await asyncio.sleep(0.005)
+        gang.is_dissolved = True
+        async with world.controller():
+            (await world.cluster.gang(job_id, attempt=2)).end()
+            await world.until(job_id, State.SUCCEEDED)
+
+    run(tmp_path, scenario)
+
+
+def test_a_job_that_was_to_pause_while_its_gang_was_formed_is_paused(tmp_path):
+    """Its controller was killed meanwhile. No rank was lost, since none had begun: nothing is used up."""
+
+    async def scenario(world: World) -> None:
+        job_id = await world.submit(retries={"restarts": 0})
+        await world.store.attempts.begin(job_id, "submitted", 2)
+        await world.store.jobs.transition(job_id, State.PAUSING, from_={State.STARTING}, reason="pause_requested")
+        async with world.controller():
+            await world.until(job_id, State.PAUSED)
 
     run(tmp_path, scenario)
 

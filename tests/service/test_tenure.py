@@ -10,6 +10,7 @@ from service.reconciler import Reconciler
 from service.states import State
 from service.store.errors import LeaseLostError
 from service.store.store import Store
+from service.tenure import Tenure
 from tests.support.fake_cluster import FakeCluster
 from tests.support.world import World
 
@@ -40,6 +41,29 @@ async def _freeze(reconciler: Reconciler) -> None:
     await asyncio.gather(*tasks, return_exceptions=True)
     reconciler._tenure._held.clear()
     reconciler._tenure._done.clear()
+
+
+def test_a_lease_that_is_taken_again_while_others_are_given_back_is_kept(with_worlds):
+    """A job whose supervisor ends in that very moment and that is started anew: its new supervisor is not let go of."""
+
+    async def scenario(first, _second):
+        mine = Tenure(first.store)
+        await mine.take(["a", "b"])
+        mine.drop("a")
+        give_back = first.store.leases.give_back
+
+        async def slowly(*given):
+            mine.drop("b")
+            await give_back(*given)
+
+        first.store.leases.give_back = slowly
+        await mine.take(["b"])
+        first.store.leases.give_back = give_back
+        assert mine.under("b") is not None
+        await mine.take([])
+        assert await first.store.leases.held() == {"b": mine.holder}
+
+    with_worlds(scenario)
 
 
 def test_controllers_share_the_jobs_and_start_each_once(with_worlds):

@@ -168,3 +168,7 @@ class FakeCluster:
         gang = self.gangs.get((job_id, attempt))
         if gang is not None:
             await gang.dissolve()
+
+    async def present(self) -> set[tuple[str, int]]:
+        """Return the gangs that are not dissolved."""
+        return {key for key, gang in self.gangs.items() if not gang.is_dissolved}

@@ -215,6 +215,10 @@ class ProcessCluster:
         if (job_id, attempt) in self.gangs:
             await self.gangs[job_id, attempt].dissolve()
 
+    async def present(self) -> set[tuple[str, int]]:
+        """Return the gangs that are not dissolved."""
+        return {key for key, gang in self.gangs.items() if not gang.is_dissolved}
+
     def close(self) -> None:
         """End everything."""
         for gang in self.gangs.values():

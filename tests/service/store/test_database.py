@@ -1,7 +1,6 @@
 """Tests of service/store/database.py, migration.py and store.py."""
 
 import asyncio
-import hashlib
 import json
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -19,7 +18,6 @@ from service.states import State
 from service.store import migration
 from service.store.errors import DatabaseError
 from service.store.ids import new_job_id
-from service.store.records import IdempotencyClaim
 from service.store.store import Store
 from service.store.tables import metadata
 from tests.service.store.ranks import manifest, spec
@@ -112,22 +110,6 @@ def _insert_job(connection: Connection, job_id: str, document: Any = None, **cha
     job |= {"id": job_id, "name": "t", "state": "queued", "reason": "", "message": "", "created_at": 1, "last_seq": 0, "edition": 1}
     job |= {"spec": (document or spec()).model_dump_json()} | changes
     connection.execute(text(f"INSERT INTO jobs ({', '.join(job)}) VALUES ({', '.join(':' + name for name in job)})"), job)
-
-
-def test_a_database_of_the_first_schema_keeps_its_jobs_keys_and_tokens(database_url, with_store):
-    """Jobs and keys go to the default project, the token may do everything as before."""
-    with _of_revision(database_url, "0001") as connection:
-        _insert_job(connection, "job_1")
-        connection.execute(text("INSERT INTO idempotency_keys VALUES ('k', 'f', 'job_1', 1)"))
-        connection.execute(text("INSERT INTO tokens VALUES (:sha256, 'first', 1)"), {"sha256": hashlib.sha256(b"sbn_old").hexdigest()})
-
-    async def scenario(store):
-        assert (await store.jobs.get("job_1")).project == "default"
-        assert await store.jobs.create("job_2", spec(), IdempotencyClaim("k", "f")) == ("job_1", False)
-        token = await store.tokens.find("sbn_old")
-        assert (token.name, token.project, token.is_admin, token.id[:4]) == ("first", "default", True, "tok_")
-
-    with_store(scenario)
 
 
 def test_jobs_of_before_keep_their_clock_their_code_and_what_they_stored(database_url, with_store):
