@@ -14,7 +14,7 @@ from typing import Any
 import structlog
 
 from service.cluster import ClusterError, RankDiedError, RunningGang
-from service.retrying import GATHER_S, Budget, Cancel, RankEnd, Ranks, Verdict, Wait, judge, timed_out
+from service.retrying import GATHER_S, Budget, Cancel, RankEnd, Ranks, Resize, Verdict, Wait, judge, timed_out
 from service.stalling import SILENT_S, Heard, stalled
 from service.states import State
 from service.store.records import Job
@@ -52,6 +52,8 @@ class Watch:
         self._changed = asyncio.Event()
         self.is_pausing = job.state is State.PAUSING
         self.is_cancelled = job.state is State.CANCELLING
+        self.resize: Resize | None = None
+        """What is to be returned as soon as all ranks train."""
 
     def pause(self) -> None:
         """Have `until_decided` ask the ranks to pause, and tell when they have."""
@@ -63,9 +65,12 @@ class Watch:
         self.is_cancelled = True
         self._changed.set()
 
-    async def until_decided(self, gang: RunningGang) -> Verdict:
+    async def until_decided(self, gang: RunningGang, meanwhile: asyncio.Task[Any] | None = None) -> Verdict:
         """Read every rank until the attempt is decided or cancelled, or ranks are to be replaced. The gang is left as it is.
 
+        Args:
+            gang: the ranks.
+            meanwhile: preparations for a resize: no other is begun, and when they are done, the verdict is Wait as soon as all ranks train.
         Raises:
             Whatever the store raises: the attempt can be watched again from where it was.
         """
@@ -75,8 +80,10 @@ class Watch:
         cursors = await self._store.events.cursors(self._job.id, self._job.attempt)
         recoveries, restarts = await self._budgets()
         is_pause_passed_on = False
-        async with _together(self._read(gang, rank, cursors.get(rank, 0)) for rank in range(gang.world_size)) as readers:
-            while isinstance(verdict := self._verdict(gang, recoveries, restarts), Wait):
+        async with _together(self._read(gang, rank, cursors.get(rank, 0)) for rank in gang.places) as readers:
+            while isinstance(verdict := self._verdict(gang, recoveries, restarts, meanwhile), Wait):
+                if meanwhile is not None and meanwhile.done() and self._is_training(gang):
+                    break
                 if self.is_pausing and not is_pause_passed_on:
                     is_pause_passed_on = await self._pass_on_pause(gang)
                 await self._change(readers)
@@ -94,21 +101,32 @@ class Watch:
         used = await self._store.recoveries.used(self._job.id)
         return Budget(used, self._job.spec.retries.recoveries), await self.restarts()
 
-    def _verdict(self, gang: RunningGang, recoveries: Budget, restarts: Budget) -> Verdict:
+    def _verdict(self, gang: RunningGang, recoveries: Budget, restarts: Budget, meanwhile: asyncio.Task[Any] | None) -> Verdict:
         if self.is_cancelled:
             return Cancel()
-        self._look_for_stalled(gang.world_size)
+        self._look_for_stalled(len(gang.places))
         parked = {rank for rank, standing in self._standings.items() if standing == (self._generation, "parked")}
         if not (self._ends or parked or gang.is_torn):
             self._unsettled_since = None
         elif self._unsettled_since is None:
             self._unsettled_since = time.monotonic()
         unsettled_s = 0.0 if self._unsettled_since is None else time.monotonic() - self._unsettled_since
-        ranks = Ranks(gang.world_size, self._ends, parked, self._silent(gang.world_size), gang.is_torn, unsettled_s)
+        ranks = Ranks(len(gang.places), self._ends, parked, self._silent(gang.places), gang.is_torn, unsettled_s)
         verdict = judge(ranks, recoveries, restarts)
         if isinstance(verdict, Wait) and self._job.started_at is not None:
-            return timed_out((datetime.now(UTC) - self._job.started_at).total_seconds(), self._job.spec.timeout_s)
+            verdict = timed_out((datetime.now(UTC) - self._job.started_at).total_seconds(), self._job.spec.timeout_s)
+        if isinstance(verdict, Wait) and meanwhile is None:
+            return self._due_resize(gang) or verdict
         return verdict
+
+    def _due_resize(self, gang: RunningGang) -> Resize | None:
+        if self.resize is None or self.resize.workers == len(gang.places) or self.is_pausing or not self._is_training(gang):
+            return None
+        return self.resize
+
+    def _is_training(self, gang: RunningGang) -> bool:
+        """Return whether every rank is at its steps, and not at an evaluation that a new group would have to do again."""
+        return all(self._standings.get(rank) == (self._generation, "training") for rank in gang.places)
 
     def _look_for_stalled(self, world_size: int) -> None:
         """Take ranks that hold up the others for lost."""
@@ -120,10 +138,10 @@ class Watch:
                 self.stalled[rank] = what
                 self._end(rank, RankEnd(outcome="stalled"))
 
-    def _silent(self, world_size: int) -> set[int]:
+    def _silent(self, places: Iterable[int]) -> set[int]:
         """Return the ranks that have not ended and have not been heard for a while."""
         since = time.monotonic() - SILENT_S
-        return {rank for rank in range(world_size) if rank not in self._ends and self._heard.get(rank, (0.0, None))[0] < since}
+        return {rank for rank in places if rank not in self._ends and self._heard.get(rank, (0.0, None))[0] < since}
 
     async def _change(self, readers: list[asyncio.Task[None]]) -> None:
         """Wait until something may have changed, and pass on what a reader raised."""

@@ -1,4 +1,4 @@
-"""A gang on Ray: one placement group and one detached, named actor per rank. Form, adopt, drain, replace, stop, dissolve.
+"""A gang on Ray: per rank a placement group and a detached, named actor in it. Form, adopt, drain, replace, stop, dissolve.
 
 Owns the names of actors and placement groups and the mapping of Ray's exceptions. Synchronous and blocking, every wait bounded;
 torch-free, so that the controller can use it. Decides nothing: what a lost rank means is the caller's business.
@@ -12,14 +12,14 @@ from concurrent.futures import Future
 from dataclasses import dataclass
 from typing import Any
 
-import psutil
 import ray
-from ray.util import placement_group, remove_placement_group
+from ray.util import placement_group, placement_group_table, remove_placement_group
 from ray.util.placement_group import PlacementGroup, get_placement_group
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy, PlacementGroupSchedulingStrategy
 
 from worker.contract.assignment import Assignment
 from worker.contract.events import Drain
+from worker.ending import EXIT_TIMEOUT_S, end_processes
 from worker.rank_actor import RankActor
 
 NAMESPACE = "syncbn"
@@ -31,8 +31,6 @@ REPLACE_TIMEOUT_S = 30.0
 """How long the place of a dead rank may take to be free and to have a new process in it."""
 IDENTIFY_DOOMED_S = 2.0
 """How long ranks that are to be killed may take to say which processes they are."""
-EXIT_TIMEOUT_S = 10.0
-"""How long a killed process may take to be gone."""
 MAX_CONCURRENCY = 64
 """Calls that an actor serves at once. A controller that was killed leaves its long polls behind, for as long as one lasts."""
 
@@ -57,7 +55,8 @@ class UnreachableError(GangError):
 class Member:
     """One rank's actor and the process that it is."""
 
-    rank: int
+    place: int
+    """Its number in the gang, as long as it lives: see `service.places`."""
     handle: Any
     pid: int
     created: float
@@ -75,20 +74,24 @@ def form(job_id: str, attempt: int, world_size: int, *, cpus: float, gpus: int, 
         NoRoomError: the placement group was not placed within `timeout_s`.
         GangError: an actor died or did not come up within `timeout_s`. Whatever was made is dissolved before either is raised.
     """
-    bundle = {"CPU": cpus, **({"GPU": gpus} if gpus else {})}
-    group = placement_group([bundle] * world_size, strategy="PACK", name=_group_name(job_id, attempt), lifetime="detached")
+    deadline = time.monotonic() + timeout_s
+    groups: list[PlacementGroup] = []
     try:
-        if not group.wait(timeout_s):
-            raise NoRoomError(f"no room for {world_size} workers of {cpus:g} CPUs and {gpus} GPUs within {timeout_s:.0f} s")
-        handles = [_create(group, _actor_name(job_id, attempt, rank, 1), rank, cpus=cpus, gpus=gpus) for rank in range(world_size)]
-        return [_identify(f"rank {rank} of {job_id}", handle, timeout_s) for rank, handle in enumerate(handles)]
+        for place in range(world_size):
+            near = groups[-1] if groups else None
+            groups.append(_reserve(_group_name(job_id, attempt, place), near, cpus=cpus, gpus=gpus))
+            if not groups[-1].wait(max(deadline - time.monotonic(), 0.0)):
+                raise NoRoomError(f"no room for {world_size} workers of {cpus:g} CPUs and {gpus} GPUs within {timeout_s:.0f} s")
+        names = [_actor_name(job_id, attempt, place, 1) for place in range(world_size)]
+        handles = [_create(group, name, place, cpus=cpus, gpus=gpus) for place, (group, name) in enumerate(zip(groups, names, strict=True))]
+        return [_identify(f"rank {place} of {job_id}", handle, timeout_s) for place, handle in enumerate(handles)]
     except BaseException:
         dissolve(job_id, attempt)
         raise
 
 
 def assign(members: Sequence[Member], generation: int, assignment: Callable[[int, str, int], Assignment]) -> list[Member]:
-    """Let one rank serve the store, then hand every rank its assignment, made by `assignment(rank, store_host, store_port)`.
+    """Let one rank serve the store, then hand every rank its assignment, made by `assignment(place, store_host, store_port)`.
 
     Returns:
         The members, now of this generation.
@@ -96,11 +99,11 @@ def assign(members: Sequence[Member], generation: int, assignment: Callable[[int
         RankDiedError, UnreachableError: a rank died or did not answer.
     """
     # One that has been at work is the quickest to serve: it has loaded torch.
-    host = max(members, key=lambda member: (member.generation, -member.rank))
-    port = _get(host.handle.host_store.remote(generation), STORE_TIMEOUT_S, f"rank {host.rank}")
-    calls = [member.handle.assign.remote(assignment(member.rank, host.node_ip, port).model_dump(mode="json")) for member in members]
+    host = max(members, key=lambda member: (member.generation, -member.place))
+    port = _get(host.handle.host_store.remote(generation), STORE_TIMEOUT_S, f"rank {host.place}")
+    calls = [member.handle.assign.remote(assignment(member.place, host.node_ip, port).model_dump(mode="json")) for member in members]
     for member, call in zip(members, calls, strict=True):
-        _get(call, ANSWER_TIMEOUT_S, f"rank {member.rank}")
+        _get(call, ANSWER_TIMEOUT_S, f"rank {member.place}")
     return [dataclasses.replace(member, generation=generation) for member in members]
 
 
@@ -115,34 +118,36 @@ def replace(
     gpus: int,
     is_given_up: Callable[[], bool] = lambda: False,
 ) -> list[Member]:
-    """Put new processes into the places of lost ranks, once the old ones are surely gone.
+    """Put new processes into places: of lost ranks, once the old ones are surely gone, or into new ones.
 
     Args:
-        members: what is known of the gang, dead or alive; a rank without one was dead when the gang was looked for.
-        lost: the ranks to replace.
+        members: what is known of the gang, dead or alive; a lost rank without one was dead when the gang was looked for.
+        lost: the places.
         generation: the one that the new processes will begin with; in their names, so that nobody makes them twice.
         job_id, attempt: which gang.
         cpus, gpus: what each rank may use.
         is_given_up: looked at while waiting; ends the wait.
     Returns:
-        All members, in the order of ranks; the new ones have no assignment yet.
+        All members, in the order of places; the new ones have no assignment yet.
     Raises:
-        NoRoomError: a place did not come back within REPLACE_TIMEOUT_S, or the wait was given up. What was made is left for `dissolve`.
+        NoRoomError: there was no room within REPLACE_TIMEOUT_S, or the wait was given up. What was made is left for `dissolve`.
         GangError: an old process does not end, or a new one did not come up.
     """
-    gone = [member for member in members if member.rank in lost]
+    gone = [member for member in members if member.place in lost]
     for member in gone:
         ray.kill(member.handle, no_restart=True)
     _await_exit(gone)
-    group = get_placement_group(_group_name(job_id, attempt))
-    handles = {rank: _create(group, _actor_name(job_id, attempt, rank, generation), rank, cpus=cpus, gpus=gpus) for rank in sorted(lost)}
-    calls = {rank: handle.identify.remote() for rank, handle in handles.items()}
+    handles = {}
+    for place in sorted(lost):
+        group = _reserve(_group_name(job_id, attempt, place), None, cpus=cpus, gpus=gpus)
+        handles[place] = _create(group, _actor_name(job_id, attempt, place, generation), place, cpus=cpus, gpus=gpus)
+    calls = {place: handle.identify.remote() for place, handle in handles.items()}
     deadline = time.monotonic() + REPLACE_TIMEOUT_S
     while left := ray.wait(list(calls.values()), num_returns=len(calls), timeout=0.2)[1] if calls else []:
         if is_given_up() or time.monotonic() > deadline:
             raise NoRoomError(f"{len(left)} of {len(calls)} new processes did not come up within {REPLACE_TIMEOUT_S:.0f} s")
-    new = [Member(handle=handles[rank], **_get(call, ANSWER_TIMEOUT_S, f"rank {rank} of {job_id}")) for rank, call in calls.items()]
-    return sorted([*(member for member in members if member.rank not in lost), *new], key=lambda member: member.rank)
+    new = [Member(handle=handles[place], **_get(call, ANSWER_TIMEOUT_S, f"rank {place} of {job_id}")) for place, call in calls.items()]
+    return sorted([*(member for member in members if member.place not in lost), *new], key=lambda member: member.place)
 
 
 def drain(member: Member, after_seq: int, timeout_s: float) -> "Future[Any]":
@@ -184,7 +189,7 @@ def read_failure(error: BaseException) -> GangError:
 
 
 def find(job_id: str, attempt: int) -> list[Member]:
-    """Return the members of an attempt that are alive, in the order of ranks; of two for one rank, the one that was made later.
+    """Return the members of an attempt that are alive, in the order of places; of two in one place, the one that was made later.
 
     Raises:
         UnreachableError: an actor exists but does not answer; nothing is known about it.
@@ -194,20 +199,23 @@ def find(job_id: str, attempt: int) -> list[Member]:
         with contextlib.suppress(RankDiedError):
             member = _identify(name, handle, ANSWER_TIMEOUT_S)
             made = int(name.rpartition("/")[2])
-            found[member.rank] = max(found.get(member.rank, (0, member)), (made, member), key=lambda entry: entry[0])
-    return [found[rank][1] for rank in sorted(found)]
+            found[member.place] = max(found.get(member.place, (0, member)), (made, member), key=lambda entry: entry[0])
+    return [found[place][1] for place in sorted(found)]
 
 
-def dissolve(job_id: str, attempt: int, members: Sequence[Member] = ()) -> None:
-    """Kill every rank of an attempt and give its room back. Returns only when every process is gone; safe to call again.
+def dissolve(job_id: str, attempt: int, members: Sequence[Member] = (), *, keep: Collection[int] = ()) -> None:
+    """Kill the ranks of an attempt and give their room back. Returns only when every process is gone; safe to call again.
 
     Args:
+        job_id: the job.
+        attempt: which gang of it.
         members: what the caller knows of the gang; a dead rank's process is looked for too.
+        keep: places that stay as they are.
     Raises:
         GangError: processes are left after EXIT_TIMEOUT_S, or a node does not answer; names them.
     """
-    doomed = list(members)
-    handles = _named(job_id, attempt)
+    doomed = [member for member in members if member.place not in keep]
+    handles = {name: handle for name, handle in _named(job_id, attempt).items() if _place_in(name) not in keep}
     calls = {handle.identify.remote(): handle for handle in handles.values()}
     answered = ray.wait(list(calls), num_returns=len(calls), timeout=IDENTIFY_DOOMED_S)[0] if calls else []
     for call in answered:
@@ -216,29 +224,42 @@ def dissolve(job_id: str, attempt: int, members: Sequence[Member] = ()) -> None:
     for handle in handles.values():
         ray.kill(handle, no_restart=True)
     _await_exit(doomed)
-    _remove_group(_group_name(job_id, attempt))
+    for entry in placement_group_table().values():
+        if entry["state"] != "REMOVED" and _is_of(entry["name"], job_id, attempt) and _place_in(entry["name"]) not in keep:
+            _remove_group(entry["name"])
 
 
 def _named(job_id: str, attempt: int) -> dict[str, Any]:
     """Return the handles of the living actors of an attempt by their names."""
-    prefix = _actor_name(job_id, attempt, 0, 0).removesuffix("0/0")
     handles = {}
     for entry in ray.util.list_named_actors(all_namespaces=True):
-        if entry["namespace"] == NAMESPACE and entry["name"].startswith(prefix):
+        if entry["namespace"] == NAMESPACE and _is_of(entry["name"], job_id, attempt):
             with contextlib.suppress(ValueError):  # dead since it was listed
                 handles[entry["name"]] = ray.get_actor(entry["name"], namespace=NAMESPACE)
     return handles
 
 
-def _create(group: PlacementGroup, name: str, rank: int, *, cpus: float, gpus: int) -> Any:
-    where = PlacementGroupSchedulingStrategy(placement_group=group, placement_group_bundle_index=rank)
+def _reserve(name: str, near: PlacementGroup | None, *, cpus: float, gpus: int) -> PlacementGroup:
+    """Ask for the room of one rank, on the node of another where that has room; return what was asked for before, if it was.
+
+    Each rank has a group of its own, because Ray can neither enlarge one nor give a part of it back.
+    """
+    with contextlib.suppress(ValueError):  # none of that name
+        return get_placement_group(name)
+    bundle = {"CPU": cpus, **({"GPU": gpus} if gpus else {})}
+    node_id = None if near is None else placement_group_table(near)["bundles_to_node_id"][0]
+    return placement_group([bundle], strategy="STRICT_PACK", name=name, lifetime="detached", _soft_target_node_id=node_id)
+
+
+def _create(group: PlacementGroup, name: str, place: int, *, cpus: float, gpus: int) -> Any:
+    where = PlacementGroupSchedulingStrategy(placement_group=group, placement_group_bundle_index=0)
     return (
         ray.remote(RankActor)
         .options(
             name=name, namespace=NAMESPACE, lifetime="detached", scheduling_strategy=where,
             num_cpus=cpus, num_gpus=gpus, max_restarts=0, max_concurrency=MAX_CONCURRENCY, get_if_exists=True,
         )
-        .remote(rank)
+        .remote(place)
     )  # fmt: skip
 
 
@@ -277,28 +298,6 @@ def _await_exit(members: Iterable[Member]) -> None:
             raise GangError(f"processes {left} on node {node_id} did not end within {EXIT_TIMEOUT_S:.0f} s")
 
 
-def end_processes(processes: Sequence[tuple[int, float]]) -> list[int]:
-    """Kill the given (pid, start time) and their descendants on this machine; return the pids that are left after EXIT_TIMEOUT_S."""
-    doomed = []
-    for pid, created in processes:
-        try:
-            process = psutil.Process(pid)
-            if abs(process.create_time() - created) < 1.0:
-                doomed += [process, *process.children(recursive=True)]
-        except psutil.NoSuchProcess:
-            continue
-    deadline = time.monotonic() + EXIT_TIMEOUT_S
-    while doomed and time.monotonic() < deadline:
-        for process in doomed:
-            try:
-                process.kill()
-            except psutil.NoSuchProcess:
-                continue
-        _, doomed = psutil.wait_procs(doomed, timeout=0.5)
-        doomed = [process for process in doomed if process.is_running() and process.status() != psutil.STATUS_ZOMBIE]
-    return [process.pid for process in doomed]
-
-
 def _remove_group(name: str) -> None:
     try:
         remove_placement_group(get_placement_group(name))
@@ -306,12 +305,21 @@ def _remove_group(name: str) -> None:
         return  # never made, or removed already
 
 
-def _actor_name(job_id: str, attempt: int, rank: int, generation: int) -> str:
-    return f"{job_id}/{attempt}/{rank}/{generation}"
+def _actor_name(job_id: str, attempt: int, place: int, generation: int) -> str:
+    return f"{job_id}/{attempt}/{place}/{generation}"
 
 
-def _group_name(job_id: str, attempt: int) -> str:
-    return f"{job_id}/{attempt}"
+def _group_name(job_id: str, attempt: int, place: int) -> str:
+    return f"{job_id}/{attempt}/{place}"
+
+
+def _is_of(name: str, job_id: str, attempt: int) -> bool:
+    """Return whether an actor or a placement group belongs to an attempt."""
+    return name.startswith(f"{job_id}/{attempt}/")
+
+
+def _place_in(name: str) -> int:
+    return int(name.split("/")[2])
 
 
 def _first_line(error: BaseException) -> str:

@@ -12,11 +12,11 @@ _PR_SET_CHILD_SUBREAPER = 36
 class RankActor:
     """One process of a gang. Methods run concurrently, so each is short or waits only for events."""
 
-    def __init__(self, rank: int) -> None:
+    def __init__(self, place: int) -> None:
         import ray
 
         adopt_orphans()
-        self._rank = rank
+        self._place = place
         self._node_ip = ray.util.get_node_ip_address()
         self._mailbox = Mailbox(self._node_ip)
 
@@ -26,7 +26,7 @@ class RankActor:
         import ray
 
         return {
-            "rank": self._rank,
+            "place": self._place,
             "pid": os.getpid(),
             "created": psutil.Process().create_time(),
             "node_id": ray.get_runtime_context().get_node_id(),
@@ -44,7 +44,7 @@ class RankActor:
 
     def drain(self, after_seq: int, timeout_s: float) -> dict[str, Any]:
         """See Mailbox; a Drain, as data."""
-        return {"rank": self._rank, **self._mailbox.drain(after_seq, timeout_s)}
+        return {"rank": self._place, **self._mailbox.drain(after_seq, timeout_s)}
 
     def pause(self) -> None:
         """See Mailbox."""

@@ -6,7 +6,7 @@ from fastapi import FastAPI
 from fastapi.openapi.utils import get_openapi
 
 from service.api.comparisons import ComparisonAsk
-from service.api.schemas import JobEdit, ProblemShape
+from service.api.schemas import JobEdit, ProblemShape, ResizeAsk
 from service.api.tokens import TokenRequest
 from worker.contract import JobSpec
 
@@ -26,6 +26,7 @@ _BY_ROUTE: Final = {
     ("POST", "/v1/jobs/{job_id}/cancel"): {"409": "ended otherwise"},
     ("POST", "/v1/jobs/{job_id}/pause"): {"409": "ended, or about to"},
     ("POST", "/v1/jobs/{job_id}/resume"): {"409": "not paused"},
+    ("POST", "/v1/jobs/{job_id}/resize"): _BODY | {"409": "ended, or about to", "415": "not JSON"},
     ("DELETE", "/v1/jobs/{job_id}"): {"409": "not ended"},
     ("DELETE", "/v1/jobs/{job_id}/checkpoints/{step}"): {"409": "pinned, or the newest of a job that has not ended"},
     ("POST", "/v1/comparisons"): _BODY | {"415": "neither JSON nor YAML"},
@@ -35,6 +36,7 @@ _DOWNLOAD: Final = {"412": "another file", "416": "outside of the file", "500": 
 _BODIES: Final = {
     ("POST", "/v1/jobs"): (JobSpec, ("application/json", "application/yaml")),
     ("PATCH", "/v1/jobs/{job_id}"): (JobEdit, ("application/json",)),
+    ("POST", "/v1/jobs/{job_id}/resize"): (ResizeAsk, ("application/json",)),
     ("POST", "/v1/comparisons"): (ComparisonAsk, ("application/json", "application/yaml")),
     ("POST", "/v1/tokens"): (TokenRequest, ("application/json",)),
 }
@@ -51,7 +53,7 @@ def describe(app: FastAPI) -> dict[str, Any]:
 
 def _complete(document: dict[str, Any]) -> None:
     schemas = document.setdefault("components", {}).setdefault("schemas", {})
-    for model in (ProblemShape, JobSpec, JobEdit, TokenRequest, ComparisonAsk):
+    for model in (ProblemShape, JobSpec, JobEdit, ResizeAsk, TokenRequest, ComparisonAsk):
         schema = model.model_json_schema(ref_template="#/components/schemas/{model}")
         schemas |= schema.pop("$defs", {}) | {model.__name__: schema}
     for unused in ("HTTPValidationError", "ValidationError"):

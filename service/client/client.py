@@ -110,6 +110,10 @@ class Client:
         """Have a paused job queued again, to go on from where it was paused, and return it. Asking twice is asking once."""
         return self._json("POST", _path("jobs", job_id, "resume"), is_repeatable=True)
 
+    def resize(self, job_id: str, workers: int) -> Json:
+        """Ask for another number of workers, of an elastic job for another `max`, and return it. Asking twice is asking once."""
+        return self._json("POST", _path("jobs", job_id, "resize"), json={"workers": workers}, is_repeatable=True)
+
     def delete(self, job_id: str) -> None:
         """Delete a job that has ended, and its checkpoints."""
         self._transport.request("DELETE", _path("jobs", job_id))

@@ -11,12 +11,13 @@ from typing import Any
 from sqlalchemy import BigInteger, RowMapping, Select, Text, and_, func, or_, select, type_coerce
 
 from service.room import Bundle
-from service.scheduling import Held, Need
+from service.scheduling import Growth, Held, Need
 from service.states import HOLDS_GANG, State
 from service.store.database import Database
 from service.store.session import Write
 from service.store.tables import job_labels, jobs, needs, transitions
 from worker.contract import JobSpec
+from worker.contract.spec import ResourceSpec
 
 PREEMPTED = "preempted"
 PAUSE_REQUESTED = "pause_requested"
@@ -28,6 +29,8 @@ _COLUMNS = (
     type_coerce(jobs.c.created_at, BigInteger).label("created_us"),
     jobs.c.started_at,
     jobs.c.world_size,
+    jobs.c.resize_to,
+    jobs.c.resize_why,
     type_coerce(jobs.c.labels, Text).label("labels"),
     jobs.c.reason,
     jobs.c.message,
@@ -121,17 +124,22 @@ class Queue:
 
 async def store_need(write: Write, job_id: str, spec: JobSpec) -> None:
     """Store what a new job asks for."""
-    workers = spec.resources.workers
     await write.connection.execute(
         needs.insert().values(
             job_id=job_id,
-            min_workers=workers,
-            max_workers=workers,
+            min_workers=spec.resources.min_workers,
+            max_workers=spec.resources.max_workers,
             cpus_per_worker=spec.resources.cpus_per_worker,
             gpus_per_worker=spec.resources.gpus_per_worker,
             timeout_s=spec.timeout_s,
         )
     )
+
+
+async def change_need(write: Write, job_id: str, resources: ResourceSpec) -> None:
+    """Store another number of workers that a job asks for."""
+    numbers = {"min_workers": resources.min_workers, "max_workers": resources.max_workers}
+    await write.connection.execute(needs.update().where(needs.c.job_id == job_id).values(**numbers))
 
 
 async def require_place(write: Write, cap: QueueCap) -> None:
@@ -179,9 +187,12 @@ def _queued(row: RowMapping) -> Queued:
 
 def _held(row: RowMapping) -> Held:
     state = State(row["state"])
+    is_settled = state is State.RUNNING and row["resize_to"] is None
     return Held(
         job_id=row["id"],
-        workers=row["world_size"],
+        # What it is about to give back is not free yet, what it is about to get is not free any more.
+        workers=max(row["world_size"], row["resize_to"] or 0),
+        growth=Growth(row["min_workers"], row["max_workers"], is_asked=row["resize_why"] is not None) if is_settled else None,
         bundle=_bundle(row["cpus_per_worker"], row["gpus_per_worker"]),
         priority=row["priority"],
         labels=_labels(row["labels"]),

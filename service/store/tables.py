@@ -41,6 +41,8 @@ jobs = Table(
     Column("last_seq", BigInteger, nullable=False),
     Column("edition", Integer, nullable=False),
     Column("log_bytes", BigInteger, nullable=False, server_default="0"),
+    Column("resize_to", Integer),
+    Column("resize_why", Text),
     Index("ix_jobs_state_id", "state", "id"),
     Index("ix_jobs_project_id", "project", "id"),
 )

@@ -67,7 +67,7 @@ async def _suite(cluster, tmp_path, finish, kill):
         assert (await _last_word(gang, 0))[-1] == events[-1], "the last word is never acknowledged, so it is handed out again"
 
         adopted = await cluster.adopt(JOB_ID, 1, 2, **ROOM)
-        assert adopted.world_size == 2
+        assert adopted.places == (0, 1)
         kill(gang, 1)
         with pytest.raises(RankDiedError):
             await _last_word(adopted, 1, after_seq=10**6)

@@ -12,17 +12,35 @@ _PER_BATCH_KINDS = {"sync_bn", "batch_norm"}
 def samples_normalized_together(spec: JobSpec) -> int | None:
     """Return over how many samples one norm of the model takes its statistics, None where samples are normalized one by one.
 
-    A micro-batch of one accumulation step is normalized by itself.
+    A micro-batch of one accumulation step is normalized by itself. Of a range of workers the most count.
     """
     if spec.norm.kind not in _PER_BATCH_KINDS:
         return None
-    workers, group = spec.resources.workers, spec.norm.group_size
+    workers, group = spec.resources.max_workers, spec.norm.group_size
     sharing = 1 if spec.norm.kind == "batch_norm" else workers if group == "all" else group
     return spec.batch_size * sharing // (spec.accumulate * workers)
 
 
 def advise(spec: JobSpec) -> tuple[Problem, ...]:
     """Return what to think twice about: nothing that keeps a job from running."""
+    return (*_elastic_statistics(spec), *_small_batches(spec))
+
+
+def _elastic_statistics(spec: JobSpec) -> tuple[Problem, ...]:
+    resources = spec.resources
+    if spec.norm.kind != "batch_norm" or resources.min_workers == resources.max_workers:
+        return ()
+    return (
+        Problem(
+            loc="norm.kind",
+            value=f"batch_norm on {resources.min_workers} to {resources.max_workers} workers",
+            expected="statistics that do not depend on the number of workers",
+            remedy="use sync_bn: each rank of batch_norm normalizes its own share, which changes with every resize",
+        ),
+    )
+
+
+def _small_batches(spec: JobSpec) -> tuple[Problem, ...]:
     together = samples_normalized_together(spec)
     if together is None or together >= LEAST_SAMPLES_TOGETHER:
         return ()

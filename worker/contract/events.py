@@ -11,6 +11,8 @@ The data of each type:
     end         {outcome: succeeded | paused | stopped | failed, failure: JobFailure or null}       always the last one
 Of the controller:
     recovery    {generation, ranks, step, used, budget, message}
+    resize      {generation, step, old_world_size, new_world_size, samples_per_rank: [most, least], why, message}
+                why: asked, room_returned or node_lost
 """
 
 from datetime import datetime
