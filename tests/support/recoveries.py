@@ -14,6 +14,7 @@ from service.states import State
 from service.store.records import Event, Job
 from service.store.store import Store
 from tests.support import faults
+from tests.support.gates import Gates
 from tests.support.process_cluster import ProcessCluster, ProcessGang
 from tests.support.world import World
 from worker.contract import EventType, checkpoint_name, checkpoints_directory
@@ -50,10 +51,20 @@ class Left:
 Disturb = Callable[[World, str, ProcessGang], Awaitable[None]]
 
 
-def run_job(folder: Path, wishes: list[dict[str, Any]] | None = None, disturb: Disturb | None = None, **change: Any) -> Left:
-    """Run a job to its end under the real controller; `disturb` runs beside it."""
+def run_job(
+    folder: Path,
+    wishes: list[dict[str, Any]] | None = None,
+    disturb: Disturb | None = None,
+    *,
+    gates: tuple[int, ...] = (),
+    cpus: int = 64,
+    **change: Any,
+) -> Left:
+    """Run a job to its end under the real controller, on ranks of one CPU each; `disturb` runs beside it, and opens the gates."""
     planted = None if wishes is None else (inspect.getfile(faults), "plant", wishes)
-    cluster = ProcessCluster(planted)
+    if gates:
+        planted = (inspect.getfile(Gates), "plant", Gates(folder, gates))
+    cluster = ProcessCluster(planted, cpus)
     try:
         return asyncio.run(_run(folder, cluster, disturb, SPEC | change))
     finally:
