@@ -39,6 +39,8 @@ class View:
                 return self._enter(data)
             case "checkpoint":
                 return f"checkpoint at step {data['step']}, {data['health']['status']}"
+            case "recovery" | "resize":
+                return f"{event['type']}: {data['message']}"
             case "warning":
                 return f"warning: {data.get('message', data)}"
             case _:

@@ -42,6 +42,7 @@ GET /v1/jobs/{job_id}/events
 GET /v1/jobs/{job_id}/logs
 GET /v1/jobs/{job_id}/metrics
 POST /v1/jobs/{job_id}/pause
+POST /v1/jobs/{job_id}/resize
 POST /v1/jobs/{job_id}/resume
 GET /v1/jobs/{job_id}/statistics
 GET /v1/models
