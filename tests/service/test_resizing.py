@@ -134,7 +134,7 @@ def test_a_pause_or_a_cancel_goes_before_a_resize(tmp_path):
 
 
 def test_a_controller_killed_in_a_resize_leaves_it_to_the_next(tmp_path):
-    """Killed when it was stored how many ranks there are to be, and no rank was told: the next one ends who is too many, and tells the others."""
+    """Killed when it was stored how many ranks there are to be, and none was told: the next one ends who is too many."""
 
     async def scenario(world: World) -> None:
         async with world.controller():

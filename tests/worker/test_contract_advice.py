@@ -30,3 +30,12 @@ def test_few_samples_together_are_warned_of(spec, together, remedy):
 def test_enough_samples_or_a_norm_of_single_ones_are_not(spec):
     """Sixteen are enough, and group_norm needs one."""
     assert advise(small_spec(4, **spec)) == ()
+
+
+def test_statistics_that_change_with_every_resize_are_warned_of():
+    """Each rank's own, over its share; those of sync_bn do not change, and with a fixed number nothing does."""
+    elastic = {"batch_size": 64, "resources": {"workers": {"min": 2, "max": 4}}}
+
+    (problem,) = advise(small_spec(4, **elastic, norm={"kind": "batch_norm"}))
+    assert (problem.loc, problem.value) == ("norm.kind", "batch_norm on 2 to 4 workers")
+    assert advise(small_spec(4, **elastic)) == ()

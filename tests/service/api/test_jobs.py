@@ -270,9 +270,8 @@ def test_an_elastic_job_gets_another_upper_bound(world):
 @pytest.mark.parametrize("ask", [{"workers": 0}, {"workers": "2"}, {"workers": 2, "min": 1}, {"workers": 4097}, {}, [], None])
 def test_a_resize_to_nonsense_is_refused(world, ask):
     """One whole number, nothing more."""
-    answer = world.client.post(
-        f"/v1/jobs/{world.submit()['id']}/resize", content=json.dumps(ask), headers={"Content-Type": "application/json"}
-    )
+    url, headers = f"/v1/jobs/{world.submit()['id']}/resize", {"Content-Type": "application/json"}
+    answer = world.client.post(url, content=json.dumps(ask), headers=headers)
 
     assert answer.status_code == 422
     assert answer.json()["errors"]
