@@ -132,7 +132,7 @@ class Supervisor:
             await self._store.jobs.set_message(job.id, FailureCode.RANK_LOST, message)
             await gang.assign(generation, await self._assignments.prepare(job, gang.places, generation))
         except NoRoomError as error:
-            return Cancel() if self._watch.is_cancelled else await self._without_room(gang, lost, error)
+            return Cancel() if self._watch.is_cancelled else await self._without_room(gang, job, lost, error)
         except RankDiedError as error:
             log.warning("rank_died_again", job=job.id, error=str(error))
         except (ClusterError, OSError) as error:
@@ -140,10 +140,10 @@ class Supervisor:
             await asyncio.sleep(RETRY_S)
         return None
 
-    async def _without_room(self, gang: RunningGang, lost: tuple[int, ...], error: NoRoomError) -> Verdict | None:
+    async def _without_room(self, gang: RunningGang, job: Job, lost: tuple[int, ...], error: NoRoomError) -> Verdict | None:
         """Go on without the lost ranks where the job may, else from the last checkpoint."""
         left = [place for place in gang.places if place not in lost]
-        if len(left) >= self._job.spec.resources.min_workers:
+        if len(left) >= job.spec.resources.min_workers:
             await self._resizer.regroup(gang, left, Why.NODE_LOST)
             return None
         verdict = after_gang_lost(await self._watch.restarts())

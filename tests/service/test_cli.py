@@ -91,7 +91,7 @@ def test_a_job_is_resized_by_its_id(run, spec):
     job = _submitted(run, spec, "--set", "name=forever")
     resized = json.loads(run("resize", job, "3", "--json").stdout)
     assert resized["spec"]["resources"]["workers"] == 3
-    assert "workers" in _error(run("resize", job, "0"), 2)
+    assert run("resize", job, "0").exit_code == 2
     assert "cannot be split over 4000 workers" in _error(run("resize", job, "4000"), 2)
     assert run("cancel", job).exit_code == 0
 

@@ -185,13 +185,11 @@ class FakeCluster:
             return None
         if gang.is_silent:
             raise ClusterError("silence")
-        # The dead whose places are known are found dead at the first drain, as they are where a controller goes on.
         found = sorted(gang.generations, key=lambda place: (place in gang.dead, not gang.generations[place], place))
         gang.places, gang.enlisted = places_of(found, world_size), ()
-        for place in gang.places:
-            gang.buffers.setdefault(place, EventBuffer())
-            if gang.generations.setdefault(place, 0) == 0:
-                gang.dead |= set() if place in found else {place}
+        for place in set(gang.places) - set(found):
+            gang.buffers[place], gang.generations[place] = EventBuffer(), 0
+            gang.dead.add(place)
         return gang
 
     async def dissolve(self, job_id: str, attempt: int) -> None:
