@@ -5,7 +5,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
-.PHONY: help demo test check format bench-layer bench-service clean
+.PHONY: help demo test check format bench-layer bench-service bench-training clean
 .DEFAULT_GOAL := help
 
 help: ## this list
@@ -32,6 +32,9 @@ bench-layer: $(INSTALLED) ## SyncBatchNorm against local BatchNorm, side by side
 
 bench-service: $(INSTALLED) ## the API, events, streams and downloads under load, beside a static server, Ray's job API and MLflow
 	OMP_NUM_THREADS=1 $(BIN)/python -m tests.benchmarks.service
+
+bench-training: $(INSTALLED) ## a step, a start, a recovery, a checkpoint, beside a plain script and Ray Train
+	OMP_NUM_THREADS=1 $(BIN)/python -m tests.benchmarks.training
 
 clean: ## remove the environment and every cache
 	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache *.egg-info

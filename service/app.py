@@ -19,6 +19,7 @@ from service.auth import ensure_first_token
 from service.catalogue import rebuild
 from service.limits import RequestRates
 from service.policy import PolicyFile
+from service.reading import Verified
 from service.settings import Settings
 from service.store.store import Store
 from service.streams import StreamPlaces
@@ -48,7 +49,9 @@ def create_app(settings: Settings, controller: Controller | None = None) -> Fast
             artifacts = Artifacts(store, storage)
             places = StreamPlaces(settings.max_streams, settings.max_streams_per_token)
             rates, policy = RequestRates(settings.max_requests_per_s), PolicyFile(settings.policy_path)
-            app.state.context = Context(settings, store, storage, artifacts, places, rates, Tails(store), meter, policy, controller)
+            app.state.context = Context(
+                settings, store, storage, artifacts, Verified(), places, rates, Tails(store), meter, policy, controller
+            )
             # Beside the work: in an object store with many jobs it takes a while.
             rebuilding = asyncio.create_task(rebuild(store, storage))
             try:

@@ -3,7 +3,7 @@
 import asyncio
 import hashlib
 import re
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final
 
@@ -18,7 +18,6 @@ from worker.storage.tensors import Bytes, TensorFile, TensorFileError, statistic
 
 MODEL_NAME: Final = "model.safetensors"
 STATISTICS_NAME: Final = "statistics.safetensors"
-CHUNK_BYTES: Final = 2**20
 # A manifest comes from a rank; a name in it that could lead elsewhere is no name.
 _PLAIN_NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
 
@@ -159,43 +158,6 @@ class Artifacts:
         metric = None if job is None else job.spec.checkpoint.keep_best
         best = best_step((checkpoint.manifest for checkpoint in found), metric)
         return [Listed(checkpoint, checkpoint.step == best, index == 0, checkpoint.step in pins) for index, checkpoint in enumerate(found)]
-
-
-async def read_verified(opened: OpenedFile) -> AsyncGenerator[bytes]:
-    """Yield a whole file, its digest taken on the way. Does not close it.
-
-    Nothing tells a client of HTTP after the headers that what it got is wrong, but an answer that ends early. So the last chunk is held
-    back until the digest of everything is known to be right.
-
-    Raises:
-        DamagedError: the file is not what the manifest says; the connection breaks off, and nobody takes it for whole.
-    """
-    digest = hashlib.sha256()
-    held = b""
-    async for chunk in read_chunks(opened, 0, opened.size):
-        if held:
-            yield held
-        await asyncio.to_thread(digest.update, chunk)
-        held = chunk
-    if digest.hexdigest() != opened.sha256:
-        raise DamagedError(f"file {opened.name} has sha256 {digest.hexdigest()}; its manifest says {opened.sha256}; use another checkpoint")
-    if held:
-        yield held
-
-
-async def read_chunks(opened: OpenedFile, start: int, end: int) -> AsyncGenerator[bytes]:
-    """Yield the bytes from `start` up to, not including, `end`. Does not close the file.
-
-    Raises:
-        DamagedError: the file became shorter; the connection breaks off and nobody takes the part for the whole.
-    """
-    position = start
-    while position < end:
-        chunk = await asyncio.to_thread(opened.file.read, position, min(CHUNK_BYTES, end - position))
-        if not chunk:
-            raise DamagedError(f"file {opened.name} became shorter while it was read")
-        position += len(chunk)
-        yield chunk
 
 
 def close_all(opened: Sequence[OpenedFile]) -> None:

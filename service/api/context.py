@@ -15,6 +15,7 @@ from service.artifacts import Artifacts
 from service.auth import authenticate, require
 from service.limits import RequestRates
 from service.policy import PolicyFile
+from service.reading import Verified
 from service.scopes import Scope
 from service.settings import Settings
 from service.store.records import Token
@@ -50,6 +51,7 @@ class Context:
     store: Store
     storage: Storage
     artifacts: Artifacts
+    verified: Verified
     places: StreamPlaces
     rates: RequestRates
     tails: Tails

@@ -14,8 +14,9 @@ from service import jobs as use_cases
 from service.api.context import READ, InContext
 from service.api.parameters import FileName, JobId, Step
 from service.api.ranges import Slice, slice_of
-from service.artifacts import MODEL_NAME, OpenedFile, close_all, read_chunks, read_verified
+from service.artifacts import MODEL_NAME, OpenedFile, close_all
 from service.errors import NotFoundError
+from service.reading import Verified, read_chunks, read_verified
 from service.store.records import Checkpoint
 from worker.contract import checkpoint_name
 from worker.storage.tensors import Bytes
@@ -50,7 +51,7 @@ async def get_file(  # noqa: PLR0917 - FastAPI fills them by name
         "Content-Type": kind,
         "Content-Disposition": f'attachment; filename="{opened.name}"',
     }
-    return _sent(request, [opened], opened.sha256, headers)
+    return _sent(request, [opened], opened.sha256, headers, context.verified)
 
 
 @router.get("/jobs/{job_id}/checkpoints/{step}/archive", response_class=Response, responses={200: _TAR, 206: _TAR})
@@ -68,10 +69,10 @@ async def get_archive(job_id: JobId, step: Step, request: Request, context: InCo
     headers = {"Content-Type": "application/x-tar", "Content-Disposition": f'attachment; filename="{job_id}-{folder}.tar"'}
     # Made of nothing but the files, so their digests tell it apart from every other.
     digest = hashlib.sha256("".join(one.sha256 for one in opened).encode()).hexdigest()
-    return _sent(request, [*parts, _in_memory(_TAR_END)], digest, headers)
+    return _sent(request, [*parts, _in_memory(_TAR_END)], digest, headers, context.verified)
 
 
-def _sent(request: Request, parts: Sequence[OpenedFile], digest: str, headers: dict[str, str]) -> Response:
+def _sent(request: Request, parts: Sequence[OpenedFile], digest: str, headers: dict[str, str], verified: Verified) -> Response:
     """Answer with the parts one after the other, or with the range of the whole that was asked for."""
     size = sum(part.size for part in parts)
     try:
@@ -90,10 +91,10 @@ def _sent(request: Request, parts: Sequence[OpenedFile], digest: str, headers: d
     if request.method == "HEAD":
         close_all(parts)
         return Response(status_code=chosen.status, headers=headers)
-    return StreamingResponse(_stream(parts, chosen), chosen.status, headers)
+    return StreamingResponse(_stream(parts, chosen, verified), chosen.status, headers)
 
 
-async def _stream(parts: Sequence[OpenedFile], chosen: Slice) -> AsyncIterator[bytes]:
+async def _stream(parts: Sequence[OpenedFile], chosen: Slice, verified: Verified) -> AsyncIterator[bytes]:
     """Yield a slice of the parts laid end to end. A part that is sent whole is verified before its last chunk goes out."""
     try:
         position = 0
@@ -102,7 +103,7 @@ async def _stream(parts: Sequence[OpenedFile], chosen: Slice) -> AsyncIterator[b
             position += part.size
             if start < end:
                 is_whole = (start, end) == (0, part.size)
-                async with aclosing(read_verified(part) if is_whole else read_chunks(part, start, end)) as chunks:
+                async with aclosing(read_verified(part, verified) if is_whole else read_chunks(part, start, end)) as chunks:
                     async for chunk in chunks:
                         yield chunk
     finally:

@@ -22,19 +22,25 @@ STEPS = 100_000
 
 def main() -> None:
     """Run it."""
-    serving = Serving(Path(tempfile.mkdtemp(prefix="bench-recovery-")))
-    try:
-        with serving.start() as client:
-            job_id = client.submit(spec(STEPS, retries={"recoveries": KILLS}))["id"]
-            until(lambda: client.job(job_id)["progress"]["step"] >= 20, 60, "the first steps")
-            rows = [_one_kill(serving, client, job_id, number) for number in range(KILLS)]
-            client.cancel(job_id)
-    finally:
-        serving.close()
+    rows = measure(Path(tempfile.mkdtemp(prefix="bench-recovery-")), KILLS)
     print("| kill | death known | all training | next step |\n|---|---|---|---|")
     for number, row in enumerate(rows):
         print(f"| {number + 1} | " + " | ".join(f"{seconds:.2f}" for seconds in row) + " |")
     print("| median | " + " | ".join(f"{statistics.median(column):.2f}" for column in zip(*rows, strict=True)) + " |")
+
+
+def measure(home: Path, kills: int) -> list[tuple[float, float, float]]:
+    """Return for each kill the seconds to: the death known, every rank training again, the next step done."""
+    serving = Serving(home)
+    try:
+        with serving.start() as client:
+            job_id = client.submit(spec(STEPS, retries={"recoveries": kills}))["id"]
+            until(lambda: client.job(job_id)["progress"]["step"] >= 20, 60, "the first steps")
+            rows = [_one_kill(serving, client, job_id, number) for number in range(kills)]
+            client.cancel(job_id)
+            return rows
+    finally:
+        serving.close()
 
 
 def _one_kill(serving: Serving, client: Client, job_id: str, number: int) -> tuple[float, float, float]:

@@ -10,9 +10,10 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from types import MappingProxyType
 
 import psutil
 
@@ -68,8 +69,8 @@ def static(root: Path, home: Path) -> Iterator[tuple[str, Address]]:
 
 
 @contextmanager
-def ray_jobs(home: Path) -> Iterator[Address]:
-    """Run a Ray head with its dashboard, whose job API needs it."""
+def ray_jobs(home: Path, environment: Mapping[str, str] = MappingProxyType({})) -> Iterator[Address]:
+    """Run a Ray head with its dashboard, whose job API needs it, and with more in its environment."""
     port, mark, host = free_port(), f"{os.getpid()}", "127.0.0.2"
     command = [
         sys.executable, "-m", "ray.scripts.scripts", "start", "--head", "--port=0", f"--node-ip-address={host}", "--num-cpus=8",
@@ -77,7 +78,7 @@ def ray_jobs(home: Path) -> Iterator[Address]:
         f"--dashboard-port={port}", f"--dashboard-agent-listen-port={free_port()}", f"--ray-client-server-port={free_port()}",
         "--disable-usage-stats",
     ]  # fmt: skip
-    environment = os.environ | {MARKER: mark, "RAY_AUTH_MODE": "disabled", "RAY_USAGE_STATS_ENABLED": "0"}
+    environment = os.environ | dict(environment) | {MARKER: mark, "RAY_AUTH_MODE": "disabled", "RAY_USAGE_STATS_ENABLED": "0"}
     try:
         with (home / "ray.log").open("wb") as log:
             subprocess.run(command, env=environment, stdout=log, stderr=log, check=True, timeout=START_S, start_new_session=True)

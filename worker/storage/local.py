@@ -22,6 +22,7 @@ from pathlib import Path
 
 from worker.contract.bundle import code_name
 from worker.contract.manifest import MANIFEST_NAME, Manifest, checkpoint_name, checkpoints_directory, pins_directory, step_of
+from worker.storage.storage import Identity
 
 TEMPORARY_PREFIX = ".tmp-"
 DELETED_PREFIX = ".deleted-"
@@ -33,6 +34,11 @@ class LocalFile:
 
     descriptor: int
     size: int
+
+    def identity(self) -> Identity:
+        """See OpenFile."""
+        found = os.fstat(self.descriptor)
+        return Identity(found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns)
 
     def read(self, start: int, length: int) -> bytes:
         """See OpenFile."""

@@ -36,6 +36,9 @@ class ObjectFile:
     handle: Any
     size: int
 
+    def identity(self) -> None:
+        """See OpenFile. What was opened may have been replaced since."""
+
     def read(self, start: int, length: int) -> bytes:
         """See OpenFile."""
         with _reaching():

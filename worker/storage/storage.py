@@ -9,7 +9,7 @@ StorageUnreachableError where it could not be asked.
 
 from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 from worker.contract.manifest import Manifest
 
@@ -18,12 +18,30 @@ class StorageUnreachableError(OSError):
     """An object store did not do as it was asked: no connection, no right, no such bucket. Trying again may help."""
 
 
+class Identity(NamedTuple):
+    """What tells an open file from every other, and from itself before it was last written to."""
+
+    device: int
+    number: int
+    size: int
+    modified_ns: int
+    changed_ns: int
+
+    @property
+    def changed_at(self) -> float:
+        """When it was last written to, renamed or linked, seconds since the epoch, by the file system's clock. Nobody can set it."""
+        return self.changed_ns / 1e9
+
+
 class OpenFile(Protocol):
     """A file of a checkpoint, open for reading at any place, by any thread."""
 
     @property
     def size(self) -> int:
         """Bytes of the whole file."""
+
+    def identity(self) -> Identity | None:
+        """Return what changes whenever the file is written to; None where the storage cannot say."""
 
     def read(self, start: int, length: int) -> bytes:
         """Return the bytes from `start` on, fewer than `length` only where the file ends."""
