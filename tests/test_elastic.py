@@ -46,7 +46,7 @@ def resizes(left):
 
 async def _at_gate(world, job_id, gang, gate):
     """Wait until all ranks have come to a gate, in a group of their own."""
-    async with asyncio.timeout(60):
+    async with asyncio.timeout(180):
         while True:
             job = await world.store.jobs.get(job_id)
             if job.state is State.RUNNING and job.progress.step == gate and len(gang.places) == job.world_size and not gang.is_torn:
@@ -56,7 +56,7 @@ async def _at_gate(world, job_id, gang, gate):
 
 async def _trains_on(world, job_id, gang, workers):
     """Wait until a job trains on so many workers."""
-    async with asyncio.timeout(60):
+    async with asyncio.timeout(180):
         while True:
             job = await world.store.jobs.get(job_id)
             if job.world_size == workers and job.state is State.RUNNING and len(gang.places) == workers and not gang.is_torn:

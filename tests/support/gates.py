@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 LOOK_S = 0.01
-PATIENCE_S = 120.0
+PATIENCE_S = 300.0
 
 
 class Gates:
