@@ -23,7 +23,8 @@ check: $(INSTALLED) ## lint, types, import contracts
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
-format: $(INSTALLED) ## what `check` would complain about, where it can be mended by machine
+format: $(INSTALLED) ## what `check` would complain about, where it can be mended by machine; the synchronous client from the other
+	$(BIN)/python -m tests.support.synchronous
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 

@@ -23,7 +23,7 @@ from worker.progress import EventBuffer
 from worker.publisher import Publisher
 from worker.pulse import Pulse
 from worker.ranks import device_for, join, leave
-from worker.settings import read_settings
+from worker.settings import export_rank, read_settings
 from worker.storage.opening import open_storage
 from worker.storage.profiles import StorageConfigError
 from worker.storage.storage import Storage
@@ -96,6 +96,7 @@ class _Rank:
 
     def _in_one_group(self) -> Outcome:
         assignment = self.assignment
+        export_rank(assignment.rank, assignment.world_size, assignment.store_host, assignment.store_port)
         holding = self._hold(assignment)
         holding.reporter.generation = assignment.generation
         store = self.orders.store_of(assignment.generation) or connect_store(assignment.store_host, assignment.store_port)

@@ -56,6 +56,24 @@ def export_interface(name: str) -> None:
     os.environ.setdefault("TORCH_NCCL_ASYNC_ERROR_HANDLING", "2")
 
 
+def export_rank(rank: int, world_size: int, store_host: str, store_port: int) -> None:
+    """Tell user code, and libraries that ask, who this process is, in the words of torchrun.
+
+    A rank sees its own GPU and no other, as if it had a node for itself: so LOCAL_RANK is 0, which is its device's number, and GROUP_RANK
+    is RANK. The group is made already when user code runs; at MASTER_ADDR and MASTER_PORT is the store at which its ranks met.
+    """
+    os.environ.update(
+        RANK=str(rank),
+        WORLD_SIZE=str(world_size),
+        LOCAL_RANK="0",
+        LOCAL_WORLD_SIZE="1",
+        GROUP_RANK=str(rank),
+        GROUP_WORLD_SIZE=str(world_size),
+        MASTER_ADDR=store_host,
+        MASTER_PORT=str(store_port),
+    )
+
+
 def _directories(name: str) -> tuple[str, ...]:
     raw = os.environ.get(name, "")
     try:

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from service.cli import checkpoints, comparisons, demo, doctor, down, jobs, serve, tokens
+from service.cli import checkpoints, comparisons, demo, doctor, down, export, jobs, serve, tokens, watching
 from service.cli.exits import Shell
 from service.cli.options import Target
 
@@ -43,6 +43,7 @@ def _globals(
 _COMMANDS: tuple[Callable[..., None], ...] = (
     serve.serve,
     jobs.submit,
+    watching.watch,
     jobs.ls,
     jobs.get,
     jobs.wait,
@@ -53,6 +54,8 @@ _COMMANDS: tuple[Callable[..., None], ...] = (
     jobs.resize,
     jobs.cancel,
     comparisons.compare,
+    export.export_tensorboard,
+    export.mirror,
     down.down,
     demo.demo,
     doctor.doctor,

@@ -1,4 +1,4 @@
-"""The single checks of `syncbn doctor`: each looks at one thing and returns one finding, and none changes anything."""
+"""The checks of `syncbn doctor` on this machine: each looks at one thing and returns one finding, and none changes anything."""
 
 import importlib.metadata
 import os
@@ -7,15 +7,12 @@ import socket
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
 
 import psutil
 
+from service.cli.finding import Finding
 from service.cli.home import holder
-from service.client import Client, Denied, ServiceError, Unreachable
 from service.settings import Settings
 
 MIN_PYTHON = (3, 11)
@@ -24,16 +21,6 @@ MIN_DISK_BYTES = 2 * 2**30
 MIN_MEMORY_BYTES = 2**30
 MIN_SHM_BYTES = 128 * 2**20
 TORCH_TIMEOUT_S = 60
-
-
-@dataclass(frozen=True)
-class Finding:
-    """What one check found, and what to do about it unless it is ok."""
-
-    check: str
-    status: Literal["ok", "warn", "fail"]
-    found: str
-    remedy: str = ""
 
 
 def python_version(_: Settings) -> Finding:
@@ -72,11 +59,8 @@ def ray(_: Settings) -> Finding:
 
 def home(settings: Settings) -> Finding:
     """Write a file into the home, or where it would be made."""
-    place = settings.home
-    while not place.exists():
-        place = place.parent
     try:
-        with tempfile.TemporaryFile(dir=place):
+        with tempfile.TemporaryFile(dir=_existing(settings.home)):
             pass
     except OSError as error:
         return Finding("home", "fail", f"{settings.home}: {error.strerror}", "give --home or SYNCBN_HOME a directory that you can write to")
@@ -84,17 +68,60 @@ def home(settings: Settings) -> Finding:
 
 
 def disk(settings: Settings) -> Finding:
-    """Look for room for checkpoints."""
-    place = settings.storage_path
-    if place is None:
-        return Finding("disk", "ok", f"checkpoints go to {settings.storage_url}")
+    """Look for room where the database and the checkpoints are."""
+    places = {"home": settings.home} if settings.storage_path is None else {"home": settings.home, "storage": settings.storage_path}
+    free = {name: shutil.disk_usage(_existing(place)).free for name, place in places.items()}
+    found = ", ".join(f"{num_bytes / 2**30:.1f} GiB free at the {name} {places[name]}" for name, num_bytes in free.items())
+    if min(free.values()) < MIN_DISK_BYTES:
+        remedy = (
+            "free some, or give --home and --storage directories on a larger disk; a full one ends training and Ray, which stops at 95 %"
+        )
+        return Finding("disk", "warn", found, remedy)
+    return Finding("disk", "ok", found)
+
+
+def _existing(place: Path) -> Path:
+    """Return the nearest directory that is there already."""
     while not place.exists():
         place = place.parent
-    free = shutil.disk_usage(place).free
-    found = f"{free / 2**30:.1f} GiB free at {place}"
-    if free < MIN_DISK_BYTES:
-        return Finding("disk", "warn", found, "free some, or give --storage a directory on a larger disk; Ray stops at 95 % full")
-    return Finding("disk", "ok", found)
+    return place
+
+
+def gpu(_: Settings) -> Finding:
+    """Compare the GPUs that the driver knows with those that torch sees."""
+    command = shutil.which("nvidia-smi")
+    if command is None:
+        return Finding("gpu", "ok", "no nvidia-smi: no NVIDIA GPU here")
+    listed, seen = _output([command, "-L"]), _output([sys.executable, "-c", _SEEN])
+    if listed is None:
+        remedy = "run nvidia-smi; where it fails, the driver is to be mended or loaded anew"
+        return Finding("gpu", "warn", "nvidia-smi does not answer", remedy)
+    num_there = sum(line.startswith("GPU ") for line in listed.splitlines())
+    if seen is None:
+        return Finding("gpu", "warn", f"nvidia-smi lists {num_there}, torch does not load", "see the line about torch")
+    cuda, num_seen, mask = seen.rstrip("\n").split(" ", 2)
+    found = f"nvidia-smi lists {num_there}, torch sees {num_seen}"
+    return Finding("gpu", "ok", found) if int(num_seen) >= num_there else _unseen_gpu(found, cuda, mask)
+
+
+def _unseen_gpu(found: str, cuda: str, mask: str) -> Finding:
+    """Say why torch sees fewer GPUs than there are: the CUDA it is built for, None for none, and CUDA_VISIBLE_DEVICES tell."""
+    if cuda == "None":
+        return Finding("gpu", "warn", f"{found}: it is built without CUDA", "install a CUDA build: pip install --force-reinstall torch")
+    if mask:
+        return Finding("gpu", "warn", f"{found}: CUDA_VISIBLE_DEVICES is {mask}", "unset CUDA_VISIBLE_DEVICES, or list all GPUs in it")
+    return Finding("gpu", "warn", f"{found}, built for CUDA {cuda}", "upgrade the driver, or install a torch that is built for its CUDA")
+
+
+_SEEN = "import os, torch; print(torch.version.cuda, torch.cuda.device_count(), os.environ.get('CUDA_VISIBLE_DEVICES', ''))"
+
+
+def _output(command: list[str]) -> str | None:
+    """Return what a program prints, None where it fails or takes too long."""
+    try:
+        return subprocess.run(command, capture_output=True, text=True, timeout=TORCH_TIMEOUT_S, check=True).stdout  # noqa: S603
+    except (OSError, subprocess.SubprocessError):
+        return None
 
 
 def memory(_: Settings) -> Finding:
@@ -127,7 +154,19 @@ def port(settings: Settings) -> Finding:
         with socket.create_server((settings.host, settings.port), family=socket.AF_INET6 if ":" in settings.host else socket.AF_INET):
             return Finding("port", "ok", f"{place} is free")
     except OSError as error:
-        return Finding("port", "fail", f"{place}: {os.strerror(error.errno or 0)}", "choose another with --port or SYNCBN_PORT")
+        who = _listener(settings.port)
+        found = f"{place}: {os.strerror(error.errno or 0)}" + (f", by {who}" if who else "")
+        return Finding("port", "fail", found, "end that program, or choose another port with --port or SYNCBN_PORT")
+
+
+def _listener(number: int) -> str:
+    """Return which program listens on a port, empty where that is not for our eyes."""
+    try:
+        listening = [one for one in psutil.net_connections("tcp") if one.status == psutil.CONN_LISTEN and one.pid]
+        pids = {one.pid or 0 for one in listening if one.laddr and one.laddr[1] == number}
+        return ", ".join(f"{psutil.Process(pid).name()} (pid {pid})" for pid in sorted(pids))
+    except (psutil.Error, OSError):
+        return ""
 
 
 def host_name(_: Settings) -> Finding:
@@ -148,22 +187,3 @@ def loopback(_: Settings) -> Finding:
     except OSError as error:
         return Finding("loopback", "fail", str(error), "bring the interface lo up, and let no firewall filter it")
     return Finding("loopback", "ok", "127.0.0.1 answers")
-
-
-def controller(_: Settings) -> Finding:
-    """Ask the controller something that needs the token."""
-    try:
-        with Client(timeout_s=5) as client:
-            list(client.jobs(limit=1))
-            return Finding("controller", "ok", f"{client.url} answers and admits the token")
-    except Unreachable as error:
-        return Finding("controller", "warn", str(error), "start one with `syncbn serve`, or set SYNCBN_URL")
-    except Denied as error:
-        return Finding("controller", "fail", error.detail, "set SYNCBN_TOKEN, or unset it to use the token of the home")
-    except ServiceError as error:
-        return Finding("controller", "fail", error.detail, "see the controller's log")
-
-
-CHECKS: tuple[Callable[[Settings], Finding], ...] = (
-    python_version, torch, ray, home, disk, memory, shared_memory, port, host_name, loopback, controller,
-)  # fmt: skip

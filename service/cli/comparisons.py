@@ -7,8 +7,9 @@ from typing import Annotated, Any
 
 import typer
 
+from service.cli.completion import norm_kinds
 from service.cli.exits import INTERRUPTED, JOB_FAILED, UsageError
-from service.cli.options import JsonFlag, connect
+from service.cli.options import JsonFlag, SetOption, connect
 from service.cli.output import answer, console, say
 from service.cli.specs import parse, read_spec
 from service.cli.tables import comparison_table
@@ -24,14 +25,15 @@ def compare(  # noqa: PLR0917 - one option of the command line each
         str, typer.Argument(metavar="SPEC|ID", help="YAML or JSON file, - for stdin; or the id of a comparison.", show_default=False)
     ],
     norms: Annotated[
-        str | None, typer.Option("--norms", metavar="A,B,...", help="Kinds of normalization to compare.", show_default=False)
+        str | None,
+        typer.Option(
+            "--norms", metavar="A,B,...", help="Kinds of normalization to compare.", show_default=False, autocompletion=norm_kinds
+        ),
     ] = None,
     vary: Annotated[
         str | None, typer.Option("--vary", metavar="A.B=C,D,...", help="Another field, and its values.", show_default=False)
     ] = None,
-    assignments: Annotated[
-        list[str] | None, typer.Option("--set", metavar="A.B=C", help="Change one value of the spec; may be repeated.", show_default=False)
-    ] = None,
+    assignments: SetOption = None,
     follow: Annotated[bool, typer.Option("--follow", "-f", help="Wait until all jobs have ended; exit 1 unless all succeeded.")] = False,
     as_json: JsonFlag = False,
 ) -> None:

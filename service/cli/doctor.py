@@ -1,17 +1,25 @@
-"""`syncbn doctor`: what is wrong with this installation, and how to mend it. Runs `service.cli.checks` and shows what they find."""
+"""`syncbn doctor`: what is wrong with this installation, and how to mend it. Runs the checks and shows what they find."""
 
+from collections.abc import Callable
 from dataclasses import asdict
+from typing import Final
 
 import typer
 from rich.table import Table
 from rich.text import Text
 
-from service.cli.checks import CHECKS, Finding
+from service.cli import checks, reach
 from service.cli.exits import JOB_FAILED
+from service.cli.finding import Finding
 from service.cli.options import HomeOption, JsonFlag, Target
 from service.cli.output import clean, console, print_json
 from service.cli.serve import read_settings
+from service.settings import Settings
 
+CHECKS: Final[tuple[Callable[[Settings], Finding], ...]] = (
+    checks.python_version, checks.torch, checks.gpu, checks.ray, checks.home, checks.disk, checks.memory, checks.shared_memory, checks.port,
+    checks.host_name, checks.loopback, reach.interface, reach.storage, reach.policy, reach.controller, reach.service_version, reach.clock,
+)  # fmt: skip
 _STYLES = {"ok": "green", "warn": "yellow", "fail": "bold red"}
 
 

@@ -36,6 +36,11 @@ class Guard:
         self._is_held = False
         self._arrived: int | None = None
 
+    @property
+    def has_arrived(self) -> bool:
+        """Whether there has been a signal."""
+        return self._arrived is not None
+
     def arm(self) -> None:
         """From here on the first signal raises."""
         self._is_armed = True
@@ -71,11 +76,14 @@ class Guard:
 
 @contextmanager
 def guarded() -> Iterator[Guard]:
-    """Route SIGNALS to a guard, not armed yet, and back to where they went before."""
+    """Route SIGNALS to a guard, not armed yet, and back to where they went before.
+
+    Once one has arrived they stay ignored: the program is on its way out, and a second Ctrl-C must not cost it its exit status.
+    """
     guard = Guard()
     before = {number: signal.signal(number, guard.handle) for number in SIGNALS}
     try:
         yield guard
     finally:
         for number, handler in before.items():
-            signal.signal(number, handler)
+            signal.signal(number, signal.SIG_IGN if guard.has_arrived else handler)

@@ -7,25 +7,27 @@ from typing import Annotated, Any
 import typer
 from rich.text import Text
 
+from service.cli.completion import states
 from service.cli.exits import INTERRUPTED, JOB_FAILED, UsageError
-from service.cli.following import display, exit_code, watch
-from service.cli.options import JobArgument, JsonFlag, connect, full_id
+from service.cli.following import exit_code
+from service.cli.options import JobArgument, JobsArgument, JsonFlag, SetOption, connect, connect_async, full_id
 from service.cli.output import answer, clean, complain, console, print_json, say
 from service.cli.specs import read_spec
 from service.cli.tables import job_table, jobs_table, metrics_table
+from service.cli.watching import watch_jobs
 from service.client import Client
 
 
 def submit(  # noqa: PLR0917 - one option of the command line each
     ctx: typer.Context,
     spec: Annotated[str, typer.Argument(metavar="SPEC", help="YAML or JSON file; - for stdin.", show_default=False)],
-    assignments: Annotated[
-        list[str] | None, typer.Option("--set", metavar="A.B=C", help="Change one value of the spec; may be repeated.", show_default=False)
-    ] = None,
+    assignments: SetOption = None,
     code: Annotated[
         Path | None, typer.Option(metavar="DIR", help="Upload this directory, and have the job use it.", show_default=False)
     ] = None,
-    follow: Annotated[bool, typer.Option("--follow", "-f", help="Watch the job until it ends; exit 1 if it fails.")] = False,
+    follow: Annotated[
+        bool, typer.Option("--follow", "--watch", "-f", help="Watch the job live until it ends; exit 1 if it fails.")
+    ] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Only check the spec and print it with every default.")] = False,
     as_json: JsonFlag = False,
 ) -> None:
@@ -43,30 +45,12 @@ def submit(  # noqa: PLR0917 - one option of the command line each
         else:
             console().print(f"{job['id']}  {job['state']}", soft_wrap=True)
         if follow:
-            raise typer.Exit(_follow(client, job["id"], as_json=as_json))
-
-
-def _follow(client: Client, job_id: str, *, as_json: bool) -> int:
-    try:
-        if as_json:
-            for event in client.follow_events(job_id):
-                print_json(event, is_line=True)
-        else:
-            with display(console()) as show:
-                watch(client.follow_events(job_id), show)
-        job = client.job(job_id)
-    except KeyboardInterrupt:
-        say(f"{job_id} goes on without you; come back with `syncbn logs -f {job_id}`, stop it with `syncbn cancel {job_id}`")
-        return INTERRUPTED
-    code = exit_code([job])
-    if code:
-        complain(f"{job_id} {job['state']} ({job['reason']}): {job['message']}")
-    return code
+            raise typer.Exit(watch_jobs(connect_async(ctx), [job], as_json=as_json))
 
 
 def ls(
     ctx: typer.Context,
-    state: Annotated[str | None, typer.Option(help="Only jobs in this state.", show_default=False)] = None,
+    state: Annotated[str | None, typer.Option(help="Only jobs in this state.", show_default=False, autocompletion=states)] = None,
     label: Annotated[str | None, typer.Option(metavar="KEY=VALUE", help="Only jobs with this label.", show_default=False)] = None,
     limit: Annotated[int, typer.Option(min=1, help="At most so many, newest first.")] = 20,
     as_json: JsonFlag = False,
@@ -88,7 +72,7 @@ def get(ctx: typer.Context, job: JobArgument, as_json: JsonFlag = False) -> None
 
 def wait(
     ctx: typer.Context,
-    jobs: Annotated[list[str], typer.Argument(metavar="ID...", help="Job ids.", show_default=False)],
+    jobs: JobsArgument,
     timeout_s: Annotated[float | None, typer.Option("--timeout", min=0, help="Seconds to wait for each job.", show_default=False)] = None,
     as_json: JsonFlag = False,
 ) -> None:
@@ -142,9 +126,6 @@ def metrics(
     with connect(ctx) as client:
         found = client.metrics(full_id(client, job), names or (), max_points=max_points)
     answer(found, as_json=as_json, show=lambda: console().print(metrics_table(found["series"])))
-
-
-JobsArgument = Annotated[list[str], typer.Argument(metavar="ID...", help="Job ids.", show_default=False)]
 
 
 def pause(ctx: typer.Context, jobs: JobsArgument, as_json: JsonFlag = False) -> None:

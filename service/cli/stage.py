@@ -4,7 +4,7 @@ import json
 import subprocess
 import sys
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
@@ -13,10 +13,11 @@ from typing import Any
 from rich.console import Console
 from rich.text import Text
 
+from service.cli.board import display
 from service.cli.checkpoints import fetch
 from service.cli.exits import CommandError
 from service.cli.family import Family
-from service.cli.following import display, watch
+from service.cli.following import View, show_event
 from service.cli.interrupts import Guard
 from service.cli.output import clean
 from service.cli.specs import parse
@@ -109,17 +110,15 @@ class Stage:
         self._say(f"3. Train ResNet-18 on {self.workers} workers, BatchNorm synchronized by all-reduce", command)
         job = client.submit(spec)
         self.out.print(f"   {job['id']}", soft_wrap=True)
-        with display(self.out) as show:
-            watch(self._watched(client.follow_events(job["id"])), show)
+        view = View(job.id, str(job["name"]))
+        with display(self.out, [view]) as show:
+            for event in client.follow_events(job.id):
+                self.guard.check()
+                show_event(event, view, show)
         job = client.job(job["id"])
         if job["state"] != "succeeded":
             raise DemoError(f"the job {job['state']} ({job['reason']}): {job['message']}")
         return job
-
-    def _watched(self, events: Iterable[Json]) -> Iterator[Json]:
-        for event in events:
-            self.guard.check()
-            yield event
 
     def _predict(self) -> Json:
         with self.guard.held():

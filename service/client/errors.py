@@ -10,6 +10,8 @@ ClientError
 |   |-- Conflict            409, 412, 428: it is in a state in which this cannot be done
 |   `-- Failing             429 and 5xx: the service is overloaded or broken; trying again later may help
 |-- PackError           a directory of code cannot be packed; the user's to mend
+|-- PlotError           there is nothing to show in a figure yet
+|-- MissingExtra        what was asked for needs an optional package; the user's to install
 `-- DownloadError       a file did not arrive; run the download again and it goes on where it stopped
     `-- IntegrityError      the bytes that arrived are not those of the manifest
 """
@@ -39,6 +41,17 @@ class Unreachable(ClientError):  # noqa: N818 - the word a user knows
 
 class PackError(ClientError):
     """A directory of code cannot be packed for upload."""
+
+
+class PlotError(ClientError):
+    """There is nothing to show in a figure yet."""
+
+
+class MissingExtra(ClientError):  # noqa: N818
+    """What was asked for needs an optional package."""
+
+    def __init__(self, what: str, package: str, extra: str) -> None:
+        super().__init__(f"{what} needs {package}, which is not installed; expected the extra {extra!r}: pip install 'syncbn[{extra}]'")
 
 
 class ServiceError(ClientError):

@@ -18,6 +18,20 @@ SKIPPED: Final = frozenset(
 """Names of files and directories that nobody means by their code."""
 
 
+def bundle(path: Path) -> tuple[bytes, str]:
+    """Return what to upload of a directory, which is packed, or of a .zip or .tar.gz; and its media type.
+
+    Raises:
+        PackError: it cannot be packed or read.
+    """
+    is_zip = path.suffix.lower() == ".zip" and path.is_file()
+    try:
+        content = pack(path) if path.is_dir() else path.read_bytes()
+    except OSError as error:
+        raise PackError(f"{path} cannot be read: {error.strerror}; expected a directory, a .zip or a .tar.gz") from error
+    return content, "application/zip" if is_zip else "application/gzip"
+
+
 def pack(directory: Path) -> bytes:
     """Return a directory as a tar.gz.
 

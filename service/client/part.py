@@ -6,7 +6,7 @@ Owns NAME.part and its lock; knows no network. Every byte is hashed as it is wri
 import fcntl
 import hashlib
 import os
-from collections.abc import Callable
+from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 from typing import Self
@@ -71,15 +71,15 @@ class Part:
         sync_directory(self._target.parent)
 
 
-def sha256_of(path: Path, progress: Callable[[int], None]) -> str:
-    """Return the digest of a file, telling the bytes read so far."""
+def digests(path: Path) -> Iterator[tuple[int, str]]:
+    """Yield the bytes of a file read so far and their digest, chunk by chunk; the last digest is the file's."""
     digest, size = hashlib.sha256(), 0
+    yield size, digest.hexdigest()
     with path.open("rb") as stream:
         while chunk := stream.read(CHUNK_BYTES):
             digest.update(chunk)
             size += len(chunk)
-            progress(size)
-    return digest.hexdigest()
+            yield size, digest.hexdigest()
 
 
 def sync_directory(directory: Path) -> None:

@@ -122,7 +122,7 @@ def test_a_comparison_is_a_table(look, filled):
 
 
 def test_a_job_is_submitted_by_form_checked_while_it_is_written(look, filled):
-    """What is wrong is said at its field, with what to do; then it is there, gets another number of workers, and is cancelled after a question."""
+    """What is wrong is said at its field, with what to do; then it gets another number of workers, and is cancelled after a question."""
     view = look("#/submit")
     view.sees("✓ valid")
     view.page.get_by_label("Batch size").fill("nothing")

@@ -282,7 +282,7 @@ def test_ctrl_c_while_following_says_that_the_job_goes_on(service, spec):
     process.send_signal(signal.SIGINT)
     _, errors = process.communicate(timeout=20)
     assert process.returncode == 130
-    assert f"{job} goes on without you; come back with `syncbn logs -f {job}`" in errors
+    assert f"{job} goes on without you; come back with `syncbn watch {job}`" in errors
     assert "Traceback" not in errors
 
 

@@ -1,33 +1,14 @@
 """What the client does when the service is away, slow or refuses: retries that are safe, errors that say what to do."""
 
-import json
-
 import httpx
 import pytest
 
 from service.client import BadRequest, Client, ClientError, Conflict, Denied, Failing, NotFound, Unreachable
-from service.client.sse import Message, messages
-from service.client.transport import Patience
-
-QUICK = Patience(tries=3, first_wait_s=0.001, longest_wait_s=0.01)
-JOB = {"id": "job_1", "state": "queued"}
-
-
-class Script(httpx.BaseTransport):
-    """Answers each request with the next line of a script and keeps what was asked."""
-
-    def __init__(self, *answers):
-        self.answers = list(answers)
-        self.requests = []
-
-    def handle_request(self, request):
-        """Give the next answer."""
-        request.read()
-        self.requests.append(request)
-        answer = self.answers.pop(0)
-        if isinstance(answer, Exception):
-            raise answer
-        return answer
+from service.client.following import Following
+from service.client.patience import Patience
+from service.client.sse import Decoder, Message
+from service.client.synchronous.streams import follow
+from tests.support.scripted import JOB, QUICK, Script, sse_events
 
 
 def _client_of(script):
@@ -108,7 +89,7 @@ def test_a_refusal_is_an_error_of_its_kind_and_not_repeated(status, kind):
 def test_overload_is_waited_out_as_the_service_asks(monkeypatch):
     """Too many requests: the client waits as long as Retry-After says, within reason."""
     waits = []
-    monkeypatch.setattr("service.client.transport.time.sleep", waits.append)
+    monkeypatch.setattr("service.client.synchronous.blocking.time.sleep", waits.append)
     script = Script(httpx.Response(429, headers={"retry-after": "3"}), httpx.Response(200, json=JOB))
     Client("http://127.0.0.1:1", "t", patience=Patience(), http=script).job("job_1")
     assert waits == [3.0]
@@ -144,27 +125,26 @@ def test_an_id_cannot_lead_to_another_route():
 
 def test_pages_are_fetched_until_the_limit():
     """I ask for three jobs and the pages hold two."""
-    pages = [{"data": [1, 2], "has_more": True, "next_cursor": "c"}, {"data": [3], "has_more": True, "next_cursor": "d"}]
+    pages = [
+        {"data": [{"id": 1}, {"id": 2}], "has_more": True, "next_cursor": "c"},
+        {"data": [{"id": 3}], "has_more": True, "next_cursor": "d"},
+    ]
     script = Script(*(httpx.Response(200, json=page) for page in pages))
-    assert list(_client_of(script).jobs(state="running", limit=3)) == [1, 2, 3]
+    assert [job["id"] for job in _client_of(script).jobs(state="running", limit=3)] == [1, 2, 3]
     assert [dict(request.url.params) for request in script.requests] == [
         {"state": "running", "limit": "3"},
         {"state": "running", "limit": "1", "after": "c"},
     ]
 
 
-def _sse(*events):
-    return "".join(f"id: {seq}\nevent: {kind}\ndata: {json.dumps({'seq': seq, 'type': kind})}\n\n" for seq, kind in events).encode()
-
-
 def test_a_stream_goes_on_after_the_last_event_seen():
     """The connection of a live stream breaks; no event is missed and none comes twice."""
-    half = _sse((1, "state"), (2, "log")) + b'id: 3\nevent: log\ndata: {"se'
+    half = sse_events((1, "state"), (2, "log")) + b'id: 3\nevent: log\ndata: {"se'
     script = Script(
         httpx.Response(200, content=half),
         httpx.ConnectError("away"),
         httpx.Response(503),
-        httpx.Response(200, content=_sse((3, "log"), (4, "end"))),
+        httpx.Response(200, content=sse_events((3, "log"), (4, "end"))),
     )
     assert [event["seq"] for event in _client_of(script).follow_events("job_1")] == [1, 2, 3, 4]
     assert [request.headers.get("last-event-id") for request in script.requests] == [None, "2", "2", "2"]
@@ -172,12 +152,10 @@ def test_a_stream_goes_on_after_the_last_event_seen():
 
 def test_a_stream_that_stays_away_is_given_up():
     """The controller is gone for good: following ends with an error instead of waiting for ever."""
-    from service.client.streams import follow
-
     now = iter(range(0, 1000, 7))
     transport = _client_of(Script(*[httpx.ConnectError("away")] * 100))._transport
     with pytest.raises(Unreachable, match=r"the stream was lost for 30 s: no service answers"):
-        list(follow(transport, "/v1/x", outage_s=30, clock=lambda: next(now)))
+        list(follow(transport, "/v1/x", following=Following("/v1/x", None, 30, lambda: next(now))))
 
 
 def test_a_stream_that_is_refused_is_not_tried_again():
@@ -189,7 +167,11 @@ def test_a_stream_that_is_refused_is_not_tried_again():
 def test_lines_of_a_stream_end_where_sse_says():
     """A log line with U+2028 or a vertical tab in it is one line; CR LF split over two packets is one end."""
     text = "data: a\u2028b\x0bc\r".encode(), b"\n\r", b"\n: beat\n\ndata: 1\ndata: 2\n\ndata: half"
-    assert list(messages(text)) == [Message("message", "a\u2028b\x0bc", None), Message("message", "1\n2", None)]
+    decoder = Decoder()
+    assert [message for chunk in text for message in decoder.feed(chunk)] == [
+        Message("message", "a\u2028b\x0bc", None),
+        Message("message", "1\n2", None),
+    ]
 
 
 def test_the_address_comes_from_the_home(tmp_path, monkeypatch):

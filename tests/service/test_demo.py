@@ -13,7 +13,6 @@ import psutil
 import pytest
 
 from service.cli.family import MARK, Family
-from service.cli.interrupts import Guard, Interrupted, guarded
 from tests.support.serving import until
 
 COMMAND = [sys.executable, "-m", "service.cli.main", "demo"]
@@ -29,62 +28,6 @@ def _left():
         except (OSError, psutil.Error):
             continue
     return found + list(Path(tempfile.gettempdir()).glob("syncbn-demo-*"))
-
-
-def test_the_first_signal_interrupts_and_no_other_does():
-    """Ctrl-C again while it tidies up does not break the tidying."""
-    steps = []
-    with guarded() as guard:
-        try:
-            try:
-                guard.arm()
-                signal.raise_signal(signal.SIGINT)
-                steps.append("not reached")
-            finally:
-                guard.disarm()
-        except Interrupted as error:
-            steps.append(str(error))
-        finally:
-            signal.raise_signal(signal.SIGINT)
-            signal.raise_signal(signal.SIGTERM)
-            signal.raise_signal(signal.SIGHUP)
-            steps.append("tidied up")
-    assert steps == ["SIGINT", "tidied up"]
-
-
-def test_a_signal_before_the_work_prevents_it():
-    """Ctrl-C between the first instruction and the first step is not lost."""
-    with guarded() as guard:
-        signal.raise_signal(signal.SIGTERM)
-        with pytest.raises(Interrupted, match="SIGTERM"):
-            guard.arm()
-
-
-def test_an_interruption_waits_for_the_end_of_a_held_block():
-    """A process that is just being started is not lost."""
-    with guarded() as guard:
-        guard.arm()
-        steps = []
-
-        def start():
-            with guard.held():
-                signal.raise_signal(signal.SIGINT)
-                steps.append("started")
-            steps.append("not reached")
-
-        with pytest.raises(Interrupted):
-            start()
-        assert steps == ["started"]
-
-
-def test_an_interruption_that_got_lost_is_found_again():
-    """Some code swallows exceptions; the next check raises it anew."""
-    guard = Guard()
-    guard.arm()
-    with pytest.raises(Interrupted):
-        guard.handle(signal.SIGINT, None)
-    with pytest.raises(Interrupted):
-        guard.check()
 
 
 def test_a_family_is_found_through_daemons_and_ended():

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import json
+import os
+from pathlib import Path
 from typing import Any
 
 from torch import Tensor, nn
@@ -35,6 +38,14 @@ def plain(num_classes: int, in_channels: int = 3, width: int = 4) -> nn.Module:
         _Mean(),
         nn.Linear(width, num_classes),
     )
+
+
+def noting(num_classes: int, directory: str, in_channels: int = 3) -> nn.Module:
+    """A plain model of somebody who is used to torchrun: writes down what its variables say, a file a rank."""
+    names = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "GROUP_RANK", "MASTER_ADDR", "MASTER_PORT")
+    said = {name: os.environ[name] for name in names}
+    Path(directory, f"rank-{said['RANK']}.json").write_text(json.dumps(said))
+    return plain(num_classes, in_channels)
 
 
 class _Mean(nn.Module):

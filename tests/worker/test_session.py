@@ -1,12 +1,14 @@
 """Tests of worker/session.py: whole jobs on real ranks."""
 
 import hashlib
+import json
 import tempfile
 from pathlib import Path
 
 import pytest
 from safetensors.torch import load_file
 
+from tests.support import user_models
 from tests.support.jobs import JOB, MARKER, OTHER_JOB, FailureCode, Faults, run_job, small_spec
 from worker.bundle import PREFIX
 from worker.checkpoint import verify
@@ -65,6 +67,21 @@ def test_any_number_of_ranks_begins_alike_in_fp32(pool, tmp_path):
 
     for workers in (2, 3):
         assert runs[workers][0][:5] == pytest.approx(runs[1][0][:5], abs=1e-4)
+
+
+def test_user_code_finds_the_variables_of_torchrun(pool, tmp_path):
+    """Code that was written for torchrun knows its rank, the world's size, its device's number and where the ranks met."""
+    model = {"name": f"code:{user_models.__name__}:noting", "args": {"directory": str(tmp_path)}}
+    runs = run_job(pool, small_spec(2, model=model, steps=1), tmp_path)
+
+    assert [run.outcome for run in runs] == ["succeeded"] * 2, runs[0].failure
+    said = [json.loads((tmp_path / f"rank-{rank}.json").read_text()) for rank in range(2)]
+    assert [(one["RANK"], one["GROUP_RANK"], one["WORLD_SIZE"], one["LOCAL_RANK"], one["LOCAL_WORLD_SIZE"]) for one in said] == [
+        ("0", "0", "2", "0", "1"),
+        ("1", "1", "2", "0", "1"),
+    ]
+    assert {one["MASTER_ADDR"] for one in said} == {"127.0.0.1"}
+    assert len({one["MASTER_PORT"] for one in said}) == 1
 
 
 def test_accumulation_and_empty_shares_train_alike(pool, tmp_path):

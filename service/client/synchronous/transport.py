@@ -1,46 +1,16 @@
-"""One request at a time, tried again where that is safe. Owns retries and their waits; knows no route.
+# Generated from service/client/asynchronous/transport.py by `make format`: change that file.
+"""One request at a time, tried again where that is safe. Owns connections; when to try again is decided by `service.client.patience`."""
 
-Tried again: connections that fail and answers 429, 502, 503, 504, for requests that may be repeated. GET and HEAD always may; POST only
-where the caller says so, because the service recognizes the repetition (an Idempotency-Key, or an action that is the same done twice).
-"""
-
-import math
-import random
-import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
 from typing import Any
 
 import httpx
 
 from service.client.address import Address
 from service.client.errors import Unreachable, from_response
-
-PASSING = frozenset({429, 502, 503, 504})
-"""Statuses that a later try may not meet again."""
-
-
-@dataclass(frozen=True)
-class Patience:
-    """How often and how long to try again. The wait doubles from `first_wait_s`, spread by chance so that clients do not march in step."""
-
-    tries: int = 5
-    first_wait_s: float = 0.2
-    longest_wait_s: float = 10.0
-
-    def wait_s(self, failures: int, retry_after: str | None = None) -> float:
-        """Return how long to wait after so many failures in a row; a Retry-After in seconds is obeyed up to the longest wait."""
-        doubled = min(self.longest_wait_s, self.first_wait_s * 2.0 ** (failures - 1))
-        return max(doubled * random.uniform(0.75, 1.0), min(self.longest_wait_s, _seconds(retry_after)))  # noqa: S311 - no secret
-
-
-def _seconds(retry_after: str | None) -> float:
-    try:
-        seconds = float(retry_after or 0)
-    except ValueError:  # the other form, an HTTP date, is not worth a clock comparison
-        return 0.0
-    return seconds if math.isfinite(seconds) and seconds > 0 else 0.0
+from service.client.patience import PASSING, Patience
+from service.client.synchronous import blocking
 
 
 class Transport:
@@ -71,25 +41,27 @@ class Transport:
         Raises:
             ServiceError: the service refused. Unreachable: nobody answered, in any try.
         """
-        repeatable = method in {"GET", "HEAD"} if is_repeatable is None else is_repeatable
-        return self._try(self.patience.tries if repeatable else 1, lambda: self._send(method, path, headers, options, is_whole=True))
+        tries = self.patience.tries_of(method, is_repeatable=is_repeatable)
+        return self._answer(method, path, headers, options, tries=tries, is_whole=True)
 
     @contextmanager
     def stream(
         self, path: str, *, headers: Mapping[str, str] | None = None, tries: int | None = None, **options: Any
     ) -> Iterator[httpx.Response]:
         """Open a successful answer to a GET whose body the caller reads; errors while reading are the caller's."""
-        response = self._try(tries or self.patience.tries, lambda: self._send("GET", path, headers, options, is_whole=False))
+        response = self._answer("GET", path, headers, options, tries=tries or self.patience.tries, is_whole=False)
         try:
             yield response
         finally:
             response.close()
 
-    def _try(self, tries: int, send: Callable[[], httpx.Response]) -> httpx.Response:
+    def _answer(
+        self, method: str, path: str, headers: Mapping[str, str] | None, options: dict[str, Any], *, tries: int, is_whole: bool
+    ) -> httpx.Response:
         for failures in range(1, tries + 1):
             retry_after = None
             try:
-                response = send()
+                response = self._send(method, path, headers, options, is_whole=is_whole)
             except httpx.TransportError as error:
                 if failures == tries:
                     raise Unreachable(self._address.url, str(error) or type(error).__name__) from error
@@ -100,7 +72,7 @@ class Transport:
                 if response.status_code not in PASSING or failures == tries:
                     raise from_response(response)
                 retry_after = response.headers.get("retry-after")
-            time.sleep(self.patience.wait_s(failures, retry_after))
+            blocking.sleep(self.patience.wait_s(failures, retry_after))
         raise AssertionError(tries)
 
     def _send(

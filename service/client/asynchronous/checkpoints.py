@@ -1,0 +1,67 @@
+"""The routes about checkpoints as methods. A step is a number, "latest" or "best"."""
+
+import hashlib
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+from service.client.asynchronous.download import fetch_checkpoint
+from service.client.asynchronous.requests import Requests
+from service.client.errors import IntegrityError
+from service.client.routes import Json, given, route
+from service.client.wanted import Progress
+
+
+class CheckpointCalls(Requests):
+    """Checkpoints: listed, looked into, downloaded, kept."""
+
+    def checkpoints(self, job_id: str, *, limit: int | None = None) -> AsyncIterator[Json]:
+        """Yield a job's checkpoints, newest first."""
+        return self._pages(route("jobs", job_id, "checkpoints"), {}, limit)
+
+    async def manifest(self, job_id: str, step: int | str = "best") -> Json:
+        """Return a checkpoint's manifest."""
+        return await self._json("GET", route("jobs", job_id, "checkpoints", step))
+
+    async def statistics(
+        self, job_id: str, step: int | str = "best", *, layer: str | None = None, against: int | str | None = None
+    ) -> Json:
+        """Return the running statistics of every layer in summary, of one layer in full, or their difference to another checkpoint."""
+        params = given(layer=layer, against=against)
+        return await self._json("GET", route("jobs", job_id, "checkpoints", step, "statistics"), params=params)
+
+    async def download(self, job_id: str, step: int | str, directory: Path, progress: Progress = lambda *_: None) -> Json:
+        """Bring a checkpoint into a directory, every file verified, and return its manifest. Going on after a failure is calling again.
+
+        Raises:
+            IntegrityError: the bytes are not those of the manifest. DownloadError: the connection kept breaking.
+        """
+        manifest = await self.manifest(job_id, step)
+        # From here on by number: `best` may be another one before the last file is here.
+        address = route("jobs", job_id, "checkpoints", manifest["step"])
+        await fetch_checkpoint(self._transport, address, manifest, directory, progress)
+        return manifest
+
+    async def download_statistics(self, job_id: str, step: int | str = "best") -> bytes:
+        """Return a safetensors file of the running statistics alone, verified; of the model nothing else is read or sent.
+
+        Raises:
+            IntegrityError: the bytes are not those of the digest that came with them.
+        """
+        address = route("jobs", job_id, "checkpoints", step, "files", "model.safetensors")
+        response = await self._transport.request("GET", address, params={"include": "statistics"})
+        found, promised = hashlib.sha256(response.content).hexdigest(), response.headers.get("etag", "").strip('"')
+        if found != promised:
+            raise IntegrityError(f"the statistics arrived as SHA-256 {found}; expected {promised} as the service said; ask again")
+        return response.content
+
+    async def pin(self, job_id: str, step: int | str) -> Json:
+        """Keep a checkpoint from being pruned or deleted, and return it as it is listed. Doing it twice is doing it once."""
+        return await self._json("PUT", route("jobs", job_id, "checkpoints", step, "pin"), is_repeatable=True)
+
+    async def unpin(self, job_id: str, step: int | str) -> Json:
+        """Leave a checkpoint to the retention rule again, and return it as it is listed."""
+        return await self._json("DELETE", route("jobs", job_id, "checkpoints", step, "pin"), is_repeatable=True)
+
+    async def delete_checkpoint(self, job_id: str, step: int | str) -> None:
+        """Delete a checkpoint: not a pinned one, and not the newest of a job that has not ended."""
+        await self._transport.request("DELETE", route("jobs", job_id, "checkpoints", step))

@@ -1,0 +1,114 @@
+"""The routes about jobs as methods, and what is made of a job's history."""
+
+import uuid
+from collections.abc import AsyncIterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from service.client.asynchronous import blocking
+from service.client.asynchronous.history import HistoryCalls
+from service.client.asynchronous.job import AsyncJob
+from service.client.history import points
+from service.client.mlflow import Mirror
+from service.client.pack import bundle
+from service.client.patience import Deadline
+from service.client.routes import Json, given, route
+from service.client.tensorboard import write_events
+from service.states import TERMINAL
+
+
+class JobCalls(HistoryCalls):
+    """Jobs: submitted, shown, waited for, ended."""
+
+    async def submit(self, spec: Mapping[str, Any], *, idempotency_key: str | None = None) -> AsyncJob:
+        """Submit a job and return it. Tried again where needed: the key makes sure that it is one job."""
+        headers = {"Idempotency-Key": idempotency_key or uuid.uuid4().hex}
+        return await self._job("POST", "/v1/jobs", json=dict(spec), headers=headers, is_repeatable=True)
+
+    async def validate(self, spec: Mapping[str, Any]) -> Json:
+        """Return the spec with every default filled in, or raise BadRequest with everything that is wrong with it. Submits nothing."""
+        answer = await self._json("POST", "/v1/jobs", params={"dry_run": "true"}, json=dict(spec), is_repeatable=True)
+        resolved: Json = answer["spec"]
+        return resolved
+
+    async def jobs(
+        self, *, state: str | None = None, label: str | None = None, search: str | None = None, limit: int | None = None
+    ) -> AsyncIterator[AsyncJob]:
+        """Yield jobs, newest first, fetching pages as they are needed. label: `key=value`; search: a part of name or id."""
+        async for row in self._pages("/v1/jobs", {"state": state, "label": label, "search": search}, limit):
+            yield AsyncJob(row, self)
+
+    async def job(self, job_id: str) -> AsyncJob:
+        """Return one job."""
+        return await self._job("GET", route("jobs", job_id))
+
+    async def edit(self, job_id: str, *, priority: int | None = None, labels: Mapping[str, str] | None = None) -> AsyncJob:
+        """Change what is given of a job's priority and labels, and return it. Doing it twice is doing it once."""
+        change = given(priority=priority, labels=None if labels is None else dict(labels))
+        return await self._job("PATCH", route("jobs", job_id), json=change, is_repeatable=True)
+
+    async def upload_code(self, path: Path) -> Json:
+        """Upload a directory with Python packages, or a .zip or .tar.gz of one; a spec names its `id` as `code`.
+
+        Raises:
+            PackError: it cannot be packed or read.
+        """
+        content, media_type = await blocking.run(lambda: bundle(path))
+        return await self._json("POST", "/v1/code", content=content, headers={"Content-Type": media_type}, is_repeatable=True)
+
+    async def cancel(self, job_id: str) -> AsyncJob:
+        """Ask for the end of a job and return it; it is cancelled when its processes are gone. Asking twice is asking once."""
+        return await self._job("POST", route("jobs", job_id, "cancel"), is_repeatable=True)
+
+    async def pause(self, job_id: str) -> AsyncJob:
+        """Ask a job to save after the present step and to give its room back, and return it. Asking twice is asking once."""
+        return await self._job("POST", route("jobs", job_id, "pause"), is_repeatable=True)
+
+    async def resume(self, job_id: str) -> AsyncJob:
+        """Have a paused job queued again, to go on from where it was paused, and return it. Asking twice is asking once."""
+        return await self._job("POST", route("jobs", job_id, "resume"), is_repeatable=True)
+
+    async def resize(self, job_id: str, workers: int) -> AsyncJob:
+        """Ask for another number of workers, of an elastic job for another `max`, and return it. Asking twice is asking once."""
+        return await self._job("POST", route("jobs", job_id, "resize"), json={"workers": workers}, is_repeatable=True)
+
+    async def delete(self, job_id: str) -> None:
+        """Delete a job that has ended, and its checkpoints."""
+        await self._transport.request("DELETE", route("jobs", job_id))
+
+    async def wait(self, job_id: str, *, timeout_s: float | None = None, interval_s: float = 0.5) -> AsyncJob:
+        """Return the job once it has ended, however it did.
+
+        Raises:
+            TimeoutError: it has not ended after timeout_s.
+        """
+        deadline = Deadline(timeout_s)
+        while (job := await self.job(job_id))["state"] not in TERMINAL:
+            if deadline.passes_within(interval_s):
+                raise TimeoutError(f"{job_id} is {job['state']} after {timeout_s:g} s; expected it to end; wait longer or cancel it")
+            await blocking.sleep(interval_s)
+        return job
+
+    async def export_tensorboard(self, job_id: str, directory: Path) -> Path:
+        """Write what a job measured so far as an event file for TensorBoard into DIRECTORY/JOB_ID, and return the file.
+
+        Raises:
+            MissingExtra: the tensorboard package is not installed.
+        """
+        measured = points([event async for event in self.events(job_id, ["metrics"])])
+        return await blocking.run(lambda: write_events(job_id, measured, directory))
+
+    async def mirror_to_mlflow(self, job_id: str, *, experiment: str = "syncbn", tracking_uri: str | None = None) -> str:
+        """Bring a job into MLflow as a run, or the run up to date, and return the run's id. tracking_uri: default MLFLOW_TRACKING_URI.
+
+        Raises:
+            MissingExtra: mlflow is not installed. What MLflow raises is passed on.
+        """
+        job = await self.job(job_id)
+        mirror = await blocking.run(lambda: Mirror(job, experiment, tracking_uri))
+        events = [event async for event in self.events(job_id, ["metrics"], after=mirror.after)]
+        await blocking.run(lambda: mirror.add(events, job))
+        return mirror.run_id
+
+    async def _job(self, method: str, path: str, **options: Any) -> AsyncJob:
+        return AsyncJob(await self._json(method, path, **options), self)
