@@ -9,7 +9,22 @@ from importlib.metadata import version
 
 from fastapi import APIRouter, Depends, FastAPI
 
-from service.api import checkpoints, cluster, code, comparisons, dashboard, downloads, health, jobs, problems, streams, telemetry, tokens
+from service.api import (
+    checkpoints,
+    cluster,
+    code,
+    comparisons,
+    dashboard,
+    derivations,
+    downloads,
+    health,
+    jobs,
+    predictions,
+    problems,
+    streams,
+    telemetry,
+    tokens,
+)
 from service.api.context import Context, Controller, identity_of
 from service.api.description import describe
 from service.api.guards import Guards
@@ -19,6 +34,7 @@ from service.auth import ensure_first_token
 from service.catalogue import rebuild
 from service.limits import RequestRates
 from service.policy import PolicyFile
+from service.predictor import Predictor
 from service.reading import Verified
 from service.settings import Settings
 from service.store.store import Store
@@ -49,8 +65,10 @@ def create_app(settings: Settings, controller: Controller | None = None) -> Fast
             artifacts = Artifacts(store, storage)
             places = StreamPlaces(settings.max_streams, settings.max_streams_per_token)
             rates, policy = RequestRates(settings.max_requests_per_s), PolicyFile(settings.policy_path)
+            verified = Verified()
+            predictor = Predictor(artifacts, verified)
             app.state.context = Context(
-                settings, store, storage, artifacts, Verified(), places, rates, Tails(store), meter, policy, controller
+                settings, store, storage, artifacts, predictor, verified, places, rates, Tails(store), meter, policy, controller
             )
             # Beside the work: in an object store with many jobs it takes a while.
             rebuilding = asyncio.create_task(rebuild(store, storage))
@@ -58,6 +76,7 @@ def create_app(settings: Settings, controller: Controller | None = None) -> Fast
                 async with _running(controller, store):
                     yield
             finally:
+                await predictor.close()
                 rebuilding.cancel()
                 await asyncio.gather(rebuilding, return_exceptions=True)
 
@@ -71,7 +90,7 @@ def create_app(settings: Settings, controller: Controller | None = None) -> Fast
         redoc_url=None,
     )
     v1 = APIRouter(prefix="/v1", dependencies=[Depends(identity_of)])
-    routed = (jobs, streams, telemetry, checkpoints, downloads, comparisons, cluster, code, tokens)
+    routed = (jobs, streams, telemetry, checkpoints, downloads, derivations, predictions, comparisons, cluster, code, tokens)
     for router in (module.router for module in routed):
         v1.include_router(router)
     app.include_router(v1)

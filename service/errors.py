@@ -18,6 +18,7 @@ ServiceError
         TooManyStreamsError     429  trying again later helps
         TooManyRequestsError    429  trying again later helps
     DamagedError                500  a file is not what its manifest says; trying again does not help
+    UnavailableError            503  this controller cannot do it now, or not at all; the message says which
     UnreachableError            503  the object store does not answer; trying again may help
 """
 
@@ -178,6 +179,13 @@ class DamagedError(ServiceError):
     """A stored file is not what its manifest says."""
 
     code = "checkpoint_damaged"
+
+
+class UnavailableError(ServiceError):
+    """This controller cannot do it now, or not where it runs."""
+
+    status = 503
+    code = "prediction_unavailable"
 
 
 class UnreachableError(ServiceError):

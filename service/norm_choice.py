@@ -14,7 +14,7 @@ from service.store.ids import new_id, new_job_id
 from service.store.jobs import CHOOSING_NORM
 from service.store.records import Comparison, IdempotencyClaim, Job
 from service.store.store import Store
-from service.trials import DEFAULT, KINDS, choose, trial_document
+from service.trials import choose, kinds, trial_document
 from service.variants import variants
 
 
@@ -34,7 +34,8 @@ async def _advance(store: Store, job: Job) -> None:
     try:
         comparison = await _trials_of(store, job)
     except InvalidError as error:
-        await store.norm_choices.settle(job.id, DEFAULT, f"{DEFAULT}, as no trial can be made: {error.detail}"[:500])
+        first = kinds(job.spec)[0]
+        await store.norm_choices.settle(job.id, first, f"{first}, as no trial can be made: {error.detail}"[:500])
         return
     if stage(comparison) is Stage.ENDED:
         choice = choose(job.spec, await table(store, comparison))
@@ -47,11 +48,11 @@ async def _trials_of(store: Store, job: Job) -> Comparison:
     found = await store.comparisons.of_claim(job.project, claim)
     if found is not None:
         return found
-    comparison_id, document = new_id("cmp"), trial_document(job.spec)
-    specs = variants(document, "norm.kind", KINDS, comparison_id)
-    parts = [NewVariant(kind, new_job_id(), spec) for kind, spec in zip(KINDS, specs, strict=True)]
+    comparison_id, document, tried = new_id("cmp"), trial_document(job.spec), kinds(job.spec)
+    specs = variants(document, "norm.kind", tried, comparison_id)
+    parts = [NewVariant(kind, new_job_id(), spec) for kind, spec in zip(tried, specs, strict=True)]
     made, _ = await store.comparisons.create(NewComparison(comparison_id, job.project, "norm.kind", document, parts), claim)
-    await store.jobs.explain([(job.id, CHOOSING_NORM, f"waits for the trials of {', '.join(KINDS)} in {made}")])
+    await store.jobs.explain([(job.id, CHOOSING_NORM, f"waits for the trials of {', '.join(tried)} in {made}")])
     created = await store.comparisons.get(made)
     assert created is not None  # made a moment ago, and deleted only when its jobs have ended
     return created

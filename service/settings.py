@@ -130,6 +130,12 @@ def inherited_environment() -> dict[str, str]:
     return {name: value for name, value in os.environ.items() if name not in _SECRET}
 
 
+def bare_environment() -> dict[str, str]:
+    """Return the environment of a child process that meets what strangers send: nothing but what Python needs to start."""
+    needed = ("PATH", "PYTHONPATH", "PYTHONHOME", "VIRTUAL_ENV", "LD_LIBRARY_PATH", "LANG", "LC_ALL", "TMPDIR")
+    return {name: os.environ[name] for name in needed if name in os.environ} | {"OMP_NUM_THREADS": "1"}
+
+
 def export_ray_token(path: str) -> None:
     """Have this process show the token in the file at `path` to Ray, which takes it from nowhere but the environment."""
     os.environ.update(RAY_AUTH_MODE="token", RAY_AUTH_TOKEN_PATH=path)

@@ -7,11 +7,8 @@ from typing import Any, Final
 from service.comparison_table import Row, is_lower_better
 from service.states import State
 from worker.contract import JobSpec
+from worker.contract.catalogue import AutoNormArgs
 
-KINDS: Final = ("sync_bn", "batch_norm", "group_norm")
-"""Tried in this order; the earlier of equals is chosen."""
-DEFAULT: Final = KINDS[0]
-"""Where no trial says anything."""
 MAX_STEPS: Final = 200
 
 
@@ -23,13 +20,19 @@ class Choice:
     why: str
 
 
+def kinds(spec: JobSpec) -> tuple[str, ...]:
+    """Return the kinds that are tried, in this order. The first is chosen where no trial says anything; the earlier of equals."""
+    return AutoNormArgs.model_validate(spec.norm.args).kinds
+
+
 def trial_document(spec: JobSpec) -> dict[str, Any]:
     """Return what the trials of a job have in common: the job, cut short, with one evaluation and one checkpoint at its end."""
     document = spec.model_dump(mode="json")
     steps = MAX_STEPS if spec.steps is None else min(MAX_STEPS, spec.steps)
     checkpoint = document["checkpoint"] | {"every_epochs": MAX_STEPS, "keep_last": 1}
+    norm = document["norm"] | {"args": {}}
     name = f"{spec.name} trial"
-    return document | {"name": name, "steps": steps, "epochs": None, "recalibrate": "off", "checkpoint": checkpoint}
+    return document | {"name": name, "norm": norm, "steps": steps, "epochs": None, "recalibrate": "off", "checkpoint": checkpoint}
 
 
 def metric_of(spec: JobSpec) -> str:
@@ -43,14 +46,15 @@ def choose(spec: JobSpec, rows: Sequence[Row]) -> Choice:
 
     Args:
         spec: the job's.
-        rows: of its trials, all of which have ended, in the order of KINDS.
+        rows: of its trials, all of which have ended, in the order of `kinds`.
     """
     metric = metric_of(spec)
     sign = -1.0 if is_lower_better(metric, spec.checkpoint.keep_best) else 1.0
     scores = {row.value: row.validation[metric].last for row in rows if row.state is State.SUCCEEDED and metric in row.validation}
     failed = [f"{row.value} {row.state or 'deleted'}" for row in rows if row.value not in scores]
     if not scores:
-        return Choice(DEFAULT, f"{DEFAULT}, as no trial gave {metric}: {', '.join(failed)}")
+        first = kinds(spec)[0]
+        return Choice(first, f"{first}, as no trial gave {metric}: {', '.join(failed)}")
     winner = max(scores, key=lambda kind: sign * scores[kind])
     others = [f"{score:.4g} {kind}" for kind, score in scores.items() if kind != winner] + failed
     steps = max(row.step for row in rows)

@@ -17,6 +17,8 @@ MAX_NAME: Final = 128
 def variants(document: Mapping[str, Any], field: str, values: Sequence[Any], comparison_id: str) -> list[JobSpec]:
     """Return one spec for each value: alike but for the field, the name, which has the value after it, and a label.
 
+    Where kinds of norm are compared, `norm.args` are those of the kind that the document names; the others have their defaults.
+
     Raises:
         InvalidError: with every problem of every variant. `loc` is `values.N:LOC` for one of the N-th variant (from 0), `spec.LOC` for
             one that all have in common.
@@ -51,6 +53,9 @@ def _changed(document: Mapping[str, Any], field: str, value: Any, comparison_id:
     changed = deepcopy(dict(document))
     if isinstance(name := changed.get("name"), str):
         changed["name"] = f"{name} {shown(value)}"[:MAX_NAME]
+    norm = changed.get("norm")
+    if field == "norm.kind" and isinstance(norm, dict) and norm.get("kind") != value:
+        norm.pop("args", None)  # they are those of the kind that the spec names
     assign(changed, field, value)
     labels = changed.setdefault("labels", {})
     if isinstance(labels, dict):

@@ -19,7 +19,9 @@ from torch import Tensor, nn
 from syncbn.collectives import ProcessGroup, WatchedGroup, sum_over_ranks, unwrap
 from syncbn.errors import InputError
 from syncbn.family import Layer, batch_of, tracking_layers
+from syncbn.kernels import loops_for
 from syncbn.moments import Moments, pack, unpack
+from syncbn.norms.ghost import GhostBatchNorm
 from syncbn.recomputation import is_recomputation
 from syncbn.running import averaging_factor, update_
 from syncbn.shapes import aligned_mask, values_per_channel
@@ -35,7 +37,8 @@ def accumulated_statistics(module: nn.Module) -> Iterator[None]:
         n = sum_k n_k        mean = sum_k n_k mean_k / n        M2 = sum_k (M2_k + n_k mean_k^2) - n mean^2        (k: calls in the block)
 
     Wrap it around the micro-batches of one optimizer step. Each micro-batch is still normalized by its own (synchronized) statistics, so
-    outputs and gradients are those without the block. num_batches_tracked grows by 1. A layer called several times enters all its calls.
+    outputs and gradients are those without the block. num_batches_tracked grows by 1. A layer called several times enters all its calls,
+    a ghost_bn all its virtual batches.
     A layer that is not called in training mode is left alone. Evaluation inside the block sees the statistics from before it.
 
     Args:
@@ -129,7 +132,12 @@ class _Accumulator:
             self.add(pack(self.moments(*batch_of(args, kwargs), lent_mean_C, lent_var_C)))
 
     def moments(self, x: Tensor, mask: Tensor | None, mean_C: Tensor, var_C: Tensor) -> Moments:
-        """The moments of a local call, from what it has entered into its buffers: nothing where there were fewer than two values."""
+        """The moments of a local call, from what it has entered into its buffers: nothing where there were fewer than two values.
+
+        Of virtual batches the buffers have the last one alone: there, one pass over the input.
+        """
+        if isinstance(self.layer, GhostBatchNorm):
+            return loops_for(x).centre(x.detach(), None)[1]
         if mask is None:
             n = torch.full((), values_per_channel(x), dtype=torch.float64, device=mean_C.device)
         else:

@@ -13,6 +13,7 @@ from torch import nn
 
 from syncbn.collectives import ProcessGroup
 from syncbn.errors import ConversionError
+from syncbn.family import is_chosen_kind
 from syncbn.local import BatchNorm
 
 ORIGINAL_CLASS = "_original_class"
@@ -29,7 +30,7 @@ def synchronized(module: nn.Module, process_group: ProcessGroup | None, kind: ty
     """
 
     def replace(old: nn.Module) -> nn.Module:
-        if not isinstance(old, _Any):
+        if not isinstance(old, _Any) or is_chosen_kind(old):
             return old
         new = old
         if not isinstance(old, kind):
@@ -72,7 +73,7 @@ def refuse_unconvertible(module: nn.Module, kind: type[Any]) -> None:
     """
     known = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, BatchNorm, nn.SyncBatchNorm, kind)
     for name, layer in module.named_modules():
-        if not isinstance(layer, _Any):
+        if not isinstance(layer, _Any) or is_chosen_kind(layer):
             continue
         own, where = type(layer), repr(name) if name else "(the module itself)"
         if isinstance(layer, _LAZY):

@@ -20,7 +20,8 @@ def convert_sync_batchnorm(module: nn.Module, process_group: ProcessGroup | None
     """Replace every BatchNorm1d/2d/3d (and torch.nn.SyncBatchNorm) in a model by a `SyncBatchNorm`.
 
     The new layers hold the same parameter and buffer objects, so that an optimizer made before goes on working, and keep eps, momentum,
-    hooks, requires_grad, device, dtype and training flag. A layer used in several places stays one layer.
+    hooks, requires_grad, device, dtype and training flag. A layer used in several places stays one layer. ghost_bn, batch_renorm and
+    switchable layers of this library stay what they are.
 
     Args:
         module: a model, changed in place, or a single BatchNorm.

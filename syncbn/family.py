@@ -31,6 +31,16 @@ def synchronizes(layer: nn.Module) -> bool:
     return is_ours and bool(getattr(layer, "synchronized", True))
 
 
+def is_chosen_kind(layer: nn.Module) -> bool:
+    """Whether a layer is one of this library's other kinds of batch norm, chosen on purpose: conversions leave it what it is.
+
+    >>> from syncbn import build_norm
+    >>> is_chosen_kind(build_norm("ghost_bn", 3)), is_chosen_kind(build_norm("sync_bn", 3))
+    (True, False)
+    """
+    return bool(getattr(type(layer), "is_chosen_kind", False))
+
+
 def batch_of(args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Tensor, Tensor | None]:
     """The input and the mask (None without) among the arguments of a layer's forward, torch's layers included."""
     given: dict[str, Any] = dict(zip(("x", "mask"), args, strict=False)) | kwargs

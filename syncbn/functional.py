@@ -94,9 +94,8 @@ def sync_batch_norm(
         _refuse_one_value(x)
         factor = _as_number(momentum)
         if factor is not None:
-            return after(
-                torch.nn.functional.batch_norm(x, running_mean, running_var, weight, bias, training=True, momentum=factor, eps=eps)
-            )
+            moved = _unwatched(running_mean), _unwatched(running_var)
+            return after(torch.nn.functional.batch_norm(x, *moved, weight, bias, training=True, momentum=factor, eps=eps))
     running = None
     if running_mean is not None and running_var is not None:
         running = Running(running_mean, running_var, momentum, unbiased_running_var)
@@ -118,6 +117,13 @@ class _After(NamedTuple):
         if self.activation is not None:
             y = activation_named(self.activation).function(y)
         return y if self.mask is None else torch.where(self.mask, y, 0)
+
+
+def _unwatched(buffer: Tensor | None) -> Tensor | None:
+    """The same memory without its count of changes: torch saves these buffers for a backward that does not read them in training, and would
+    refuse it after a call with a mask, which counts.
+    """
+    return buffer if buffer is None or torch.compiler.is_compiling() else buffer.data
 
 
 def _as_number(momentum: float | Tensor) -> float | None:

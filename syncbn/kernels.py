@@ -30,9 +30,10 @@ class inner_loops:  # noqa: N801  a function to those who call it, as torch.set_
     """Choose how layers pass over a batch, from here on, or for the length of a `with` block; in this process.
 
     "aten", the default: torch's own kernels. "compiled": kernels that Inductor makes, on the CPU and for inputs that are contiguous or
-    channels-last and have no mask; everything else goes on as with "aten". They compute the same to the same accuracy
-    (docs/numerics.md), in 0.5 to 0.8 of the time, from the second step on: the first use of each memory format, dtype and activation
-    compiles for some seconds, which later processes take from Inductor's cache on disk. Ranks may differ in it.
+    channels-last, with a mask or without; everything else goes on as with "aten". They compute the same to the same accuracy
+    (docs/numerics.md), in 0.5 to 0.8 of the time, from the second step on: the first use of each memory format, dtype and
+    activation, with a mask and without, compiles for some seconds, which later processes take from Inductor's cache on disk. Ranks may
+    differ in it.
 
     Where torch is older than 2.8 or there is no C++ compiler, a RuntimeWarning says so once and "aten" goes on.
     A model under `torch.compile` needs none of this: its layers are compiled with it.

@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import functools
+import json
 import os
 import random
 import signal
@@ -13,6 +14,7 @@ from service import stalling
 from service.states import TERMINAL, State
 from tests.support import process_cluster
 from tests.support.recoveries import assert_undisturbed, run_job
+from worker.contract import checkpoint_name, checkpoints_directory
 
 pytestmark = pytest.mark.ranks
 LONG = 40
@@ -62,6 +64,19 @@ def test_a_rank_that_does_not_write_dies_at_every_moment(tmp_path, undisturbed):
 
     assert_undisturbed(left, undisturbed)
     assert [data["ranks"] for data in left.recoveries()] == [[2]] * 12
+
+
+def test_what_a_checkpoint_was_is_not_forgotten_with_the_rank_that_measured_it(tmp_path):
+    """Rank 0 dies when the statistics are others already: its successor tells what was measured before, from those who heard it."""
+    wishes = [{"rank": 0, "made_for": 1, "moment": "after recalibrate"}]
+    left = run_job(tmp_path, wishes, source={"steps": 3, "recalibrate": "off", "resources": {"workers": 1}}, steps=0)
+
+    assert left.job.state is State.SUCCEEDED, left.job.message
+    assert [data["ranks"] for data in left.recoveries()] == [[0]]
+    [(_, before)], [(_, after)] = left.series["before/val/loss"], left.series["val/loss"]
+    source = tmp_path / checkpoints_directory(left.job.spec.initialize_from.split("/")[0]) / checkpoint_name(3)
+    assert before == pytest.approx(json.loads((source / "manifest.json").read_text())["metrics"]["val/loss"], abs=1e-5)
+    assert after != pytest.approx(before, abs=1e-4)
 
 
 def test_two_of_three_ranks_die_in_the_same_step(tmp_path, undisturbed):

@@ -6,7 +6,7 @@ Owns the files and their digests. Knows nothing of ranks, models or when to writ
 import hashlib
 import json
 import mmap
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,7 @@ import safetensors.torch
 from safetensors import SafetensorError
 from torch import Tensor
 
-from worker.contract.manifest import MANIFEST_NAME, FileEntry, Manifest
+from worker.contract.manifest import MANIFEST_NAME, ExportEntry, FileEntry, Manifest
 from worker.errors import CheckpointCorruptError, CheckpointError, CheckpointWriteError, StaleFenceError
 from worker.storage.local import LocalFile, open_plain
 from worker.storage.storage import OpenFile, Storage
@@ -33,10 +33,12 @@ class Snapshot:
     """What a checkpoint will hold. Tensors are contiguous copies on the CPU that nobody else changes."""
 
     manifest: Manifest
-    """Complete but for `files` and `statistics`."""
+    """Complete but for `files`, `statistics` and `exports`."""
     model: Mapping[str, Tensor]
     training: Mapping[str, Tensor]
     scalars: Mapping[str, Any]
+    export: Callable[[Path, Mapping[str, Tensor]], Mapping[str, ExportEntry]] | None = None
+    """Writes files in other formats beside the others, from the model; None: there are none."""
 
 
 @dataclass(frozen=True)
@@ -109,7 +111,7 @@ def load(storage: Storage, job_id: str, step: int) -> Loaded:
         raise CheckpointError(f"checkpoint {step} of {job_id} cannot be read: {error}; see the storage, and start the job again") from error
     if manifest is None:
         raise CheckpointCorruptError(f"checkpoint {step} of {job_id} is not in the storage; expected one that is listed; use another one")
-    contents = {name: _read_checked(storage, manifest, name) for name in manifest.files}
+    contents = {name: _read_checked(storage, manifest, name) for name in manifest.files if name not in manifest.exports}
     try:
         return Loaded(
             manifest,
@@ -143,14 +145,15 @@ def _write(directory: Path, snapshot: Snapshot) -> Manifest:
     safetensors.torch.save_file(dict(snapshot.model), directory / MODEL_FILE)
     safetensors.torch.save_file(dict(snapshot.training), directory / TRAINING_FILE)
     (directory / SCALARS_FILE).write_text(json.dumps(dict(snapshot.scalars), indent=1, sort_keys=True))
-    files = {name: _entry(directory / name) for name in (MODEL_FILE, TRAINING_FILE, SCALARS_FILE)}
+    exports = dict(snapshot.export(directory, snapshot.model)) if snapshot.export else {}
+    files = {name: _entry(directory / name) for name in (MODEL_FILE, TRAINING_FILE, SCALARS_FILE, *exports)}
     model = _opened(directory / MODEL_FILE)
     try:
         statistics = statistics_of(TensorFile.read(model), [layer.name for layer in snapshot.manifest.layers])
     finally:
         model.close()
     summary = FileEntry(size=len(statistics), sha256=hashlib.sha256(statistics).hexdigest())
-    return snapshot.manifest.model_copy(update={"files": files, "statistics": summary})
+    return snapshot.manifest.model_copy(update={"files": files, "statistics": summary, "exports": exports})
 
 
 def _published_before(storage: Storage, draft: Manifest) -> dict[int, Manifest]:

@@ -13,12 +13,14 @@ import torch
 import syncbn
 from worker.checkpoint import Snapshot
 from worker.contract.assignment import Assignment
+from worker.contract.catalogue import OWN_STATISTICS_NORMS
 from worker.contract.spec import RecalibrateSpec
 from worker.data.assembly import taken_bad
 from worker.draws import Purpose, seed_draws
 from worker.errors import PeerLostError, TaskError, blame
 from worker.evaluation import StoppedError, evaluate
-from worker.holding import Holding
+from worker.export import Exporter
+from worker.holding import BEFORE, Holding
 from worker.orders import Orders, Request
 from worker.publisher import Publisher
 from worker.pulse import Pulse
@@ -127,8 +129,14 @@ class Course:
         """Do what is due at this step. Done again after a loss it comes to the same: nothing in it depends on what it changes."""
         average = self.trainer.average
         if (average is not None and average.has_own_statistics) or (is_last and self.spec.recalibrate != "off"):
+            if self.plan.total_steps == 0 and self.holding.before is None:
+                self.holding.before = {f"{BEFORE}{name}": value for name, value in self._evaluate().items()}
             self._phase("recalibrating")
             self._recalibrate()
+        self._save(self.reporter.metrics(self.holding.step, (self.holding.before or {}) | self._evaluate()))
+
+    def _evaluate(self) -> dict[str, float]:
+        """Return loss and metrics over the held-out samples."""
         self._phase("evaluating")
         seed_draws(self.spec.seed, Purpose.EVALUATION, self.holding.step, self.ranks.rank)
         self._share_statistics()
@@ -142,11 +150,11 @@ class Course:
             stop=self.orders.stop,
         )
         self._settle_held_out()
-        self._save(self.reporter.metrics(self.holding.step, values))
+        return values
 
     def _share_statistics(self) -> None:
         """Where running statistics differ between ranks, take those of rank 0, as DistributedDataParallel does."""
-        if self.spec.norm.kind == "batch_norm" or self.spec.norm.group_size != "all":
+        if self.spec.norm.kind in OWN_STATISTICS_NORMS or self.spec.norm.group_size != "all":
             self.ranks.adopt_first(self.trainer.model.buffers())
             if self.trainer.average is not None:
                 self.ranks.adopt_first(self.trainer.average.model.buffers())
@@ -156,7 +164,8 @@ class Course:
         if self.spec.data.path is not None:
             bad = taken_bad(self.holding.splits.test)
             total = self.ranks.sum(torch.tensor(len(bad), dtype=torch.float64, device=self.ranks.device))
-            self.holding.bad_held_out.settle(self.holding.step, bad, int(total))
+            # Every evaluation is a pass of its own, also two of the same step.
+            self.holding.bad_held_out.settle(object(), bad, int(total))
 
     def _save(self, metrics: dict[str, float]) -> None:
         """Copy the state and have it published in the background, by rank 0. Every rank must call."""
@@ -165,9 +174,11 @@ class Course:
         if self.publisher is not None:
             # What is being written lies in the buffers that are filled next.
             self.publisher.wait()
-            manifest = draft_manifest(self.assignment, self.plan, step, self.trainer.evaluated, metrics)
+            inputs = self.holding.splits.train
+            manifest = draft_manifest(self.assignment, self.plan, step, self.trainer.evaluated, inputs=inputs, metrics=metrics)
             state = capture(self.trainer, step, self.ranks.world_size, self.buffers)
-            self.publisher.submit(Snapshot(manifest, state.model, state.training, state.scalars))
+            export = Exporter(self.spec, self.holding.splits) if self.spec.export else None
+            self.publisher.submit(Snapshot(manifest, state.model, state.training, state.scalars, export))
         self.holding.saved = step
 
     def _samples_per_pass(self) -> int:
@@ -186,7 +197,9 @@ class Course:
         together = max(1, self.spec.batch_size // self.spec.accumulate)
         with blame(TaskError), self.trainer.precision.forward():
             syncbn.recalibrate(
-                self.trainer.evaluated, self._images(even_batches(count, together)[self.ranks.rank :: self.ranks.world_size])
+                self.trainer.evaluated,
+                self._images(even_batches(count, together)[self.ranks.rank :: self.ranks.world_size]),
+                estimator=asked.estimator,
             )
 
     def _images(self, batches: Sequence[slice]) -> Iterator[torch.Tensor]:

@@ -12,6 +12,7 @@
     |   |-- CheckpointMismatchError     user: made by another architecture
     |   |-- CheckpointWriteError        system, retryable: disk full, fsync failed
     |   `-- StaleFenceError             system: a later attempt has written already; this one must end
+    |-- ExportError             user: the model cannot be brought into a format, or a package for it is missing
     |-- StorageNotSharedError   user: this node does not see the controller's storage
     |-- GangStartError          system, retryable: the ranks did not meet
     |-- RankLostError           system, retryable: the state of training is lost with the ranks that had it
@@ -96,6 +97,12 @@ class CheckpointWriteError(CheckpointError):
 
 class StaleFenceError(CheckpointError):
     """A later attempt of the same job has published a checkpoint: this one is a leftover and must not write."""
+
+
+class ExportError(WorkerError):
+    """The model cannot be brought into a format, or what was written does not compute the same."""
+
+    code = FailureCode.EXPORT_FAILED
 
 
 class StorageNotSharedError(WorkerError):

@@ -5,7 +5,7 @@ that have none. Knows no checkpoint files but the one that it starts from.
 """
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -26,6 +26,9 @@ from worker.sampler import Plan, Sampler
 from worker.state import State, capture, restore_model, restore_training
 from worker.storage.storage import Storage
 from worker.training import Precision, Trainer
+
+BEFORE = "before/"
+"""Begins the names of metrics of the checkpoint that a job without steps began with."""
 
 
 class Holding:
@@ -58,6 +61,9 @@ class Holding:
             self.step = restore_training(self.trainer, loaded)
         self.saved = self.step
         """The step at which it last evaluated and handed the checkpoint over to be written."""
+        self.before = _before(loaded.manifest.metrics if loaded is not None and loaded.manifest.job_id == assignment.job_id else {})
+        """In a job without steps, what was measured of the checkpoint that it began with; None before that is done. Cannot be measured
+        again once the statistics are others."""
         self._kept: list[torch.Tensor] | None = None
 
     @contextmanager
@@ -112,7 +118,7 @@ class Holding:
         parts: list[bytes | None] = [None, None, None]
         if ranks.rank == decision.source:
             state = capture(self.trainer, self.step, ranks.world_size)
-            words = {"scalars": state.scalars, "reports": self.reporter.recent()}
+            words = {"scalars": state.scalars, "reports": self.reporter.recent(), "before": self.before}
             parts = [safetensors.torch.save(state.model), safetensors.torch.save(state.training), json.dumps(words).encode()]
         received = [ranks.broadcast(part, decision.source) for part in parts]
         if ranks.rank in decision.adopters:
@@ -121,6 +127,12 @@ class Holding:
             restore_model(self.trainer.evaluated, state.model, f"of rank {decision.source}")
             self.step = restore_training(self.trainer, state)
             self.reporter.remember(words["reports"])
+            self.before = words["before"]
+
+
+def _before(metrics: Mapping[str, float]) -> dict[str, float] | None:
+    """Return those of the metrics that were measured before the statistics were re-estimated, None where there are none."""
+    return {name: value for name, value in metrics.items() if name.startswith(BEFORE)} or None
 
 
 def _load(storage: Storage, resume: str) -> Loaded:

@@ -11,11 +11,14 @@ from torch import nn
 
 import syncbn
 from worker.contract.assignment import Assignment
-from worker.contract.manifest import Finding, Health, LayerEntry, Manifest
+from worker.contract.manifest import Finding, Health, InputEntry, LayerEntry, Manifest
+from worker.data.split import Inputs
 from worker.sampler import Plan
 
 
-def draft_manifest(assignment: Assignment, plan: Plan, step: int, model: nn.Module, metrics: dict[str, float]) -> Manifest:
+def draft_manifest(
+    assignment: Assignment, plan: Plan, step: int, model: nn.Module, *, inputs: Inputs, metrics: dict[str, float]
+) -> Manifest:
     """Return the manifest of a model after `step` steps, complete but for `files`."""
     statistics = syncbn.layer_statistics(model)
     report = syncbn.check_health(statistics)
@@ -41,5 +44,6 @@ def draft_manifest(assignment: Assignment, plan: Plan, step: int, model: nn.Modu
             LayerEntry(name=name, kind=layer.kind, num_channels=layer.num_channels, eps=layer.eps, momentum=layer.momentum)
             for name, layer in statistics.items()
         ),
+        inputs=InputEntry(image_shape=tuple(inputs.image_shape), num_classes=inputs.num_classes),
         files={},
     )

@@ -16,7 +16,7 @@ COPY service ./service
 RUN python -m venv /opt/syncbn \
     && /opt/syncbn/bin/pip install --no-cache-dir -c constraints.txt --index-url "$TORCH_INDEX" torch \
     && /opt/syncbn/bin/pip install --no-cache-dir -c constraints.txt setuptools \
-    && /opt/syncbn/bin/pip install --no-cache-dir -c constraints.txt --no-build-isolation '.[worker]'
+    && /opt/syncbn/bin/pip install --no-cache-dir -c constraints.txt --no-build-isolation '.[worker,export]'
 ENV PATH=/opt/syncbn/bin:$PATH \
     PYTHONUNBUFFERED=1 \
     RAY_USAGE_STATS_ENABLED=0

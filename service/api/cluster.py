@@ -9,7 +9,7 @@ from service.api.context import READ, InContext, InIdentity
 from service.api.schemas import CataloguePage, EntryShape, QueuedShape, QueuePage
 from service.store.records import Job
 from service.waiting import Wait, in_line
-from worker.contract import DATASETS, MODELS, NORMS
+from worker.contract import AUTO, DATASETS, MODELS, NORMS
 from worker.contract.catalogue import Entry
 
 router = APIRouter(tags=["cluster"], dependencies=[READ])
@@ -61,7 +61,7 @@ async def list_datasets() -> CataloguePage:
 @router.get("/norms")
 async def list_norms() -> CataloguePage:
     """List the kinds of normalization that a spec may name."""
-    return _page(NORMS)
+    return _page({**NORMS, AUTO.name: AUTO})
 
 
 def _queued(job: Job, position: int, wait: Wait | None) -> QueuedShape:

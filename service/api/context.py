@@ -15,6 +15,7 @@ from service.artifacts import Artifacts
 from service.auth import authenticate, require
 from service.limits import RequestRates
 from service.policy import PolicyFile
+from service.predictor import Predictor
 from service.reading import Verified
 from service.scopes import Scope
 from service.settings import Settings
@@ -51,6 +52,7 @@ class Context:
     store: Store
     storage: Storage
     artifacts: Artifacts
+    predictor: Predictor
     verified: Verified
     places: StreamPlaces
     rates: RequestRates

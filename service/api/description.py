@@ -4,8 +4,10 @@ from typing import Any, Final
 
 from fastapi import FastAPI
 from fastapi.openapi.utils import get_openapi
+from pydantic import BaseModel
 
 from service.api.comparisons import ComparisonAsk
+from service.api.derivations import ExportAsk, ForkAsk, RecalibrateAsk
 from service.api.schemas import JobEdit, ProblemShape, ResizeAsk
 from service.api.tokens import TokenRequest
 from worker.contract import JobSpec
@@ -29,16 +31,23 @@ _BY_ROUTE: Final = {
     ("POST", "/v1/jobs/{job_id}/resize"): _BODY | {"409": "ended, or about to", "415": "not JSON"},
     ("DELETE", "/v1/jobs/{job_id}"): {"409": "not ended"},
     ("DELETE", "/v1/jobs/{job_id}/checkpoints/{step}"): {"409": "pinned, or the newest of a job that has not ended"},
+    ("POST", "/v1/jobs/{job_id}/fork"): _BODY | {"415": "not JSON"},
+    ("POST", "/v1/jobs/{job_id}/checkpoints/{step}/recalibrate"): _BODY | {"409": "no running statistics", "415": "not JSON"},
+    ("POST", "/v1/jobs/{job_id}/checkpoints/{step}/export"): _BODY | {"415": "not JSON"},
+    ("POST", "/v1/jobs/{job_id}/checkpoints/{step}/predict"): _BODY | {"409": "no images are classified with it here", "415": "no image"},
     ("POST", "/v1/comparisons"): _BODY | {"415": "neither JSON nor YAML"},
     ("DELETE", "/v1/comparisons/{comparison_id}"): {"409": "not ended"},
 }
 _DOWNLOAD: Final = {"412": "another file", "416": "outside of the file", "500": "the file is not what its manifest says"}
-_BODIES: Final = {
+_BODIES: Final[dict[tuple[str, str], tuple[type[BaseModel], tuple[str, ...]]]] = {
     ("POST", "/v1/jobs"): (JobSpec, ("application/json", "application/yaml")),
     ("PATCH", "/v1/jobs/{job_id}"): (JobEdit, ("application/json",)),
     ("POST", "/v1/jobs/{job_id}/resize"): (ResizeAsk, ("application/json",)),
     ("POST", "/v1/comparisons"): (ComparisonAsk, ("application/json", "application/yaml")),
     ("POST", "/v1/tokens"): (TokenRequest, ("application/json",)),
+    ("POST", "/v1/jobs/{job_id}/fork"): (ForkAsk, ("application/json",)),
+    ("POST", "/v1/jobs/{job_id}/checkpoints/{step}/recalibrate"): (RecalibrateAsk, ("application/json",)),
+    ("POST", "/v1/jobs/{job_id}/checkpoints/{step}/export"): (ExportAsk, ("application/json",)),
 }
 
 
@@ -53,7 +62,8 @@ def describe(app: FastAPI) -> dict[str, Any]:
 
 def _complete(document: dict[str, Any]) -> None:
     schemas = document.setdefault("components", {}).setdefault("schemas", {})
-    for model in (ProblemShape, JobSpec, JobEdit, ResizeAsk, TokenRequest, ComparisonAsk):
+    models: list[type[BaseModel]] = [ProblemShape, *(model for model, _ in _BODIES.values())]
+    for model in models:
         schema = model.model_json_schema(ref_template="#/components/schemas/{model}")
         schemas |= schema.pop("$defs", {}) | {model.__name__: schema}
     for unused in ("HTTPValidationError", "ValidationError"):
@@ -78,10 +88,12 @@ def _errors(method: str, path: str) -> dict[str, str]:
     errors = _EVERY_ROUTE | _BY_ROUTE.get((method, path), {})
     if "{" in path:
         errors |= {"404": "not here"}
+    if path.endswith("/predict"):
+        errors |= {"500": "the file is not what its manifest says"}
     if path.endswith(("/files/{name}", "/archive", "{step}/statistics")):
         errors |= _DOWNLOAD
     if "/checkpoints" in path:
-        errors |= {"503": "the object store does not answer"}
+        errors |= {"503": "the object store, or the process that predicts, does not answer"}
     return errors
 
 

@@ -11,7 +11,7 @@ from pydantic import ValidationError
 from service import jobs as use_cases
 from service.admission import admit
 from service.api.bodies import read_json, read_json_or_yaml
-from service.api.context import READ, SUBMIT, InContext, InIdentity
+from service.api.context import READ, SUBMIT, Context, InContext, InIdentity
 from service.api.parameters import JobId, VisibleJob
 from service.api.problems import problems_of
 from service.api.schemas import DryRunShape, JobEdit, JobPage, JobShape, ResizeAsk
@@ -20,7 +20,7 @@ from service.jobs import JobView
 from service.states import HOLDS_GANG, State
 from service.store.ids import JOB_ID_PATTERN
 from service.store.jobs import JobFilter
-from service.store.records import IdempotencyClaim
+from service.store.records import IdempotencyClaim, Token
 from worker.contract import Problem, advise, parse_spec
 
 router = APIRouter(tags=["jobs"])
@@ -48,12 +48,19 @@ async def submit_job(
     idempotency_key: IdempotencyKey = None,
 ) -> Any:
     """Submit a job. When the answer is there, the job is stored."""
-    spec = parse_spec(document)
-    await admit(context.store, spec, identity, context.settings.data_roots)
     if dry_run:
+        spec = parse_spec(document)
+        await admit(context.store, spec, identity, context.settings.data_roots)
         await use_cases.check_references(context.artifacts, spec)
         return JSONResponse({"spec": spec.model_dump(mode="json"), "warnings": [str(problem) for problem in advise(spec)]})
     claim = None if idempotency_key is None else IdempotencyClaim(idempotency_key, fingerprint(document))
+    return await stored(response, context, identity, document, claim)
+
+
+async def stored(response: Response, context: Context, identity: Token, document: Any, claim: IdempotencyClaim | None) -> JobShape:
+    """Store the job that a document asks for, and answer with it; with the one of before, where the same was asked for before."""
+    spec = parse_spec(document)
+    await admit(context.store, spec, identity, context.settings.data_roots)
     quotas = context.policy.current().quotas
     view, is_new = await use_cases.submit(context.store, context.artifacts, spec, claim, quotas, project=identity.project)
     response.headers["Location"] = f"/v1/jobs/{view.job.id}"

@@ -34,7 +34,8 @@ async def _visible_id(job: VisibleJob) -> str:
 
 
 JobId = Annotated[str, Depends(_visible_id)]
-Step = Annotated[str, Path(pattern=r"^(latest|best|[0-9]{1,15})$", description="a step, `latest` or `best`")]
+STEP_PATTERN: Final = r"^(latest|best|[0-9]{1,15})$"
+Step = Annotated[str, Path(pattern=STEP_PATTERN, description="a step, `latest` or `best`")]
 FileName = Annotated[str, Path(min_length=1, max_length=128, description="a name that the manifest lists, or manifest.json")]
 AfterSeq = Annotated[int, Query(ge=0, le=MAX_SEQ, description="only what is newer than this `seq`")]
 BeforeSeq = Annotated[

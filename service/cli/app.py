@@ -43,6 +43,7 @@ def _globals(
 _COMMANDS: tuple[Callable[..., None], ...] = (
     serve.serve,
     jobs.submit,
+    jobs.fork,
     watching.watch,
     jobs.ls,
     jobs.get,

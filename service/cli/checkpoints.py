@@ -1,4 +1,4 @@
-"""The commands about checkpoints: ls, download, stats, diff, pin, unpin, rm."""
+"""The commands about checkpoints: ls, download, stats, diff, recalibrate, export, predict, pin, unpin, rm."""
 
 from pathlib import Path
 from typing import Annotated, Any
@@ -8,9 +8,12 @@ from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TaskID, TextColumn, TransferSpeedColumn
 from rich.text import Text
 
-from service.cli.options import JobArgument, JsonFlag, StepArgument, connect, full_id
+from service.cli.exits import UsageError
+from service.cli.jobs import tell
+from service.cli.options import FollowFlag, JobArgument, JsonFlag, SetOption, StepArgument, connect, full_id
 from service.cli.output import answer, console, say
-from service.cli.tables import checkpoints_table, difference_table, size, statistics_table
+from service.cli.specs import read_changes
+from service.cli.tables import checkpoints_table, difference_table, predictions_table, size, statistics_table
 from service.client import Client
 
 app = typer.Typer(help="List, download and inspect checkpoints.", no_args_is_help=True)
@@ -92,6 +95,57 @@ def diff(
     with connect(ctx) as client:
         found = client.statistics(full_id(client, job), step, against=against)
     answer(found, as_json=as_json, show=lambda: console().print(difference_table(found["layers"])))
+
+
+@app.command()
+def recalibrate(  # noqa: PLR0917 - one option of the command line each
+    ctx: typer.Context,
+    job: JobArgument,
+    step: StepArgument = "best",
+    num_samples: Annotated[int, typer.Option(min=1, help="Of the training data; at most all.")] = 10_000,
+    estimator: Annotated[str, typer.Option(help="exact, of the population, or mean_of_batches.")] = "exact",
+    assignments: SetOption = None,
+    follow: FollowFlag = False,
+    as_json: JsonFlag = False,
+) -> None:
+    """Submit a job that re-estimates the running statistics of a checkpoint and publishes them in one of its own."""
+    changes = read_changes(assignments or ())
+    with connect(ctx) as client:
+        made = client.recalibrate(full_id(client, job), step, num_samples=num_samples, estimator=estimator, changes=changes)
+        tell(ctx, made, follow=follow, as_json=as_json)
+
+
+@app.command()
+def export(  # noqa: PLR0917 - one option of the command line each
+    ctx: typer.Context,
+    job: JobArgument,
+    step: StepArgument = "best",
+    formats: Annotated[list[str], typer.Option("--format", help="plain, folded or onnx; may be repeated.", show_default=False)] = [],  # noqa: B006 - Typer copies it
+    assignments: SetOption = None,
+    follow: FollowFlag = False,
+    as_json: JsonFlag = False,
+) -> None:
+    """Submit a job that brings a checkpoint into other formats; they are files of its checkpoint."""
+    if not formats:
+        raise UsageError("no --format; expected plain, folded or onnx, as in --format onnx")
+    changes = read_changes(assignments or ())
+    with connect(ctx) as client:
+        made = client.export(full_id(client, job), step, formats=formats, changes=changes)
+        tell(ctx, made, follow=follow, as_json=as_json)
+
+
+@app.command()
+def predict(
+    ctx: typer.Context,
+    job: JobArgument,
+    image: Annotated[Path, typer.Argument(metavar="IMAGE", help="PNG, JPEG or another image file.", show_default=False)],
+    step: Annotated[str, typer.Option(help="Of the checkpoint: a step, latest or best.")] = "best",
+    as_json: JsonFlag = False,
+) -> None:
+    """Classify one image by the running statistics of a checkpoint."""
+    with connect(ctx) as client:
+        found = client.predict(full_id(client, job), step, image)
+    answer(found, as_json=as_json, show=lambda: console().print(predictions_table(found["predictions"])))
 
 
 @app.command()

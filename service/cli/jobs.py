@@ -1,4 +1,4 @@
-"""The commands about jobs: submit, ls, get, wait, logs, metrics, pause, resume, resize, cancel."""
+"""The commands about jobs: submit, fork, ls, get, wait, logs, metrics, pause, resume, resize, cancel."""
 
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -10,12 +10,12 @@ from rich.text import Text
 from service.cli.completion import states
 from service.cli.exits import INTERRUPTED, JOB_FAILED, UsageError
 from service.cli.following import exit_code
-from service.cli.options import JobArgument, JobsArgument, JsonFlag, SetOption, connect, connect_async, full_id
+from service.cli.options import FollowFlag, JobArgument, JobsArgument, JsonFlag, SetOption, connect, connect_async, full_id
 from service.cli.output import answer, clean, complain, console, print_json, say
-from service.cli.specs import read_spec
+from service.cli.specs import read_changes, read_spec
 from service.cli.tables import job_table, jobs_table, metrics_table
 from service.cli.watching import watch_jobs
-from service.client import Client
+from service.client import Client, Job
 
 
 def submit(  # noqa: PLR0917 - one option of the command line each
@@ -25,9 +25,7 @@ def submit(  # noqa: PLR0917 - one option of the command line each
     code: Annotated[
         Path | None, typer.Option(metavar="DIR", help="Upload this directory, and have the job use it.", show_default=False)
     ] = None,
-    follow: Annotated[
-        bool, typer.Option("--follow", "--watch", "-f", help="Watch the job live until it ends; exit 1 if it fails.")
-    ] = False,
+    follow: FollowFlag = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Only check the spec and print it with every default.")] = False,
     as_json: JsonFlag = False,
 ) -> None:
@@ -39,13 +37,31 @@ def submit(  # noqa: PLR0917 - one option of the command line each
         if dry_run:
             print_json(client.validate(document))
             return
-        job = client.submit(document)
-        if as_json:
-            print_json(job, is_line=follow)
-        else:
-            console().print(f"{job['id']}  {job['state']}", soft_wrap=True)
-        if follow:
-            raise typer.Exit(watch_jobs(connect_async(ctx), [job], as_json=as_json))
+        tell(ctx, client.submit(document), follow=follow, as_json=as_json)
+
+
+def fork(  # noqa: PLR0917 - one option of the command line each
+    ctx: typer.Context,
+    job: JobArgument,
+    step: Annotated[str, typer.Option(help="Of the checkpoint to begin with: a step, latest or best.")] = "latest",
+    assignments: SetOption = None,
+    follow: FollowFlag = False,
+    as_json: JsonFlag = False,
+) -> None:
+    """Submit a job like another one that begins with the weights of one of its checkpoints."""
+    changes = read_changes(assignments or ())
+    with connect(ctx) as client:
+        tell(ctx, client.fork(full_id(client, job), step, changes=changes), follow=follow, as_json=as_json)
+
+
+def tell(ctx: typer.Context, job: Job, *, follow: bool, as_json: bool) -> None:
+    """Say that a job was submitted, and watch it to its end where that is asked."""
+    if as_json:
+        print_json(job, is_line=follow)
+    else:
+        console().print(f"{job['id']}  {job['state']}", soft_wrap=True)
+    if follow:
+        raise typer.Exit(watch_jobs(connect_async(ctx), [job], as_json=as_json))
 
 
 def ls(

@@ -28,6 +28,7 @@ SetOption = Annotated[
 ]
 StepArgument = Annotated[str, typer.Argument(metavar="[STEP]", help="A step, latest or best.")]
 JsonFlag = Annotated[bool, typer.Option("--json", help="Print JSON on stdout and nothing else.")]
+FollowFlag = Annotated[bool, typer.Option("--follow", "--watch", "-f", help="Watch the job live until it ends; exit 1 if it fails.")]
 HomeOption = Annotated[
     Path | None, typer.Option("--home", help="State directory. Default: SYNCBN_HOME, else the platform's.", show_default=False)
 ]

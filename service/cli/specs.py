@@ -47,14 +47,27 @@ def read_spec(source: str, assignments: Sequence[str] = ()) -> dict[str, Any]:
     if not isinstance(document, dict):
         raise UsageError(f"{source} holds {type(document).__name__}; expected a mapping of keys to values, as in docs/job-spec.md")
     for assignment in assignments:
-        _assign(document, assignment)
-    try:
-        json.dumps(document, allow_nan=False)
-    except (TypeError, ValueError, RecursionError) as error:
-        raise UsageError(
-            f"{source} holds a value that JSON has no word for ({error}); use text, finite numbers, lists and mappings"
-        ) from error
+        path, value = _read_assignment(assignment)
+        try:
+            assign(document, path, value)
+        except PathError as error:
+            raise UsageError(f"--set {assignment}: {error}") from error
+    _require_json(document, source)
     return document
+
+
+def read_changes(assignments: Sequence[str]) -> dict[str, Any]:
+    """Return the values of `a.b=c` assignments by their paths.
+
+    Raises:
+        UsageError: an assignment cannot be read.
+
+    >>> read_changes(["optimizer.lr=1e-2", "norm.kind=group_norm"])
+    {'optimizer.lr': 0.01, 'norm.kind': 'group_norm'}
+    """
+    changes = dict(map(_read_assignment, assignments))
+    _require_json(changes, "--set")
+    return changes
 
 
 def parse(text: str, source: str) -> Any:
@@ -84,12 +97,17 @@ def _where(error: Exception) -> str:
     return " ".join(str(error).split())
 
 
-def _assign(document: dict[str, Any], assignment: str) -> None:
+def _require_json(value: Any, source: str) -> None:
+    try:
+        json.dumps(value, allow_nan=False)
+    except (TypeError, ValueError, RecursionError) as error:
+        raise UsageError(
+            f"{source} holds a value that JSON has no word for ({error}); use text, finite numbers, lists and mappings"
+        ) from error
+
+
+def _read_assignment(assignment: str) -> tuple[str, Any]:
     path, found, text = assignment.partition("=")
     if not found or not all(path.split(".")):
         raise UsageError(f"--set {assignment!r} is not KEY.KEY=VALUE; for example --set optimizer.lr=0.05")
-    value = parse(text, f"--set {path}") if text else ""
-    try:
-        assign(document, path, value)
-    except PathError as error:
-        raise UsageError(f"--set {assignment}: {error}") from error
+    return path, parse(text, f"--set {path}") if text else ""

@@ -144,6 +144,14 @@ def checkpoints_table(checkpoints: Iterable[Json]) -> Table:
     return table
 
 
+def predictions_table(predictions: Iterable[Json]) -> Table:
+    """Return classes with their probabilities, one a row."""
+    table = _table(">LABEL", ">PROBABILITY")
+    for row in predictions:
+        table.add_row(str(row["label"]), f"{100 * row['probability']:.1f} %")
+    return table
+
+
 def difference_table(layers: Iterable[Json]) -> Table:
     """Return by how much every layer's running statistics differ, one a row; empty where the other has no such layer."""
     figures = (f">{part}\n{summary}" for part in ("mean", "var") for summary in ("min", "avg", "max"))

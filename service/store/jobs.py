@@ -18,7 +18,7 @@ from service.store.records import Attempt, IdempotencyClaim, Job, Progress, Tran
 from service.store.session import Session, Write
 from service.store.tables import job_labels, jobs, norm_choices, transitions
 from worker.contract import JobSpec
-from worker.contract.spec import AUTO_NORM
+from worker.contract.catalogue import AUTO_NORM
 
 SUBMITTED = "submitted"
 CHOOSING_NORM = "choosing_norm"

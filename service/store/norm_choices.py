@@ -7,7 +7,7 @@ from service.store.database import Database
 from service.store.lifecycle import Change, enter
 from service.store.queue import store_need
 from service.store.tables import jobs, norm_choices
-from worker.contract import JobSpec
+from worker.contract import NORMS, JobSpec
 
 
 class NormChoices:
@@ -33,7 +33,7 @@ class NormChoices:
             row = (await write.connection.execute(query.where(jobs.c.id == job_id, jobs.c.state == State.QUEUED.value))).one_or_none()
             if row is None:
                 return
-            document = row.spec | {"norm": row.spec["norm"] | {"kind": kind}}
+            document = row.spec | {"norm": row.spec["norm"] | {"kind": kind, "args": NORMS[kind].args().model_dump(mode="json")}}
             await write.connection.execute(delete(norm_choices).where(norm_choices.c.job_id == job_id))
             await write.connection.execute(update(jobs).where(jobs.c.id == job_id).values(spec=document))
             await store_need(write, job_id, JobSpec.model_validate(document))

@@ -44,14 +44,20 @@ class Fold(NamedTuple):
         """The view of a batch with those sizes."""
         return x.view(sizes) if self.is_planes else x.movedim(1, -1).view(sizes)
 
+    def of_mask(self, mask: Tensor | None, sizes: tuple[int, ...]) -> Tensor | None:
+        """A mask (N, 1, *spatial) with those sizes, but for one channel; dense."""
+        if mask is None:
+            return None
+        return mask.reshape((sizes[0], 1, *sizes[2:]) if self.is_planes else (*sizes[:-1], 1)).contiguous()
+
 
 def stages_for(batch: Batch, activation: str | None, running: Running | None) -> CompiledStages | None:
     """The compiled stages for a batch; None where they do not reach, or cannot be compiled (said once, in a warning)."""
     x, residual = batch.x, batch.residual
-    is_in_reach = batch.mask is None and x.device.type == "cpu" and x.dtype in _DTYPES and type(x) is Tensor
+    is_in_reach = x.device.type == "cpu" and x.dtype in _DTYPES and type(x) is Tensor
     if not is_in_reach or (residual is not None and residual.dtype != x.dtype):
         return None
-    fold = _fold(x)
+    fold = _fold(x, batch.mask is not None)
     if fold is None:
         return None
     plan = Plan(
@@ -64,10 +70,11 @@ def stages_for(batch: Batch, activation: str | None, running: Running | None) ->
         running=None if running is None else running.mean.dtype,
         unbiased=running is not None and running.unbiased,
         has_residual=residual is not None,
+        has_mask=batch.mask is not None,
         activation=activation,
     )
     kernels = _kernels(plan)
-    return None if kernels is None else CompiledStages(fold, kernels, activation is not None)
+    return None if kernels is None else CompiledStages(fold, kernels, activation is not None, plan.writes_residual)
 
 
 @lru_cache(maxsize=256)
@@ -96,7 +103,7 @@ class _Compiler:
     works = True
 
 
-def _fold(x: Tensor) -> Fold | None:
+def _fold(x: Tensor, has_mask: bool) -> Fold | None:
     """How to view a batch; None if it is empty, neither contiguous nor channels-last, or has sizes without fitting divisors."""
     if x.numel() == 0:
         return None
@@ -104,7 +111,7 @@ def _fold(x: Tensor) -> Fold | None:
     S = x.numel() // (N * C)
     if S > 1 and x.is_contiguous():
         return _planes(N, C, S)
-    return _rows(N * S, C, x.element_size()) if x.movedim(1, -1).is_contiguous() else None
+    return _rows(N * S, C, x.element_size(), has_mask) if x.movedim(1, -1).is_contiguous() else None
 
 
 @lru_cache(maxsize=4096)
@@ -114,12 +121,13 @@ def _planes(N: int, C: int, S: int) -> Fold | None:
 
 
 @lru_cache(maxsize=4096)
-def _rows(R: int, C: int, element_size: int) -> Fold | None:
+def _rows(R: int, C: int, element_size: int, has_mask: bool) -> Fold | None:
     most = max(min(_ROWS, _BLOCK_BYTES // (C * element_size), R), 1)
     rows = next((rows for rows in range(most, most // 4, -1) if R % rows == 0), None)
     if rows is None:
         return None
-    tiles = next(tiles for tiles in range(max(_WIDTH // C, 1), 0, -1) if R % tiles == 0)
+    most_tiles = 1 if has_mask else max(_WIDTH // C, 1)  # a mask has one value a row
+    tiles = next(tiles for tiles in range(most_tiles, 0, -1) if R % tiles == 0)
     return Fold(False, (R // rows, rows, C), (R // tiles, tiles * C))
 
 
@@ -131,10 +139,12 @@ class CompiledStages:
     fold: Fold
     kernels: Kernels
     is_activated: bool
+    writes_residual: bool
 
     def local_sums(self, x: Tensor, mask: Tensor | None) -> tuple[None, Tensor]:
         """One pass, or the eager loops' few where its shift was not good. Looks at a value, for which the CPU need not wait."""
-        vector, is_far = self.kernels.local_sums(Forward(self.fold.of(x, self.fold.sums)))
+        sizes = self.fold.sums
+        vector, is_far = self.kernels.local_sums(Forward(self.fold.of(x, sizes), mask=self.fold.of_mask(mask, sizes)))
         return None, _EAGER.local_sums(x, mask)[1] if is_far.item() else vector
 
     def normalize(self, batch: Batch, _: None, total: Tensor, running: Running | None) -> tuple[Tensor, Saved]:
@@ -142,6 +152,7 @@ class CompiledStages:
         x, mask, weight_C, bias_C, residual, eps = batch
         y, view = torch.empty_like(x), self._elements  # not a view of what the kernel returns: y may be changed in place
         tensors = Forward(view(x), view(y), None, total, weight_C, bias_C, eps=_scalar(eps))
+        tensors = tensors._replace(mask=self.fold.of_mask(mask, self.fold.elements))
         if residual is not None:
             tensors = tensors._replace(residual=view(_laid_out(residual, x)))
         if running is not None:
@@ -159,7 +170,7 @@ class CompiledStages:
     def input_gradient(self, kept: Tensor, saved: Saved, summed: Tensor) -> tuple[Tensor, Tensor]:
         """One pass, in which the gradient of the activation's argument is computed again."""
         dx, view = torch.empty_like(saved.x), self._elements
-        dresidual = None if saved.residual is None else torch.empty_like(dx)
+        dresidual = torch.empty_like(dx) if self.writes_residual else None
         written = (view(dx), None if dresidual is None else view(dresidual))
         self.kernels.input_gradient(
             self._backward(kept, saved, self.fold.elements)._replace(dx=written[0], dresidual=written[1], summed=summed, n=saved.n)
@@ -170,7 +181,8 @@ class CompiledStages:
         x, residual, view = saved.x, saved.residual, self.fold.of
         assert saved.rounded is not None
         added = None if residual is None else view(_laid_out(residual, x), sizes)
-        return Backward(view(dy, sizes), view(x, sizes), saved.rounded, saved.mean, saved.invstd, saved.weight, added)
+        mask = self.fold.of_mask(saved.mask, sizes)
+        return Backward(view(dy, sizes), view(x, sizes), saved.rounded, saved.mean, saved.invstd, saved.weight, added, mask=mask)
 
     def _elements(self, x: Tensor) -> Tensor:
         return self.fold.of(x, self.fold.elements)

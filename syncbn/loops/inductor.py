@@ -38,7 +38,18 @@ class Plan(NamedTuple):
     running: torch.dtype | None
     unbiased: bool
     has_residual: bool
+    has_mask: bool
     activation: str | None
+
+    @property
+    def reads_residual(self) -> bool:
+        """Whether a backward computes the argument of the activation again, of which the residual is a part."""
+        return self.has_residual and self.activation is not None
+
+    @property
+    def writes_residual(self) -> bool:
+        """Whether the gradient of the residual is another one than that of the output."""
+        return self.has_residual and (self.activation is not None or self.has_mask)
 
 
 class Forward(NamedTuple):
@@ -54,6 +65,7 @@ class Forward(NamedTuple):
     running_var: Tensor | None = None
     momentum: Tensor | None = None  # ()
     eps: Tensor | None = None  # ()
+    mask: Tensor | None = None  # boolean, the shape of x but for one channel
 
 
 class Backward(NamedTuple):
@@ -70,6 +82,7 @@ class Backward(NamedTuple):
     dresidual: Tensor | None = None  # to be written
     summed: Tensor | None = None  # (2C,)
     n: Tensor | None = None  # ()
+    mask: Tensor | None = None  # boolean, the shape of x but for one channel
 
 
 _Tensors = TypeVar("_Tensors", Forward, Backward)
@@ -147,13 +160,19 @@ def _forward_examples(plan: Plan) -> tuple[Forward, Forward]:
         running_var=_ones(C, dtype=plan.running),
         momentum=None if plan.running is None else _ones(),
         eps=_ones(),
+        mask=_mask_example(plan, elements),
     )
-    return Forward(_ones(*sums, dtype=plan.dtype)), normalize
+    return Forward(_ones(*sums, dtype=plan.dtype), mask=_mask_example(plan, sums)), normalize
+
+
+def _mask_example(plan: Plan, sizes: tuple[int, ...]) -> Tensor | None:
+    if not plan.has_mask:
+        return None
+    return torch.ones((sizes[0], 1, *sizes[2:]) if plan.is_planes else (*sizes[:-1], 1), dtype=torch.bool)
 
 
 def _backward_examples(plan: Plan) -> tuple[Backward, Backward]:
     sums, elements, C = _sizes(plan)
-    has_saved = plan.has_residual and plan.activation is not None
 
     def common(sizes: tuple[int, ...]) -> Backward:
         return Backward(
@@ -163,10 +182,11 @@ def _backward_examples(plan: Plan) -> tuple[Backward, Backward]:
             mean=_ones(C),
             invstd=_ones(C),
             weight=_ones(C, dtype=plan.weight),
-            residual=_ones(*sizes, dtype=plan.dtype) if has_saved else None,
+            residual=_ones(*sizes, dtype=plan.dtype) if plan.reads_residual else None,
+            mask=_mask_example(plan, sizes),
         )
 
-    written = _ones(*elements, dtype=plan.dtype), _ones(*elements, dtype=plan.dtype) if has_saved else None
+    written = _ones(*elements, dtype=plan.dtype), _ones(*elements, dtype=plan.dtype) if plan.writes_residual else None
     return common(sums), common(elements)._replace(dx=written[0], dresidual=written[1], summed=_ones(2 * C), n=_ones())
 
 
@@ -185,11 +205,17 @@ class _Passes:
     def local_sums(self, of: Forward) -> tuple[Tensor, Tensor]:
         """Packed moments, and whether the shift was too far from the mean for their accuracy. The shift is the mean of one block."""
         x = of.x.to(self.wide)
-        origin_C = x[0, :, 0].mean(1) if self.plan.is_planes else x[0].mean(0)
-        values = x - self.along(origin_C)
+        first, dim = (x[0, :, 0], 1) if self.plan.is_planes else (x[0], 0)
+        if of.mask is None:
+            origin_C = first.mean(dim)
+            n = torch.full((), x.numel() // origin_C.shape[0], dtype=torch.float64)
+        else:
+            valid = of.mask[0, :, 0] if self.plan.is_planes else of.mask[0]
+            origin_C = torch.where(valid, first, 0).sum(dim) / valid.sum().clamp(min=1)
+            n = of.mask.sum(dtype=torch.float64)
+        values = self.masked(x - self.along(origin_C), of.mask)
         sum_C, squares_C = self.summed(values), self.summed(values.square())
-        n = torch.full((), x.numel() // origin_C.shape[0], dtype=torch.float64)
-        moments = from_shifted(n, origin_C.double(), sum_C, squares_C)
+        moments = from_shifted(n.clamp(min=1), origin_C.double(), sum_C, squares_C)._replace(n=n)
         return pack(moments), (sum_C * sum_C > _FAR / (1 + _FAR) * n * squares_C).any()
 
     def normalize(self, of: Forward) -> tuple[Tensor, Tensor, Tensor]:
@@ -203,7 +229,7 @@ class _Passes:
         shift_C = bias_C + (origin_C - moments.mean) * scale_C
         rounded_3C = torch.stack((origin_C, scale_C.to(self.wide), shift_C.to(self.wide)))
         z = self.argument(of.x, of.residual, self.spread(rounded_3C, of.x))
-        of.y.copy_(z if self.activation is None else self.activation.function(z))
+        of.y.copy_(self.masked(z if self.activation is None else self.activation.function(z), of.mask))
         return moments.mean, invstd_C, rounded_3C
 
     def gradient_sums(self, of: Backward) -> tuple[Tensor, Tensor, Tensor]:
@@ -214,7 +240,8 @@ class _Passes:
             # Plus nothing, by channel: without it Inductor would run through the batch once for each of the two sums.
             dz = dz + self.along((of.invstd < 0).to(self.wide))
         sum_C = self.summed(dz)
-        dot_C = self.summed(dz * (of.x.to(self.wide) - spread[0])) + (of.rounded[0] - of.mean) * sum_C
+        distance = self.masked(of.x.to(self.wide) - spread[0], of.mask)
+        dot_C = self.summed(dz * distance) + (of.rounded[0] - of.mean) * sum_C
         return packed_gradients(sum_C, dot_C, of.weight), dot_C * of.invstd, sum_C
 
     def input_gradient(self, of: Backward) -> Tensor:
@@ -227,7 +254,7 @@ class _Passes:
         dz = self.argument_gradient(of, spread)
         if of.dresidual is not None:
             of.dresidual.copy_(dz)
-        of.dx.copy_(dz * a + ((of.x.to(self.wide) - spread[0]) * b + c))
+        of.dx.copy_(self.masked(dz * a + ((of.x.to(self.wide) - spread[0]) * b + c), of.mask))
         return factors_3C
 
     def argument(self, x: Tensor, residual: Tensor | None, spread: list[Tensor]) -> Tensor:
@@ -237,9 +264,14 @@ class _Passes:
         return z if residual is None else z + residual.to(self.wide)
 
     def argument_gradient(self, of: Backward, spread: list[Tensor]) -> Tensor:
-        """Its gradient."""
+        """Its gradient, 0 outside the mask."""
         dy = of.dy.to(self.wide)
-        return dy if self.activation is None else self.activation.gradient(dy, self.argument(of.x, of.residual, spread))
+        dz = dy if self.activation is None else self.activation.gradient(dy, self.argument(of.x, of.residual, spread))
+        return self.masked(dz, of.mask)
+
+    def masked(self, values: Tensor, mask: Tensor | None) -> Tensor:
+        """0 outside the mask, whatever is there."""
+        return values if mask is None else torch.where(mask, values, 0)
 
     def along(self, vector_C: Tensor) -> Tensor:
         """A vector as a factor of a view."""

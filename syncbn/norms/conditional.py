@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from typing import Any, final
 
 import torch
@@ -10,6 +11,7 @@ from torch import Tensor, nn
 from syncbn.collectives import ProcessGroup
 from syncbn.errors import OptionError, ShapeError
 from syncbn.layer import SyncBatchNorm
+from syncbn.shapes import aligned_mask
 
 
 @final
@@ -72,11 +74,16 @@ class ConditionalBatchNorm(nn.Module):
             getattr(affine, start)[..., num_features:] = 0
         self.affine = affine
 
-    def forward(self, x: Tensor, condition: Tensor) -> Tensor:
+    def forward(self, x: Tensor, condition: Tensor, mask: Tensor | None = None) -> Tensor:
         """Normalize x (N, C, *spatial), scale and shift by the condition of each sample.
 
+        Args:
+            x: floating input.
+            condition: one per sample, see the class.
+            mask: as `SyncBatchNorm`: True where x counts; elsewhere the result and the gradients are 0.
         Raises:
-            ShapeError: x or the condition has another shape or dtype. Class indices out of range are an error of torch's embedding.
+            ShapeError: x, the condition or the mask has another shape or dtype. Classes out of range are an error of torch's embedding.
+            OptionError: there is a mask, and the `norm` that this layer was given takes none.
 
         Collectives: see the class.
         """
@@ -88,10 +95,19 @@ class ConditionalBatchNorm(nn.Module):
                 f"expected {kind} of shape {wanted}; pass one condition per sample"
             )
         scale_NC, shift_NC = self.affine(condition).chunk(2, dim=1)
-        y: Tensor = self.norm(x)
+        y: Tensor = self.norm(x) if mask is None else self._normalized(x, mask)
         space = (1,) * (x.dim() - 2)
         y = y * scale_NC.view(*scale_NC.shape, *space) + shift_NC.view(*shift_NC.shape, *space)
-        return y.to(x.dtype)
+        return (y if mask is None else torch.where(aligned_mask(mask, x), y, 0)).to(x.dtype)
+
+    def _normalized(self, x: Tensor, mask: Tensor) -> Tensor:
+        if "mask" not in inspect.signature(self.norm.forward).parameters:
+            raise OptionError(
+                f"norm {type(self.norm).__name__} takes no mask: expected one that does, as sync_bn, batch_renorm and switchable; "
+                "build the layer without `norm`, or call it without mask"
+            )
+        y: Tensor = self.norm(x, mask)
+        return y
 
     def extra_repr(self) -> str:
         """The arguments."""

@@ -80,15 +80,15 @@ class DomainBatchNorm(nn.Module):
             raise OptionError(f"domain {name!r} is unknown: expected one of {', '.join(known)}{nearest(str(name), known)}")
         self._domain = name
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Normalize x (N, C, *spatial) in the chosen domain.
+    def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
+        """Normalize x (N, C, *spatial) in the chosen domain; `mask` as `SyncBatchNorm`.
 
         Raises:
             ShapeError, BatchTooSmallError, GroupError: as `SyncBatchNorm`.
 
         Collectives: see the class.
         """
-        y: Tensor = self.layers[self._domain](x)
+        y: Tensor = self.layers[self._domain](x, mask)
         if not torch.is_grad_enabled():
             return y
         others = [p for name, layer in self.layers.items() if name != self._domain for p in layer.parameters() if p.requires_grad]

@@ -38,6 +38,8 @@ class GhostBatchNorm(nn.modules.batchnorm._BatchNorm):  # noqa: SLF001  torch an
     (torch.Size([35, 3, 5]), 4)
     """
 
+    is_chosen_kind = True
+
     def __init__(
         self,
         num_features: int,

@@ -98,6 +98,8 @@ class BatchRenorm(nn.modules.batchnorm._BatchNorm):  # noqa: SLF001  torch and o
     True
     """
 
+    is_chosen_kind = True
+
     def __init__(
         self,
         num_features: int,

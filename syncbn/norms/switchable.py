@@ -48,6 +48,8 @@ class SwitchableNorm(nn.modules.batchnorm._BatchNorm):  # noqa: SLF001  torch an
     (torch.Size([4, 3, 5, 5]), [0.33000001311302185, 0.33000001311302185, 0.33000001311302185])
     """
 
+    is_chosen_kind = True
+
     def __init__(
         self,
         num_features: int,

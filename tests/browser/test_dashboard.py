@@ -9,6 +9,7 @@ from service.states import State
 from tests.browser.filled import HOSTILE, NUM_JOBS, PEAK
 from tests.service.api.served import served
 from tests.service.store.ranks import metrics, said
+from tests.support.predictions import digit, published, small_model
 from worker.contract import EventType
 
 pytestmark = pytest.mark.browser
@@ -129,6 +130,12 @@ def test_a_job_is_submitted_by_form_checked_while_it_is_written(look, filled):
     expect(view.find("[id='field-batch_size-wrong']")).to_contain_text("expected")
     expect(view.button("Submit")).to_be_disabled()
     view.page.get_by_label("Batch size").fill("64")
+    view.page.get_by_label("Normalization", exact=True).select_option("ghost_bn")
+    view.page.get_by_label("Normalization, virtual batch size").fill("0")
+    expect(view.find("[id='field-norm.args.virtual_batch_size-wrong']")).to_contain_text("greater than or equal to 1")
+    view.page.get_by_label("Normalization, virtual batch size").fill("8")
+    view.sees("virtual_batch_size: 8")
+    view.page.get_by_label("Normalization", exact=True).select_option("sync_bn")
     view.page.get_by_label("Name").fill("by hand")
     view.sees("batch_size: 64")
     view.button("Submit").click()
@@ -163,6 +170,37 @@ def test_a_fork_begins_with_the_spec_and_the_checkpoint(look, filled):
     view.page.get_by_role("link", name="Fork from here").first.click()
     view.sees(f"{filled.job}/checkpoints/200")
     expect(view.page.get_by_label("Name")).to_have_value("resnet18-sync-fork")
+
+
+def test_other_jobs_are_made_of_a_checkpoint(look, filled):
+    """Recalibrated or exported at a click; the new job says where it is from."""
+    for press in (
+        lambda view: view.page.get_by_role("button", name="Recalibrate").first.click(),
+        lambda view: (view.page.get_by_text("Export", exact=True).first.click(), view.button("Export step 200 as onnx").click()),
+    ):
+        view = look(f"#/jobs/{filled.job}/checkpoints")
+        press(view)
+        view.page.get_by_role("link", name=f"from step 200 of {filled.job}").click()
+        view.sees("Fork from here")
+
+
+def test_an_image_is_tried_out(look, filled, tmp_path):
+    """Chosen or dropped, it is classified by the checkpoint; what is no image is said to be none."""
+    job_id = published(filled.world, small_model(), name="predicts").split("/")[3]
+    image = tmp_path / "digit.png"
+    image.write_bytes(digit(0)[1])
+    view = look(f"#/jobs/{job_id}/checkpoints")
+    chooser = view.page.get_by_label("Drop an image here, or choose one")
+    chooser.set_input_files(image)
+    expect(view.page.locator("section", has_text="Try it")).to_contain_text(re.compile(r"digit\.png: class \d"), timeout=90_000)
+    view.picture("light-prediction", is_whole=True)
+    assert view.barriers() == []
+    dropped = view.page.evaluate_handle(
+        "() => { const all = new DataTransfer(); all.items.add(new File(['none'], 'words.png', {type: 'image/png'})); return all; }"
+    )
+    view.page.dispatch_event(".drop", "drop", {"dataTransfer": dropped})
+    view.sees("no image that can be read")
+    assert view.complaints == []
 
 
 def test_a_million_points_are_drawn_with_their_peak(look, filled):

@@ -164,6 +164,24 @@ def test_checkpoints_are_compared_pinned_and_deleted(run, spec):
     assert "no checkpoint yet" in run("checkpoints", "ls", job).output
 
 
+def test_jobs_are_made_of_a_checkpoint(run, spec):
+    """A fork, a re-estimation, an export; what is no format is said, with what is one."""
+    job = _submitted(run, spec)
+    run("wait", job)
+    for command in (
+        ("fork", job, "--step", "best", "--set", "optimizer.lr=1e-2"),
+        ("checkpoints", "recalibrate", job, "best", "--num-samples", "64"),
+        ("checkpoints", "export", job, "best", "--format", "plain", "--format", "onnx"),
+    ):
+        made = json.loads(run(*command, "--json").stdout)
+        assert made["spec"]["initialize_from"] == f"{job}/checkpoints/3", command
+    followed = run("fork", job, "--set", "name=again", "--follow")
+    assert followed.exit_code == 0, followed.output
+    assert "succeeded" in followed.stdout
+    assert "--format onnx" in _error(run("checkpoints", "export", job), 2)
+    assert "formats.0" in run("checkpoints", "export", job, "--format", "tflite").stderr
+
+
 def test_the_beginning_of_an_id_is_enough_where_it_is_unique(run, spec):
     """I need not copy twenty-six characters; but one too few is no guess."""
     job = _submitted(run, spec)

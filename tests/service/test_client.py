@@ -137,6 +137,20 @@ def test_a_pinned_checkpoint_cannot_be_deleted_before_its_pin_is_removed(client,
     assert list(client.checkpoints(job["id"])) == []
 
 
+def test_a_checkpoint_is_the_beginning_of_other_jobs(client, done):
+    """Trained on, re-estimated, exported: each call is a job that names the checkpoint, and twice under one key it is one."""
+    made = [
+        client.fork(done["id"], "best", changes={"optimizer.lr": 0.5}),
+        client.recalibrate(done["id"], num_samples=64, estimator="mean_of_batches"),
+        client.export(done["id"], "latest", formats=["onnx"], idempotency_key="once"),
+    ]
+    assert {job["spec"]["initialize_from"] for job in made} == {f"{done['id']}/checkpoints/3"}
+    assert made[0]["spec"]["optimizer"]["lr"] == 0.5
+    assert made[1]["spec"]["recalibrate"] == {"num_samples": 64, "estimator": "mean_of_batches"}
+    assert made[2]["spec"]["export"] == ["onnx"]
+    assert client.export(done["id"], "latest", formats=["onnx"], idempotency_key="once")["id"] == made[2]["id"]
+
+
 def test_a_cancelled_job_is_cancelled_once(client):
     """Cancelling twice is cancelling once; cancelling what has ended otherwise is refused."""
     job_id = client.submit({**SPEC, "name": "forever"})["id"]

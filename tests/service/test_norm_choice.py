@@ -5,7 +5,6 @@ from pathlib import Path
 
 from service import jobs
 from service.states import State
-from service.trials import KINDS
 from tests.support.world import World, run
 from worker.contract import EventType
 
@@ -41,13 +40,14 @@ def test_a_job_that_asks_for_it_runs_with_the_norm_of_the_best_trial(tmp_path: P
             trials = await _trials(world)
         async with world.controller():
             waiting = await world.store.jobs.get(job_id)
-            assert (list(trials), waiting.state, waiting.reason) == (list(KINDS), State.QUEUED, "choosing_norm")
+            assert (list(trials), waiting.state, waiting.reason) == (list(SCORES), State.QUEUED, "choosing_norm")
             assert waiting.message.startswith("waits for")
             await _train(world, await _trials(world))
             gang = await world.cluster.gang(job_id)
             history = (await world.store.jobs.transitions_of([job_id]))[job_id]
 
-            assert (gang.assignments[0].spec.norm.kind, gang.assignments[0].spec.norm.eps) == ("group_norm", 1e-3)
+            norm = gang.assignments[0].spec.norm
+            assert (norm.kind, norm.eps, norm.args) == ("group_norm", 1e-3, {"num_groups": None})
             assert [change.reason for change in history][:2] == ["choosing_norm", "norm_chosen"]
             assert history[1].message == "group_norm: val/accuracy 0.9 against 0.8 sync_bn, 0.7 batch_norm after 200 steps"
             assert await world.store.norm_choices.open() == []

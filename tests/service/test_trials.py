@@ -4,11 +4,14 @@ import pytest
 
 from service.comparison_table import Row, Score
 from service.states import State
-from service.trials import KINDS, Choice, choose, trial_document
+from service.store.ids import new_id
+from service.trials import Choice, choose, kinds, trial_document
+from service.variants import variants
 from tests.service.store.ranks import spec
 from worker.contract import parse_spec
 
 AUTO = {"norm": {"kind": "auto"}}
+OTHERS = {"norm": {"kind": "auto", "args": {"kinds": ["ghost_bn", "layer_norm"]}}}
 
 
 def _row(kind, accuracy=None, state=State.SUCCEEDED, loss=None):
@@ -42,7 +45,7 @@ def _row(kind, accuracy=None, state=State.SUCCEEDED, loss=None):
         ),
         (
             {},
-            [_row(kind, None, State.CANCELLED) for kind in KINDS],
+            [_row(kind, None, State.CANCELLED) for kind in kinds(spec(**AUTO))],
             Choice("sync_bn", "sync_bn, as no trial gave val/accuracy: sync_bn cancelled, batch_norm cancelled, group_norm cancelled"),
         ),
         (
@@ -50,11 +53,16 @@ def _row(kind, accuracy=None, state=State.SUCCEEDED, loss=None):
             [_row("sync_bn", 0.9), _row("batch_norm", 0.9)],
             Choice("sync_bn", "sync_bn: val/accuracy 0.9 against 0.9 batch_norm after 200 steps"),
         ),
+        (
+            OTHERS,
+            [_row("ghost_bn", None, State.FAILED), _row("layer_norm", None, State.FAILED)],
+            Choice("ghost_bn", "ghost_bn, as no trial gave val/accuracy: ghost_bn failed, layer_norm failed"),
+        ),
     ],
 )  # fmt: skip
 def test_the_best_trial_wins_and_says_by_how_much(changes, rows, choice):
     """Highest, or lowest of a loss; the earlier of equals; trials that failed are told of and do not count."""
-    assert choose(spec(**AUTO, **changes), rows) == choice
+    assert choose(spec(**(AUTO | changes)), rows) == choice
 
 
 @pytest.mark.parametrize(("length", "steps"), [({"epochs": 50}, 200), ({"steps": 1000}, 200), ({"steps": 7}, 7)])
@@ -66,3 +74,12 @@ def test_a_trial_is_the_job_cut_short(length, steps):
     assert (trial.steps, trial.epochs, trial.recalibrate, trial.checkpoint.every_epochs) == (steps, None, "off", 200)
     same = {"name", "steps", "epochs", "recalibrate", "checkpoint"}
     assert trial.model_dump(exclude=same) == job.model_dump(exclude=same)
+
+
+def test_trials_are_of_the_kinds_that_the_job_names():
+    """The choice's own arguments are no argument of a kind: a trial of each can be made."""
+    job = spec(**OTHERS)
+    trials = variants(trial_document(job), "norm.kind", kinds(job), new_id("cmp"))
+
+    assert [trial.norm.kind for trial in trials] == ["ghost_bn", "layer_norm"]
+    assert trials[0].norm.args == {"virtual_batch_size": 32}

@@ -22,6 +22,15 @@ def test_variants_are_alike_but_for_the_field_the_name_and_a_label():
     assert document == SPEC | {"labels": {"team": "vision"}}
 
 
+def test_arguments_of_a_kind_stay_with_it():
+    """The spec names ghost_bn and its virtual batches: sync_bn is compared all the same, and takes none of it."""
+    document = SPEC | {"norm": {"kind": "ghost_bn", "args": {"virtual_batch_size": 4}, "eps": 1e-3}}
+    specs = variants(document, "norm.kind", ["sync_bn", "ghost_bn", "batch_renorm"], ID)
+
+    assert [spec.norm.args.get("virtual_batch_size") for spec in specs] == [None, 4, None]
+    assert [spec.norm.eps for spec in specs] == [1e-3] * 3
+
+
 def test_any_field_may_vary():
     """A number, a whole section, the name itself."""
     values = [{"name": "sgd", "lr": 0.5}, {"name": "adamw", "lr": 0.001}]

@@ -55,27 +55,35 @@ def run_job(
     folder: Path,
     wishes: list[dict[str, Any]] | None = None,
     disturb: Disturb | None = None,
+    source: dict[str, Any] | None = None,
     *,
     gates: tuple[int, ...] = (),
     cpus: int = 64,
     **change: Any,
 ) -> Left:
-    """Run a job to its end under the real controller, on ranks of one CPU each; `disturb` runs beside it, and opens the gates."""
+    """Run a job to its end under the real controller, on ranks of one CPU each, beginning with the checkpoint of the job `source`.
+
+    `disturb` runs beside it, and opens the gates.
+    """
     planted = None if wishes is None else (inspect.getfile(faults), "plant", wishes)
     if gates:
         planted = (inspect.getfile(Gates), "plant", Gates(folder, gates))
     cluster = ProcessCluster(planted, cpus)
     try:
-        return asyncio.run(_run(folder, cluster, disturb, SPEC | change))
+        return asyncio.run(_run(folder, cluster, disturb, SPEC | change, source))
     finally:
         cluster.close()
 
 
-async def _run(folder: Path, cluster: ProcessCluster, disturb: Disturb | None, spec: dict[str, Any]) -> Left:
+async def _run(folder: Path, cluster: ProcessCluster, disturb: Disturb | None, spec: dict[str, Any], source: dict[str, Any] | None) -> Left:
     async with await Store.open(f"sqlite:///{folder / 'test.db'}") as store:
         world = World(store, cluster, folder)
-        job_id = await world.submit(0, **spec)
         async with world.controller():
+            if source is not None:
+                source_id = await world.submit(1, **SPEC | source)
+                await world.until(source_id, State.SUCCEEDED, State.FAILED, timeout_s=90)
+                spec = spec | {"initialize_from": f"{source_id}/checkpoints/latest"}
+            job_id = await world.submit(0, **spec)
             if disturb is not None:
                 while (job_id, 1) not in cluster.gangs:
                     await asyncio.sleep(0.005)

@@ -12,6 +12,7 @@ from torch import nn
 import syncbn
 from syncbn import SyncBatchNorm, accumulated_statistics
 from syncbn.local import BatchNorm
+from syncbn.norms.ghost import GhostBatchNorm
 from tests.syncbn.reductions import counted_reductions
 
 STATE = ("running_mean", "running_var", "num_batches_tracked")
@@ -48,6 +49,17 @@ def test_moves_as_by_one_large_batch(kind, momentum) -> None:
         wanted(torch.cat(micro_batches()) + shift)
     for name in STATE:
         torch.testing.assert_close(getattr(layer, name), getattr(wanted, name), rtol=1e-12, atol=1e-12)
+
+
+def test_virtual_batches_move_as_one_large_batch() -> None:
+    """Normalized apart, but entered together: not the last virtual batch alone."""
+    ghost, wanted = GhostBatchNorm(3, virtual_batch_size=2, dtype=torch.float64), nn.BatchNorm2d(3, dtype=torch.float64)
+    with accumulated_statistics(ghost):
+        for x in micro_batches():
+            ghost(x)
+    wanted(torch.cat(micro_batches()))
+    for found, one in zip(state(ghost), state(wanted), strict=True):
+        torch.testing.assert_close(found, one, rtol=1e-12, atol=1e-12)
 
 
 @pytest.mark.parametrize("kind", [SyncBatchNorm, nn.BatchNorm2d])

@@ -24,7 +24,7 @@ def laid_out(x: Tensor, innermost: str) -> Tensor:
     return x.contiguous() if innermost == "space" else x.movedim(1, -1).contiguous().movedim(-1, 1)
 
 
-def results(x: Tensor, given: dict[str, Any], kind: str, dy: Tensor) -> dict[str, Tensor]:
+def results(x: Tensor, given: dict[str, Any], kind: str, dy: Tensor, mask: Tensor | None = None) -> dict[str, Tensor]:
     """Everything that comes out of a forward and a backward."""
     tensors = {name: t.clone().requires_grad_() for name, t in {"x": x, **given}.items() if isinstance(t, Tensor)}
     leaf = tensors["x"]
@@ -32,7 +32,7 @@ def results(x: Tensor, given: dict[str, Any], kind: str, dy: Tensor) -> dict[str
     running = Running(mean, var, 0.25, unbiased=True)
     layer = Parameters(tensors["weight"], tensors["bias"], 1e-3, None, None, given["activation"], tensors.get("residual"), running)
     with inner_loops(kind):
-        y = normalized(leaf, None, layer)
+        y = normalized(leaf, mask, layer)
     assert y.stride() == x.stride()
     y.backward(dy)
     return {"y": y.detach(), "running_mean": mean, "running_var": var} | {name: t.grad for name, t in tensors.items()}
@@ -67,9 +67,37 @@ def test_equals_float64(dtype, innermost, activation, shapes) -> None:
             assert actual[name].dtype == (dtype if is_batch else torch.float32)
 
 
-def stages_of(x: Tensor, given: dict[str, Any]) -> Any:
+# Of each row two plans: with the second shape's planes in parts, or rows in larger blocks, the code is the same.
+@pytest.mark.parametrize(
+    ("innermost", "activation", "has_residual", "shapes"),
+    [("space", None, True, [(6, 5, 7, 3), (3, 4, 64, 50)]), ("channels", "relu", False, [(6, 5, 7, 3), (32, 16, 14, 14)])],
+)
+def test_a_mask_leaves_out_whatever_is_outside(innermost, activation, has_residual, shapes) -> None:
+    """Not a number included: results are float64's over what is inside, and 0 outside; a share that is all outside sends zeros."""
+    torch.manual_seed(0)
+    for shape in shapes:
+        mask = torch.rand(shape[0], 1, *shape[2:]) < 0.6
+        mask[0] = False  # where the shift is taken from
+        x, dy, residual = (laid_out(torch.randn(shape).mul(2).add(3), innermost) for _ in range(3))
+        x = laid_out(torch.where(mask, x, torch.nan), innermost)
+        given = {"weight": torch.rand(shape[1]) + 0.5, "bias": torch.randn(shape[1]), "activation": activation}
+        given |= {"residual": residual} if has_residual else {}
+        assert isinstance(stages_of(x, given, mask), CompiledStages)
+        actual = results(x, given, "compiled", dy, mask)
+        wide = {name: t.double() if isinstance(t, Tensor) else t for name, t in given.items()}
+        wanted = results(x.double(), wide, "aten", dy.double(), mask)
+        for name, value in wanted.items():
+            bound = TOLERANCES[x.dtype][0] if name in {"y", "x", "residual"} else 1e-5
+            assert error(actual[name], value) <= bound, f"{name} for {shape}"
+        for name in {"y", "x", "residual"} & actual.keys():
+            assert not actual[name].masked_select(~mask).any()
+        nowhere = torch.zeros_like(mask)
+        assert not stages_of(x, given, nowhere).local_sums(x, nowhere)[1].any()
+
+
+def stages_of(x: Tensor, given: dict[str, Any], mask: Tensor | None = None) -> Any:
     """The stages that are chosen for a batch."""
-    batch = Batch(x, None, given["weight"], given["bias"], given.get("residual"), 1e-3)
+    batch = Batch(x, mask, given["weight"], given["bias"], given.get("residual"), 1e-3)
     running = Running(torch.zeros(x.shape[1]), torch.ones(x.shape[1]), 0.25, unbiased=True)
     with inner_loops("compiled"):
         return stages_for(batch, given["activation"], running)
@@ -98,16 +126,13 @@ def test_a_misleading_block_is_found_out(innermost) -> None:
 
 
 def test_what_is_out_of_reach_takes_single_operators() -> None:
-    """Masks, empty batches, strided views and sizes without divisors; and everything while not asked for."""
+    """Empty batches, strided views and sizes without divisors; and everything while not asked for."""
     x = torch.randn(8, 4, 6, 6)
     given = {"weight": torch.ones(4), "bias": torch.ones(4), "activation": None}
     assert isinstance(stages_of(x, given), CompiledStages)
     for other in (x[::2, :, 1:], x[:0], torch.randn(9001, 4)):
         assert isinstance(stages_of(other, given), EagerStages)
-    with inner_loops("compiled"):
-        batch = Batch(x, torch.ones(8, 1, 6, 6).bool(), given["weight"], given["bias"], None, 1e-3)
-        assert isinstance(stages_for(batch, None, None), EagerStages)
-    assert isinstance(stages_for(batch._replace(mask=None), None, None), EagerStages)
+    assert isinstance(stages_for(Batch(x, None, given["weight"], given["bias"], None, 1e-3), None, None), EagerStages)
 
 
 def test_without_a_compiler_it_says_so_once_and_goes_on(monkeypatch) -> None:

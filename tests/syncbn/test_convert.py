@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from syncbn import ConversionError, SyncBatchNorm, convert_sync_batchnorm, revert_sync_batchnorm
+from syncbn import ConversionError, SyncBatchNorm, build_norm, convert_sync_batchnorm, revert_sync_batchnorm
 
 
 class Net(nn.Module):
@@ -119,6 +119,17 @@ def test_a_forward_of_its_own_is_refused_by_name() -> None:
             convert_sync_batchnorm(model)
         assert type(model[0]) is nn.BatchNorm2d
     assert isinstance(convert_sync_batchnorm(nn.Sequential(Renamed()))[0], SyncBatchNorm)
+
+
+@pytest.mark.parametrize("kind", ["ghost_bn", "batch_renorm", "switchable"])
+def test_other_kinds_of_this_library_stay_what_they_are(kind) -> None:
+    """Whoever chose one beside plain layers meant it: these are converted, it is not."""
+    chosen = build_norm(kind, 4)
+    model = convert_sync_batchnorm(nn.Sequential(nn.BatchNorm2d(4), chosen))
+    assert isinstance(model[0], SyncBatchNorm)
+    assert model[1] is chosen
+    assert type(revert_sync_batchnorm(model)[0]) is nn.BatchNorm2d
+    assert model[1] is chosen
 
 
 def test_lazy_layers_are_refused_until_they_know_their_channels() -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 from collections.abc import Callable
 from pathlib import Path
 
@@ -15,8 +14,6 @@ from tests.syncbn.norms.kinds import Called
 
 # Each tells of its own future inside torch.
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
-# Exporting to ONNX needs both; neither is a dependency of this project.
-MISSING = [name for name in ("onnx", "onnxscript") if importlib.util.find_spec(name) is None]
 
 
 class Net(nn.Module):
@@ -79,7 +76,6 @@ def test_every_kind_can_be_exported_for_evaluation(kind) -> None:
     torch.testing.assert_close(program.module()(x), layer(x))
 
 
-@pytest.mark.skipif(bool(MISSING), reason=f"ONNX export needs {' and '.join(MISSING)}")
 @pytest.mark.parametrize("way", ["reverted", "folded"])
 def test_an_onnx_file_computes_the_same(way, tmp_path: Path) -> None:
     """The ONNX reference evaluator gives the trained model's outputs."""

@@ -133,3 +133,15 @@ def test_bf16_module_keeps_its_dtypes() -> None:
     assert y.dtype == layer.weight.grad.dtype == layer.running_mean.dtype == torch.bfloat16
     assert y.isfinite().all()
     torch.testing.assert_close(layer.running_mean.float(), torch.full((3,), 0.5), rtol=1e-2, atol=0)
+
+
+def test_calls_with_and_without_a_mask_share_a_graph() -> None:
+    """Alone, the one is torch's own kernel and the other is not; the statistics move by both, and backward runs through both."""
+    layer, x = SyncBatchNorm(3), torch.randn(4, 3, 5, requires_grad=True)
+    y = layer(layer(x), torch.ones(4, 5).bool())
+    y.square().sum().backward()
+    wanted = torch.nn.BatchNorm1d(3)
+    leaf = x.detach().clone().requires_grad_()
+    wanted(wanted(leaf)).square().sum().backward()
+    torch.testing.assert_close(x.grad, leaf.grad)
+    torch.testing.assert_close(layer.running_var, wanted.running_var)

@@ -88,6 +88,19 @@ def test_a_million_values_lose_nothing(shape, innermost) -> None:
     assert relative(variance(moments, unbiased=False), wanted) < 3e-7
 
 
+@pytest.mark.parametrize("is_masked", [False, True])
+def test_more_values_than_float32_can_count(is_masked) -> None:
+    """An odd number of values above 2^24, all of which count; mean and variance keep their accuracy."""
+    n = 1023 * 16401
+    x = torch.full((1, 1, n), 3.0)
+    x[..., ::2] = 1.0
+    mask = torch.ones(1, 1, n, dtype=torch.bool) if is_masked else None
+    moments = cpu.centre(x, mask)[1]
+    assert int(moments.n) == n > 2**24
+    torch.testing.assert_close(moments.mean, x.double().mean((0, 2)), rtol=1e-7, atol=0)
+    torch.testing.assert_close(variance(moments, unbiased=False), x.double().var((0, 2), correction=0), rtol=1e-6, atol=0)
+
+
 @pytest.mark.parametrize("innermost", ["space", "channels"])
 def test_a_misleading_sample_is_found_out(innermost) -> None:
     """If the few values that the shift is taken from are far from all others, the shift is taken anew."""

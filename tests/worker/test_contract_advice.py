@@ -12,6 +12,7 @@ from worker.contract import advise
         ({"batch_size": 15}, 15, "use a larger batch_size, or group_norm"),
         ({"batch_size": 64, "accumulate": 8}, 8, "use a smaller accumulate, a larger batch_size"),
         ({"batch_size": 32, "norm": {"kind": "batch_norm"}}, 8, "use norm.kind sync_bn with group_size all, a larger batch_size"),
+        ({"batch_size": 32, "norm": {"kind": "ghost_bn"}}, 8, "use norm.kind sync_bn with group_size all, a larger batch_size"),
         ({"batch_size": 28, "norm": {"group_size": 2}}, 14, "use norm.kind sync_bn with group_size all, a larger batch_size"),
     ],
 )
@@ -39,3 +40,13 @@ def test_statistics_that_change_with_every_resize_are_warned_of():
     (problem,) = advise(small_spec(4, **elastic, norm={"kind": "batch_norm"}))
     assert (problem.loc, problem.value) == ("norm.kind", "batch_norm on 2 to 4 workers")
     assert advise(small_spec(4, **elastic)) == ()
+
+
+def test_frozen_statistics_must_come_from_somewhere():
+    """A new model's are 0 and 1; those of a checkpoint, or of the user's own model, may be trained."""
+    frozen = {"norm": {"kind": "frozen_bn"}, "batch_size": 2}
+    (problem,) = advise(small_spec(1, **frozen))
+
+    assert "set initialize_from to a checkpoint" in problem.remedy
+    assert advise(small_spec(1, **frozen, initialize_from="job_" + "0" * 26 + "/checkpoints/best")) == ()
+    assert advise(small_spec(1, **frozen, model={"name": "code:mine.models:pretrained"})) == ()

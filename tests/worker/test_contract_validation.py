@@ -36,6 +36,16 @@ initialize_from: job_01J8ZQ4WZ0V5K3T9M2N7R6C1XH/checkpoints/latest
 SEGMENTATION = {"task": "segmentation", "model": {"name": "unet"}, "data": {"name": "synthetic", "args": {"task": "segmentation"}}}
 
 
+def ghost(args: dict[str, Any]) -> dict[str, Any]:
+    """A spec with ghost_bn and these arguments."""
+    return {"norm": {"kind": "ghost_bn", "args": args}}
+
+
+def auto(kinds: list[str]) -> dict[str, Any]:
+    """A spec whose norm is to be chosen among these."""
+    return {"norm": {"kind": "auto", "args": {"kinds": kinds}}}
+
+
 def _problem(**change: Any):
     with pytest.raises(SpecError) as caught:
         parse_spec({**MINIMAL, **change})
@@ -80,6 +90,12 @@ def test_an_optimizer_without_a_name_is_sgd():
         ({"recalibrate": {"num_sample": 1}}, "recalibrate.num_sample", 1, "a known key", "did you mean num_samples?"),
         ({"optimizer": {"name": "adam"}}, "optimizer.name", "adam", "one of sgd, adamw", "did you mean adamw?"),
         ({"norm": {"kind": "syncbn"}}, "norm.kind", "syncbn", "one of sync_bn", "did you mean sync_bn?"),
+        (ghost({"virtual_batch_siz": 4}), "norm.args.virtual_batch_siz", 4, "a known key", "did you mean virtual_batch_size?"),
+        (ghost({"virtual_batch_size": 0}), "norm.args.virtual_batch_size", 0, "greater than or equal to 1", "set norm.args.virtual_batch"),
+        ({"norm": {"args": {"num_groups": 4}}}, "norm.args.num_groups", 4, "a known key", "remove it; known keys: none"),
+        (auto(["sync_bn", "gost_bn"]), "norm.args.kinds", None, "kinds among sync_bn, batch_norm, ghost_bn", "remove gost_bn"),
+        (auto(["sync_bn", "sync_bn"]), "norm.args.kinds", None, "each kind once", "remove the second one"),
+        (auto(["sync_bn"]), "norm.args.kinds", None, "at least 2 items", "set norm.args.kinds"),
         ({"model": {"name": "resnet19"}}, "model.name", "resnet19", "one of resnet18", "did you mean resnet18?"),
         ({"data": {"name": "digit"}}, "data.name", "digit", "one of digits", "did you mean digits?"),
         ({"precision": "bf_16"}, "precision", "bf_16", "'bf16'", "did you mean bf16?"),
@@ -138,6 +154,7 @@ def test_a_problem_names_key_value_expectation_and_remedy(change, loc, value, ex
         ({"norm": {"group_size": 2}, "resources": {"workers": {"min": 2, "max": 4}}}, "norm.group_size 2 does not divide every number"),
         ({"resources": {"workers": {"min": 3, "max": 2}}}, "workers.min 3 is more than workers.max 2"),
         ({"batch_size": 12, "resources": {"workers": {"min": 2, "max": 16}}}, "batch_size 12 cannot be split over 16 workers"),
+        ({"norm": {"kind": "batch_renorm", "args": {"r_end": 10}}}, "start 5000 is after r_end 10 or d_end 25000); set start: 10 or less"),
         ({"optimizer": {"name": "sgd", "momentum": 0, "nesterov": True}}, "nesterov needs a momentum"),
         ({"compile": "model", "accumulate": 2}, "compile: model with accumulate compiles anew in every step"),
         ({"model": {"name": "hybrid", "args": {"width": 9, "heads": 5}}}, "5 heads do not divide 36 channels"),
@@ -171,6 +188,13 @@ def test_the_best_checkpoint_is_told_by_a_metric_of_the_task(change, best):
 def test_names_that_only_a_worker_can_look_up_are_taken_as_they_are(name):
     """The controller has neither the user's code nor the libraries; arguments are theirs to check."""
     assert parse_spec({**MINIMAL, "model": {"name": name, "args": {"x": 1}}}).model.args == {"x": 1}
+
+
+def test_each_kind_of_norm_has_arguments_of_its_own():
+    """What is left out has its default; a chosen kind's are those of the choice."""
+    assert parse_spec({**MINIMAL, **ghost({})}).norm.args == {"virtual_batch_size": 32}
+    assert parse_spec({**MINIMAL, "norm": {"kind": "group_norm"}}).norm.args == {"num_groups": None}
+    assert parse_spec({**MINIMAL, "norm": {"kind": "auto"}}).norm.args == {"kinds": ["sync_bn", "batch_norm", "group_norm"]}
 
 
 def test_averaging_can_be_switched_off():

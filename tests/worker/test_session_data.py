@@ -3,7 +3,8 @@
 import pytest
 
 from tests.support.images import truncate, write_classes
-from tests.support.jobs import FailureCode, run_job, small_spec
+from tests.support.jobs import JOB, OTHER_JOB, FailureCode, run_job, small_spec
+from worker.contract.spec import RecalibrateSpec
 
 pytestmark = pytest.mark.ranks
 
@@ -69,3 +70,16 @@ def test_a_broken_file_ends_the_job_by_name(pool, tmp_path, folder):
     assert "samples cannot be read, among them" in causes[0]
     assert f"{folder}/a/00" in causes[0]
     assert "expected at most 0 in one pass over the data; mend or remove the files, or raise data.max_bad" in causes[0]
+
+
+def test_two_evaluations_of_one_step_are_two_passes(pool, tmp_path, folder):
+    """A job that evaluates before and after it re-estimates meets the same broken file twice; one is allowed for, in a pass."""
+    held_out = write_classes(tmp_path / "held-out", {"a": 3, "b": 3})
+    truncate(held_out / "a" / "001.png")
+    spec = _spec(folder, 1, split={"validation": str(held_out)}, max_bad=1)
+    assert _run(pool, tmp_path, "0", spec)[0].outcome == "succeeded"
+    changes = {"steps": 0, "initialize_from": f"{JOB}/checkpoints/4", "recalibrate": RecalibrateSpec(num_samples=18)}
+    again = run_job(pool, spec.model_copy(update=changes), tmp_path / "0", job_id=OTHER_JOB, resume=f"{JOB}/4")[0]
+
+    assert again.outcome == "succeeded", again.failure
+    assert len([event for event in again.of("warning") if "001.png cannot be read" in event["message"]]) == 2

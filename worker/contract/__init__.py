@@ -6,7 +6,7 @@ Owns the words and their validation; does nothing. This face re-exports, against
 
 from worker.contract.advice import advise
 from worker.contract.assignment import Assignment
-from worker.contract.catalogue import DATASETS, MODELS, NORMS, TASKS
+from worker.contract.catalogue import AUTO, DATASETS, MODELS, NORMS, TASKS
 from worker.contract.events import Drain, EventType, RankEvent, Reading
 from worker.contract.failure import FailureCode, JobFailure
 from worker.contract.manifest import (
@@ -25,6 +25,7 @@ from worker.contract.telemetry import LayerRecord, TelemetryRecord
 from worker.contract.validation import SpecError, parse_spec
 
 __all__ = [
+    "AUTO",
     "DATASETS",
     "MODELS",
     "NORMS",

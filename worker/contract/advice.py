@@ -1,12 +1,14 @@
 """What a valid spec had better not ask for. Pure; owns the rules of thumb and their figures, which are those of docs/norms.md."""
 
+from worker.contract.catalogue import OWN_STATISTICS_NORMS
+from worker.contract.names import is_code
 from worker.contract.problem import Problem
 from worker.contract.spec import JobSpec
 
 LEAST_SAMPLES_TOGETHER = 16
 """BatchNorm over fewer samples has noisy statistics: training and inference no longer agree."""
 
-_PER_BATCH_KINDS = {"sync_bn", "batch_norm"}
+_PER_BATCH_KINDS = {"sync_bn", *OWN_STATISTICS_NORMS}
 
 
 def samples_normalized_together(spec: JobSpec) -> int | None:
@@ -17,30 +19,39 @@ def samples_normalized_together(spec: JobSpec) -> int | None:
     if spec.norm.kind not in _PER_BATCH_KINDS:
         return None
     workers, group = spec.resources.max_workers, spec.norm.group_size
-    sharing = 1 if spec.norm.kind == "batch_norm" else workers if group == "all" else group
+    sharing = 1 if spec.norm.kind in OWN_STATISTICS_NORMS else workers if group == "all" else group
     return spec.batch_size * sharing // (spec.accumulate * workers)
 
 
 def advise(spec: JobSpec) -> tuple[Problem, ...]:
     """Return what to think twice about: nothing that keeps a job from running."""
-    return (*_elastic_statistics(spec), *_small_batches(spec))
+    return (*_elastic_statistics(spec), *_too_little(spec))
 
 
 def _elastic_statistics(spec: JobSpec) -> tuple[Problem, ...]:
     resources = spec.resources
-    if spec.norm.kind != "batch_norm" or resources.min_workers == resources.max_workers:
+    if spec.norm.kind not in OWN_STATISTICS_NORMS or resources.min_workers == resources.max_workers:
         return ()
     return (
         Problem(
             loc="norm.kind",
-            value=f"batch_norm on {resources.min_workers} to {resources.max_workers} workers",
+            value=f"{spec.norm.kind} on {resources.min_workers} to {resources.max_workers} workers",
             expected="statistics that do not depend on the number of workers",
-            remedy="use sync_bn: each rank of batch_norm normalizes its own share, which changes with every resize",
+            remedy="use sync_bn: each rank normalizes its own share, which changes with every resize",
         ),
     )
 
 
-def _small_batches(spec: JobSpec) -> tuple[Problem, ...]:
+def _too_little(spec: JobSpec) -> tuple[Problem, ...]:
+    if spec.norm.kind == "frozen_bn" and spec.initialize_from is None and not is_code(spec.model.name):
+        return (
+            Problem(
+                loc="norm.kind",
+                value="frozen_bn without initialize_from",
+                expected="trained statistics: those of a new model normalize nothing",
+                remedy="set initialize_from to a checkpoint of a job with sync_bn, or use another kind; see docs/norms.md",
+            ),
+        )
     together = samples_normalized_together(spec)
     if together is None or together >= LEAST_SAMPLES_TOGETHER:
         return ()

@@ -1,9 +1,9 @@
 """The names a spec may use for tasks, models, data sets and norms, and the arguments each takes. The builders live in the worker."""
 
 from dataclasses import dataclass
-from typing import Annotated, Literal, Self
+from typing import Annotated, Final, Literal, Self
 
-from pydantic import Field, StrictInt, model_validator
+from pydantic import Field, StrictInt, field_validator, model_validator
 
 from worker.contract.frozen import Frozen
 from worker.contract.rules import refuse
@@ -134,7 +134,59 @@ class WebDatasetArgs(Frozen):
 
 
 class NormArgs(Frozen):
-    """Every norm takes its options from the spec's `norm` section."""
+    """A norm that takes nothing beyond eps, momentum and group_size of the spec's `norm` section, as far as it has any of these."""
+
+
+class GroupNormArgs(Frozen):
+    """GroupNorm."""
+
+    num_groups: Annotated[StrictInt, Field(ge=1)] | None = Field(
+        None, description="a divisor of the channels of every norm of the model; null: for each norm the largest one that divides 32 too"
+    )
+
+
+class GhostBatchNormArgs(Frozen):
+    """BatchNorm of virtual batches."""
+
+    virtual_batch_size: Annotated[StrictInt, Field(ge=1)] = Field(32, description="samples of a rank's share that are normalized together")
+
+
+class BatchRenormArgs(Frozen):
+    """How far a batch's statistics are corrected towards the running ones: not at all at first, then ever more, up to r_max and d_max."""
+
+    r_max: Annotated[float, Field(ge=1)] = Field(3.0, description="the largest factor, and its inverse the smallest")
+    d_max: Annotated[float, Field(ge=0)] = Field(5.0, description="the largest shift, in standard deviations")
+    start: Annotated[StrictInt, Field(ge=0)] = Field(5_000, description="the step at which the correction begins")
+    r_end: Annotated[StrictInt, Field(ge=0)] = Field(40_000, description="the step at which r_max is reached")
+    d_end: Annotated[StrictInt, Field(ge=0)] = Field(25_000, description="the step at which d_max is reached")
+
+    @model_validator(mode="after")
+    def _goes_forward(self) -> Self:
+        if self.start > min(self.r_end, self.d_end):
+            raise refuse(
+                f"start {self.start} is after r_end {self.r_end} or d_end {self.d_end}",
+                "start at or before both",
+                f"set start: {min(self.r_end, self.d_end)} or less",
+            )
+        return self
+
+
+class AutoNormArgs(Frozen):
+    """The kinds of which the best is chosen."""
+
+    kinds: tuple[str, ...] = Field(
+        ("sync_bn", "batch_norm", "group_norm"), min_length=2, max_length=8, description="tried in this order; the earlier of equals wins"
+    )
+
+    @field_validator("kinds")
+    @classmethod
+    def _are_known(cls, kinds: tuple[str, ...]) -> tuple[str, ...]:
+        for kind in kinds:
+            if kind not in NORMS:
+                raise refuse(f"unknown norm kind {kind}", f"kinds among {', '.join(NORMS)}", f"remove {kind}")
+            if kinds.count(kind) > 1:
+                raise refuse(f"{kind} is there twice", "each kind once", "remove the second one")
+        return kinds
 
 
 @dataclass(frozen=True)
@@ -178,7 +230,16 @@ DATASETS = _table(
 NORMS = _table(
     Entry("sync_bn", "BatchNorm over the whole global batch, synchronized by one all-reduce", NormArgs),
     Entry("batch_norm", "BatchNorm over each rank's own share of the batch", NormArgs),
-    Entry("group_norm", "GroupNorm, up to 32 groups of channels, no running statistics", NormArgs),
-    Entry("layer_norm", "LayerNorm over channels and space, no running statistics", NormArgs),
+    Entry("ghost_bn", "BatchNorm over virtual batches, smaller than each rank's own share", GhostBatchNormArgs),
+    Entry("batch_renorm", "sync_bn, corrected towards the running statistics: for small batches", BatchRenormArgs),
+    Entry("frozen_bn", "BatchNorm with fixed statistics, weight and bias: for fine-tuning with initialize_from", NormArgs),
+    Entry("group_norm", "GroupNorm over groups of channels of one sample, no running statistics", GroupNormArgs),
+    Entry("layer_norm", "LayerNorm over the channels of one position, no running statistics", NormArgs),
     Entry("instance_norm", "InstanceNorm, each sample and channel alone, no running statistics", NormArgs),
+    Entry("switchable", "a learned mixture of instance, layer and sync_bn statistics", NormArgs),
 )
+OWN_STATISTICS_NORMS: Final = frozenset({"batch_norm", "ghost_bn"})
+"""Kinds whose running statistics are those of a rank's own share, and differ from rank to rank."""
+AUTO_NORM: Final = "auto"
+"""The controller replaces it by a kind before the job starts; a rank never sees it."""
+AUTO = Entry(AUTO_NORM, "chosen by short trials of several kinds before the job starts", AutoNormArgs)

@@ -21,6 +21,8 @@ class FailureCode(StrEnum):
     OUT_OF_MEMORY = "out_of_memory"
     CHECKPOINT_ERROR = "checkpoint_error"
     """A checkpoint could not be read or written."""
+    EXPORT_FAILED = "export_failed"
+    """The model cannot be brought into a format, or what was written does not compute the same."""
     STORAGE_NOT_SHARED = "storage_not_shared"
     """A rank does not see the storage directory that the controller sees."""
     PEER_LOST = "peer_lost"

@@ -82,6 +82,24 @@ class Health(Frozen):
     findings: tuple[Finding, ...] = ()
 
 
+class InputEntry(Frozen):
+    """What the model takes and tells apart."""
+
+    image_shape: tuple[int, ...]
+    """Channels, then the size in each dimension, after the transforms."""
+    num_classes: int
+
+
+class ExportEntry(Frozen):
+    """How a file in another format was made and verified."""
+
+    format: str
+    max_difference: float
+    """Largest difference between its outputs and those of the trained model, relative to the largest output."""
+    num_samples: int
+    """Held-out samples that the outputs were compared on."""
+
+
 class Manifest(Frozen):
     """What a checkpoint holds and how to know that it is whole."""
 
@@ -107,6 +125,10 @@ class Manifest(Frozen):
     statistics: FileEntry | None = None
     """Size and digest of the running statistics alone, as a safetensors file of their own: what `?include=statistics` sends. None where
     there are none, and in checkpoints of before."""
+    inputs: InputEntry | None = None
+    """None in checkpoints of before."""
+    exports: dict[str, ExportEntry] = Field(default_factory=dict)
+    """Those of the files that are exports, by name."""
     writer: str = ""
     """In an object store, a word that tells apart two writers of one fence; empty elsewhere."""
 

@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import AfterValidator, BeforeValidator, Field, JsonValue, StrictBool, StrictInt, field_validator, model_validator
 
 from worker.contract.best import Best, BestSpec, default_metric
-from worker.contract.catalogue import MODELS, NORMS, TASKS, Entry
+from worker.contract.catalogue import AUTO_NORM, MODELS, NORMS, TASKS, Entry
 from worker.contract.data import DataSpec
 from worker.contract.frozen import Frozen
 from worker.contract.names import CODE_PREFIX, is_code, is_of_library
@@ -84,14 +84,11 @@ class ModelSpec(Frozen):
         return name if is_code(name) or is_of_library(name) else _known("model", MODELS, name)
 
 
-AUTO_NORM = "auto"
-"""The controller replaces it by a kind before the job starts; a rank never sees it."""
-
-
 class NormSpec(Frozen):
-    """Which normalization every norm site of the model uses. momentum None: cumulative average."""
+    """Which normalization every norm site of the model uses, and what only this kind takes. momentum None: cumulative average."""
 
     kind: str = "sync_bn"
+    args: dict[str, JsonValue] = Field(default_factory=dict)
     momentum: Annotated[float, Field(ge=0, le=1)] | None = 0.1
     eps: Annotated[float, Field(gt=0, le=1)] = 1e-5
     group_size: Literal["all"] | Annotated[StrictInt, Field(ge=1)] = "all"
@@ -198,6 +195,11 @@ class RecalibrateSpec(Frozen):
     """Re-estimate the running statistics over the training data after training, before the final evaluation."""
 
     num_samples: Annotated[StrictInt, Field(ge=1)] = 10_000
+    estimator: Literal["exact", "mean_of_batches"] = "exact"
+    """Of the population, or the average of the batches' own statistics: `syncbn.recalibrate`."""
+
+
+ExportFormat = Literal["plain", "folded", "onnx"]
 
 
 class EmaSpec(Frozen):
@@ -232,7 +234,8 @@ class JobSpec(Frozen):
     data: DataSpec
     batch_size: Annotated[StrictInt, Field(ge=1, le=2**31)] = 128
     epochs: Annotated[StrictInt, Field(ge=1, le=1_000_000)] | None = None
-    steps: Annotated[StrictInt, Field(ge=1, le=2**40)] | None = None
+    steps: Annotated[StrictInt, Field(ge=0, le=2**40)] | None = None
+    """0: a checkpoint of another job is re-estimated, exported or evaluated, and nothing is trained."""
     optimizer: Annotated[SgdSpec | AdamWSpec, Field(discriminator="name"), SgdUnlessNamed] = SgdSpec()
     schedule: ScheduleSpec = ScheduleSpec()
     clip_norm: Annotated[float, Field(gt=0)] | None = None
@@ -244,6 +247,7 @@ class JobSpec(Frozen):
     resources: ResourceSpec = ResourceSpec()
     checkpoint: CheckpointSpec = CheckpointSpec()
     recalibrate: Annotated[RecalibrateSpec | Literal["off"], OffSwitch] = "off"
+    export: Annotated[tuple[ExportFormat, ...], Field(max_length=8)] = ()
     retries: RetrySpec = RetrySpec()
     priority: Annotated[StrictInt, Field(ge=-1000, le=1000)] = 0
     timeout_s: Annotated[float, Field(gt=0)] = 86_400
@@ -267,6 +271,14 @@ class JobSpec(Frozen):
         task = raw.get("task", "classification")
         name = task.get("name", "classification") if isinstance(task, dict) else task
         return {**raw, "checkpoint": {**checkpoint, "keep_best": default_metric(str(name))}}
+
+    @model_validator(mode="after")
+    def _has_something_to_do(self) -> Self:
+        if self.steps == 0 and self.initialize_from is None:
+            raise refuse("steps: 0 trains nothing", "initialize_from beside steps: 0", "name a checkpoint, or set steps to 1 or more")
+        if self.export and self.steps != 0:
+            raise refuse("only what is trained already is exported", "steps: 0 beside export", "export a checkpoint of this job afterwards")
+        return self
 
     @model_validator(mode="after")
     def _holds_together(self) -> Self:

@@ -8,11 +8,11 @@ from pydantic import ValidationError
 from pydantic_core import ErrorDetails
 
 from worker.contract.best import METRICS, known_mode
-from worker.contract.catalogue import DATASETS, MODELS, TASKS, Entry
+from worker.contract.catalogue import AUTO, AUTO_NORM, DATASETS, MODELS, NORMS, TASKS, Entry
 from worker.contract.data import DataSpec
 from worker.contract.frozen import Frozen
 from worker.contract.problem import Problem, shortened
-from worker.contract.spec import JobSpec, ModelSpec, TaskSpec
+from worker.contract.spec import JobSpec, ModelSpec, NormSpec, TaskSpec
 from worker.contract.transforms import TRANSFORM_NAMES
 
 # The tags that pydantic puts into the path of a union member; a user never wrote them.
@@ -47,7 +47,7 @@ def parse_spec(raw: Any) -> JobSpec:
     Args:
         raw: what the user wrote, as plain Python values.
     Returns:
-        The spec with every default filled in, and `model.args` and `data.args` complete.
+        The spec with every default filled in, and the `args` of task, model, norm and data complete.
     Raises:
         SpecError: with every problem found, not only the first.
 
@@ -62,10 +62,15 @@ def parse_spec(raw: Any) -> JobSpec:
         spec = JobSpec.model_validate(raw)
     except ValidationError as error:
         raise SpecError(_problems(error, JobSpec)) from error
-    sections = {"task": TASKS.get(spec.task.name), "model": MODELS.get(spec.model.name), "data": DATASETS.get(spec.data.name)}
+    sections = {
+        "task": TASKS.get(spec.task.name),
+        "model": MODELS.get(spec.model.name),
+        "norm": AUTO if spec.norm.kind == AUTO_NORM else NORMS[spec.norm.kind],
+        "data": DATASETS.get(spec.data.name),
+    }
     resolved, problems = {}, []
     for name, entry in sections.items():
-        section: TaskSpec | ModelSpec | DataSpec = getattr(spec, name)
+        section: TaskSpec | ModelSpec | NormSpec | DataSpec = getattr(spec, name)
         # The arguments of user code and of other libraries are theirs to check.
         args, found = (section.args, []) if entry is None else _resolve(f"{name}.args", entry, section.args)
         resolved[name] = section.model_copy(update={"args": args})

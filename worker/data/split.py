@@ -13,12 +13,8 @@ IGNORED_LABEL = 255
 """In masks: pixels of no class, by the convention of Pascal VOC and Cityscapes."""
 
 
-class Split(Protocol):
-    """Samples that can be fetched by index, in any order, by any rank. Pickles small: loader processes get a copy."""
-
-    @property
-    def num_samples(self) -> int:
-        """Samples in the split."""
+class Inputs(Protocol):
+    """What a model takes and tells apart."""
 
     @property
     def num_classes(self) -> int:
@@ -27,6 +23,14 @@ class Split(Protocol):
     @property
     def image_shape(self) -> tuple[int, ...]:
         """Channels, then the size in each dimension."""
+
+
+class Split(Inputs, Protocol):
+    """Samples that can be fetched by index, in any order, by any rank. Pickles small: loader processes get a copy."""
+
+    @property
+    def num_samples(self) -> int:
+        """Samples in the split."""
 
     def batch(self, indices: Indices, epoch: int) -> tuple[Array, Array]:
         """Return images (n, C, *spatial) float32, and labels (n,) or masks (n, *spatial) int64; n may be 0.

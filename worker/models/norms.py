@@ -1,15 +1,18 @@
 """From the norm section of a spec to what builds the norm sites of a model, and converts those it came with. The kinds are in `syncbn`."""
 
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
 from torch import nn
 
 import syncbn
+from worker.contract.catalogue import NORMS
 from worker.contract.spec import NormSpec
 
-RUNNING_STATISTICS_KINDS = frozenset({"sync_bn", "batch_norm"})
+_TAKES_MOMENTUM = frozenset({"sync_bn", "batch_norm", "ghost_bn", "batch_renorm", "switchable"})
+_TAKES_GROUP = frozenset({"sync_bn", "batch_renorm", "switchable"})
+# Their state is that of a torch.nn.BatchNorm, and in eval mode so is what they compute.
+_IS_PLAIN_IN_EVAL = frozenset({"sync_bn", "batch_norm", "ghost_bn", "batch_renorm", "frozen_bn"})
 
 _BATCH_NORMS: dict[int, type[nn.BatchNorm1d | nn.BatchNorm2d | nn.BatchNorm3d]] = {1: nn.BatchNorm1d, 2: nn.BatchNorm2d, 3: nn.BatchNorm3d}
 _AnyBatchNorm = nn.modules.batchnorm._BatchNorm  # noqa: SLF001  the only common class of the family
@@ -21,17 +24,23 @@ class Norms:
 
     spec: NormSpec
     is_training: bool
-    """Whether sync_bn is synchronized; both kinds of BatchNorm are plain `torch.nn` layers otherwise."""
+    """Otherwise all kinds of BatchNorm are plain `torch.nn` layers."""
     group: Any = None
-    """The process group that sync_bn synchronizes over; None for all ranks."""
+    """The process group that statistics are synchronized over; None for all ranks."""
     dimensions: int = 2
     """Of space, in the images of the job."""
 
     def __call__(self, channels: int) -> nn.Module:
         """Return one norm."""
-        if self.is_training and self.spec.kind == "sync_bn":
-            return syncbn.SyncBatchNorm(channels, self.spec.eps, self.spec.momentum, process_group=self.group)
-        return LOCAL[self.spec.kind](self, channels)
+        spec = self.spec
+        if self._is_plain:
+            return _BATCH_NORMS[self.dimensions](channels, spec.eps, spec.momentum)
+        options: dict[str, Any] = {"eps": spec.eps, **NORMS[spec.kind].args.model_validate(spec.args).model_dump()}
+        if spec.kind in _TAKES_MOMENTUM:
+            options["momentum"] = spec.momentum
+        if spec.kind in _TAKES_GROUP:
+            options["process_group"] = self.group
+        return syncbn.build_norm(spec.kind, channels, **options)
 
     def in_dimensions(self, dimensions: int) -> "Norms":
         """Return the same for images of so many dimensions of space."""
@@ -43,12 +52,11 @@ class Norms:
         Raises:
             ConversionError: a subclass of BatchNorm with a forward of its own, which the conversion would lose.
         """
-        if self.spec.kind in RUNNING_STATISTICS_KINDS:
+        if self._is_plain or self.spec.kind == "sync_bn":
             for layer in model.modules():
                 if isinstance(layer, _AnyBatchNorm):
                     layer.eps, layer.momentum = self.spec.eps, self.spec.momentum
-            is_synchronized = self.is_training and self.spec.kind == "sync_bn"
-            return syncbn.convert_sync_batchnorm(model, self.group) if is_synchronized else syncbn.revert_sync_batchnorm(model)
+            return syncbn.revert_sync_batchnorm(model) if self._is_plain else syncbn.convert_sync_batchnorm(model, self.group)
         # Through the library's conversion first, because it knows what must not be replaced, and shared layers.
         syncbn.convert_sync_batchnorm(model)
         replacements: dict[int, nn.Module] = {}
@@ -61,35 +69,22 @@ class Norms:
         return model
 
     def _in_place_of(self, old: syncbn.SyncBatchNorm) -> nn.Module:
-        """Return a norm with the weight and bias of a layer, which may be initialized on purpose, as to zero at the end of a block."""
+        """Return a norm with a layer's weight and bias, which may be initialized on purpose, as to zero, and with its statistics."""
         new = self(old.num_features)
-        own = {name: value for name, value in old.state_dict().items() if name in {"weight", "bias"}}
-        new.load_state_dict(own, strict=False)
+        new.load_state_dict(old.state_dict(), strict=False)
         return new
+
+    @property
+    def _is_plain(self) -> bool:
+        """Whether the layers are those of `torch.nn`."""
+        return self.spec.kind == "batch_norm" or (not self.is_training and self.spec.kind in _IS_PLAIN_IN_EVAL)
 
 
 def training_norm(spec: NormSpec, group: Any = None) -> Norms:
-    """Return what builds each norm while training; `group` is the process group that sync_bn synchronizes over, None for all ranks."""
+    """Return what builds each norm while training; `group` is the process group to synchronize over, None for all ranks."""
     return Norms(spec, is_training=True, group=group)
 
 
 def inference_norm(spec: NormSpec) -> Norms:
-    """Return what builds each norm where there are no ranks: plain `torch.nn.BatchNorm2d`, or 3d, for both kinds of BatchNorm."""
+    """Return what builds each norm where there are no ranks: plain `torch.nn.BatchNorm2d`, or 3d, for all kinds of BatchNorm."""
     return Norms(spec, is_training=False)
-
-
-def _batch_norm(norms: Norms, channels: int) -> nn.Module:
-    return _BATCH_NORMS[norms.dimensions](channels, norms.spec.eps, norms.spec.momentum)
-
-
-def _built(norms: Norms, channels: int) -> nn.Module:
-    return syncbn.build_norm(norms.spec.kind, channels, eps=norms.spec.eps)
-
-
-LOCAL: dict[str, Callable[[Norms, int], nn.Module]] = {
-    "sync_bn": _batch_norm,
-    "batch_norm": _batch_norm,
-    "group_norm": _built,
-    "layer_norm": _built,
-    "instance_norm": _built,
-}

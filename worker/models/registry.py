@@ -9,7 +9,7 @@ from torch import nn
 from worker.contract.catalogue import MODELS, CspDarknetArgs, HybridArgs, ResNetArgs, UNetArgs
 from worker.contract.names import is_code, is_of_library
 from worker.contract.spec import ModelSpec, NormSpec
-from worker.data.split import Split
+from worker.data.split import Inputs
 from worker.errors import TaskError, blame
 from worker.models.cspdarknet import CspDarknet
 from worker.models.external import Wanted, build_from_code, build_from_library
@@ -19,18 +19,18 @@ from worker.models.resnet import ResNet
 from worker.models.sites import Placement
 from worker.models.unet import UNet
 
-Builder = Callable[[Any, Split, Norms, Placement], nn.Module]
+Builder = Callable[[Any, Inputs, Norms, Placement], nn.Module]
 
 
 def _resnet(depth: Literal[18, 34, 50]) -> Builder:
-    def build(args: ResNetArgs, data: Split, norm: Norms, placement: Placement) -> nn.Module:
+    def build(args: ResNetArgs, data: Inputs, norm: Norms, placement: Placement) -> nn.Module:
         _require_images(f"resnet{depth}", data)
         return ResNet(depth, data.image_shape[0], data.num_classes, norm=norm, width=args.width, stem=args.stem, placement=placement)
 
     return build
 
 
-def _hybrid(args: HybridArgs, data: Split, norm: Norms, placement: Placement) -> nn.Module:
+def _hybrid(args: HybridArgs, data: Inputs, norm: Norms, placement: Placement) -> nn.Module:
     _require_images("hybrid", data)
     return Hybrid(
         data.image_shape[0],
@@ -43,12 +43,12 @@ def _hybrid(args: HybridArgs, data: Split, norm: Norms, placement: Placement) ->
     )
 
 
-def _cspdarknet(args: CspDarknetArgs, data: Split, norm: Norms, placement: Placement) -> nn.Module:
+def _cspdarknet(args: CspDarknetArgs, data: Inputs, norm: Norms, placement: Placement) -> nn.Module:
     _require_images("cspdarknet", data)
     return CspDarknet(data.image_shape[0], data.num_classes, norm=norm, width=args.width, depth=args.depth, placement=placement)
 
 
-def _unet(args: UNetArgs, data: Split, norm: Norms, placement: Placement) -> nn.Module:
+def _unet(args: UNetArgs, data: Inputs, norm: Norms, placement: Placement) -> nn.Module:
     channels, *space = data.image_shape
     return UNet(len(space), channels, data.num_classes, norm=norm, width=args.width, depth=args.depth, placement=placement)
 
@@ -63,7 +63,7 @@ BUILDERS: Mapping[str, Builder] = {
 }
 
 
-def build_model(spec: ModelSpec, norm_spec: NormSpec, norm: Norms, data: Split, seed: int, *, task: str = "classification") -> nn.Module:
+def build_model(spec: ModelSpec, norm_spec: NormSpec, norm: Norms, data: Inputs, seed: int, *, task: str = "classification") -> nn.Module:
     """Return a model on the CPU, in float32, whose parameters are a function of the seed alone; the global generator stays as it was.
 
     Args:
@@ -83,7 +83,7 @@ def build_model(spec: ModelSpec, norm_spec: NormSpec, norm: Norms, data: Split, 
         return BUILDERS[spec.name](MODELS[spec.name].args.model_validate(spec.args), data, norm, norm_spec.placement)
 
 
-def _require_images(name: str, data: Split) -> None:
+def _require_images(name: str, data: Inputs) -> None:
     if len(data.image_shape) != 3:
         raise TaskError(
             f"{name} takes images (C, H, W); the data has samples of shape {data.image_shape}; use unet, or a model of your own"

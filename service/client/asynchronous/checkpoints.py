@@ -1,14 +1,18 @@
 """The routes about checkpoints as methods. A step is a number, "latest" or "best"."""
 
 import hashlib
+import mimetypes
 from collections.abc import AsyncIterator
 from pathlib import Path
 
+from service.client.asynchronous import blocking
 from service.client.asynchronous.download import fetch_checkpoint
 from service.client.asynchronous.requests import Requests
 from service.client.errors import IntegrityError
 from service.client.routes import Json, given, route
 from service.client.wanted import Progress
+
+PREDICTION_TIMEOUT_S = 180.0
 
 
 class CheckpointCalls(Requests):
@@ -53,6 +57,19 @@ class CheckpointCalls(Requests):
         if found != promised:
             raise IntegrityError(f"the statistics arrived as SHA-256 {found}; expected {promised} as the service said; ask again")
         return response.content
+
+    async def predict(self, job_id: str, step: int | str, image: Path) -> Json:
+        """Return the most probable classes of an image by the running statistics of a checkpoint: `{step, predictions}`.
+
+        Raises:
+            OSError: the file cannot be read.
+            BadRequest: it is no image.
+        """
+        content = await blocking.run(image.read_bytes)
+        headers = {"Content-Type": mimetypes.guess_type(image.name, strict=False)[0] or "application/octet-stream"}
+        # The first image of a checkpoint waits for a process that loads the model.
+        options = {"headers": headers, "is_repeatable": True, "timeout": PREDICTION_TIMEOUT_S}
+        return await self._json("POST", route("jobs", job_id, "checkpoints", step, "predict"), content=content, **options)
 
     async def pin(self, job_id: str, step: int | str) -> Json:
         """Keep a checkpoint from being pruned or deleted, and return it as it is listed. Doing it twice is doing it once."""

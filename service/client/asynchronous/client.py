@@ -3,13 +3,13 @@
 from typing import final
 
 from service.client.asynchronous.checkpoints import CheckpointCalls
-from service.client.asynchronous.jobs import JobCalls
+from service.client.asynchronous.derivations import DerivationCalls
 from service.client.asynchronous.operation import OperationCalls
 
 
 # Inheritance, against the house rule: one object with a method for every route is what a user wants, and more than one file holds.
 @final
-class AsyncClient(JobCalls, CheckpointCalls, OperationCalls):
+class AsyncClient(DerivationCalls, CheckpointCalls, OperationCalls):
     """A client, safe to keep open. Use it as a context manager, or close it.
 
     Args:

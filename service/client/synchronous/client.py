@@ -4,13 +4,13 @@
 from typing import final
 
 from service.client.synchronous.checkpoints import CheckpointCalls
-from service.client.synchronous.jobs import JobCalls
+from service.client.synchronous.derivations import DerivationCalls
 from service.client.synchronous.operation import OperationCalls
 
 
 # Inheritance, against the house rule: one object with a method for every route is what a user wants, and more than one file holds.
 @final
-class Client(JobCalls, CheckpointCalls, OperationCalls):
+class Client(DerivationCalls, CheckpointCalls, OperationCalls):
     """A client, safe to keep open. Use it as a context manager, or close it.
 
     Args:

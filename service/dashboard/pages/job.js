@@ -60,7 +60,7 @@ function head(job, redraw) {
   const facts = [
     job.started_at ? `ran ${between(job.started_at, job.finished_at)}` : `waits ${ago(job.created_at)}`, left === null ? null : `about ${duration(left)} left`,
     `${job.world_size} ${job.world_size === 1 ? "worker" : "workers"}`, `step ${count(job.progress.step)}${job.progress.total_steps ? ` of ${count(job.progress.total_steps)}` : ""}`,
-    job.priority ? `priority ${job.priority}` : null,
+    job.priority ? `priority ${job.priority}` : null, origin(job.spec.initialize_from),
   ];
   const why = job.message || job.state === "failed";
   return h("div", { class: "head", "data-key": "head" },
@@ -68,6 +68,12 @@ function head(job, redraw) {
     h("p", { class: "facts-line" }, state(job.state), progress(job), facts.filter(Boolean).map((fact) => h("span", {}, fact)), code(job.id)),
     why ? h("p", { class: job.state === "failed" ? "reason failed" : "reason" }, h("code", {}, job.reason), " ", job.message) : null,
     Object.keys(job.labels).length ? h("p", { class: "labels" }, Object.entries(job.labels).map(([key, value]) => h("a", { href: `#/jobs?${new URLSearchParams({ label: `${key}=${value}` })}` }, `${key}=${value}`))) : null);
+}
+
+/** The checkpoint that a job began with. */
+function origin(reference) {
+  const [id, , step] = reference?.split("/") ?? [];
+  return id ? h("a", { href: `#/jobs/${id}/checkpoints` }, `from step ${step} of ${id}`) : null;
 }
 
 /** What can be done with a job as it stands, by this service. */

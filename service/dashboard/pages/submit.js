@@ -32,6 +32,7 @@ export function open(query, redraw) {
     timer = setTimeout(check, CHECK_MS);
   };
   const put = (path, value) => {
+    if (path === "norm.kind") delete spec.norm?.args; // each kind has its own
     const [last, ...rest] = path.split(".").reverse();
     rest.reverse().reduce((at, name) => (at[name] ??= {}), spec)[last] = value;
     changed();
@@ -70,7 +71,7 @@ export function open(query, redraw) {
       return [
         h("h1", {}, query.get("from") ? "Fork" : "Submit"),
         h("form", { onsubmit: submit, class: "columns-two", "data-key": "form" },
-          card(isForm ? "Form" : "YAML", isForm ? FIELDS.map((field) => control(field, spec, catalogue, answer?.error, put)) : h("textarea", { id: "yaml", "aria-label": "Spec as YAML", rows: 28, spellcheck: "false", oninput: write }, text),
+          card(isForm ? "Form" : "YAML", isForm ? fields(spec, catalogue).map((field) => control(field, spec, catalogue, answer?.error, put)) : h("textarea", { id: "yaml", "aria-label": "Spec as YAML", rows: 28, spellcheck: "false", oninput: write }, text),
             h("div", { class: "row" }, h("button", { disabled: isSending || !isCurrent || !answer?.spec }, "Submit"),
               isForm ? h("button", { type: "button", onclick: toYaml }, "Edit as YAML") : h("button", { type: "button", onclick: toForm, disabled: !isCurrent || !answer?.spec }, "Edit as form"))),
           verdict(answer, isForm ? spec : null)),
@@ -85,10 +86,20 @@ async function first(query) {
   const id = query.get("from"), checkpoint = query.get("checkpoint");
   if (!id) return structuredClone(FIRST);
   const { spec } = await get(`/v1/jobs/${id}`);
-  return { ...spec, name: `${spec.name}-fork`.slice(0, 128), ...(checkpoint ? { initialize_from: `${id}/checkpoints/${checkpoint}` } : {}) };
+  // Of a job that trained nothing: what it trains on for is new.
+  const length = spec.steps === 0 ? { steps: null, epochs: FIRST.epochs, export: [], recalibrate: "off" } : {};
+  return { ...spec, ...length, name: `${spec.name}-fork`.slice(0, 128), ...(checkpoint ? { initialize_from: `${id}/checkpoints/${checkpoint}` } : {}) };
 }
 
-function control([path, label, kind], spec, catalogue, error, put) {
+/** The fields, and after the kind of norm what this kind takes, as far as it is a number. */
+function fields(spec, catalogue) {
+  const taken = catalogue.norms?.find((one) => one.name === spec.norm?.kind)?.args.properties ?? {};
+  const numbers = Object.entries(taken).filter(([, one]) => (one.anyOf ?? [one]).some(({ type }) => type === "integer" || type === "number"));
+  const own = numbers.map(([name, one]) => [`norm.args.${name}`, `Normalization, ${name.replaceAll("_", " ")}`, "number", one]);
+  return FIELDS.flatMap((field) => (field[0] === "norm.kind" ? [field, ...own] : [field]));
+}
+
+function control([path, label, kind, about], spec, catalogue, error, put) {
   const value = path.split(".").reduce((at, name) => at?.[name], spec) ?? "";
   const wrong = error?.errors?.filter((one) => one.loc === path) ?? [];
   const id = `field-${path}`;
@@ -97,9 +108,9 @@ function control([path, label, kind], spec, catalogue, error, put) {
   const read = (event) => put(path, kind === "number" ? numberOf(event.target.value) : event.target.value);
   const input = entries
     ? h("select", { ...common, onchange: read }, entries.map((one) => h("option", { value: one.name, selected: one.name === value }, one.name)))
-    : h("input", { ...common, type: kind === "number" ? "text" : kind, inputmode: kind === "number" ? "decimal" : null, value, oninput: read });
-  const about = entries?.find((one) => one.name === value)?.summary;
-  return h("div", { class: "field", "data-key": path }, h("label", { for: id }, label), input, about ? h("span", { class: "quiet" }, about) : null,
+    : h("input", { ...common, type: kind === "number" ? "text" : kind, inputmode: kind === "number" ? "decimal" : null, placeholder: about?.default ?? null, value, oninput: read });
+  const said = entries?.find((one) => one.name === value)?.summary ?? about?.description;
+  return h("div", { class: "field", "data-key": path }, h("label", { for: id }, label), input, said ? h("span", { class: "quiet" }, said) : null,
     wrong.length ? h("span", { class: "wrong", id: `${id}-wrong` }, wrong.map((one) => `expected ${one.expected}; ${one.remedy}`).join("; ")) : null);
 }
 

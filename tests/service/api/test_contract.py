@@ -33,12 +33,16 @@ DELETE /v1/jobs/{job_id}/checkpoints/{step}
 GET /v1/jobs/{job_id}/checkpoints/{step}
 GET /v1/jobs/{job_id}/checkpoints/{step}/archive
 HEAD /v1/jobs/{job_id}/checkpoints/{step}/archive
+POST /v1/jobs/{job_id}/checkpoints/{step}/export
 GET /v1/jobs/{job_id}/checkpoints/{step}/files/{name}
 HEAD /v1/jobs/{job_id}/checkpoints/{step}/files/{name}
 DELETE /v1/jobs/{job_id}/checkpoints/{step}/pin
 PUT /v1/jobs/{job_id}/checkpoints/{step}/pin
+POST /v1/jobs/{job_id}/checkpoints/{step}/predict
+POST /v1/jobs/{job_id}/checkpoints/{step}/recalibrate
 GET /v1/jobs/{job_id}/checkpoints/{step}/statistics
 GET /v1/jobs/{job_id}/events
+POST /v1/jobs/{job_id}/fork
 GET /v1/jobs/{job_id}/logs
 GET /v1/jobs/{job_id}/metrics
 POST /v1/jobs/{job_id}/pause

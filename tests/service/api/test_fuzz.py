@@ -10,6 +10,7 @@ import pytest
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
+from service.api.predictions import IMAGES
 from service.api.ranges import slice_of
 from service.errors import RangeError
 from tests.service.api.test_contract import ROUTES
@@ -35,7 +36,7 @@ MAX_EXAMPLES = 16
 QUIET = [HealthCheck.too_slow, HealthCheck.filter_too_much, HealthCheck.data_too_large, HealthCheck.function_scoped_fixture]
 
 
-@schemathesis.serializer("application/zip", "application/gzip")
+@schemathesis.serializer("application/zip", "application/gzip", *IMAGES)
 def _as_bytes(_context, value):
     return {"data": value if isinstance(value, bytes) else repr(value).encode()}
 

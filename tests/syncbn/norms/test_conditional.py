@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from syncbn import ShapeError, build_norm
+from syncbn import OptionError, ShapeError, build_norm
 from tests.syncbn.oracle import error
 
 SIZES = (3, 0, 4)
@@ -99,3 +99,28 @@ def test_a_condition_that_does_not_fit_is_refused(kind, condition, text) -> None
     """The error has its shape and what was expected."""
     with pytest.raises(ShapeError, match=text):
         build_norm("conditional_bn", 5, **{kind: 3})(torch.randn(7, 5, 4), condition)
+
+
+@pytest.mark.parametrize("condition", [torch.tensor([2, 0, 1, 2]), None], ids=["conditional", "domain"])
+def test_a_mask_leaves_out_whatever_is_outside(condition) -> None:
+    """As the samples cut short one by one; 0, and no gradient, outside."""
+    kind, options = ("domain_bn", {"domains": ("day", "night")}) if condition is None else ("conditional_bn", {"num_classes": 3})
+    layer = build_norm(kind, 2, dtype=torch.float64, **options)
+    x, mask = torch.randn(4, 2, 5, dtype=torch.float64), torch.arange(5) < torch.tensor([[3], [5], [1], [0]])
+    x = torch.where(mask.unsqueeze(1), x, torch.nan).requires_grad_()
+    y = layer(x, mask) if condition is None else layer(x, condition, mask)
+    inside = x.detach().movedim(1, -1)[mask]
+    wanted = (inside - inside.mean(0)) / (inside.var(0, correction=0) + 1e-5).sqrt()
+    torch.testing.assert_close(y.detach().movedim(1, -1)[mask], wanted)
+    y.square().sum().backward()
+    for outside in (y.detach().movedim(1, -1)[~mask], x.grad.movedim(1, -1)[~mask]):
+        assert not outside.any()
+
+
+def test_a_norm_without_masks_is_named() -> None:
+    """Instance normalization in its place takes none; without a mask it works."""
+    layer = build_norm("conditional_bn", 2, num_classes=3, norm=build_norm("instance_norm", 2, affine=False))
+    x, condition = torch.randn(1, 2, 5), torch.tensor([1])
+    with pytest.raises(OptionError, match="norm InstanceNorm takes no mask: expected one that does, as sync_bn"):
+        layer(x, condition, torch.ones(1, 5).bool())
+    assert layer(x, condition).shape == x.shape

@@ -1,4 +1,4 @@
-"""batch_renorm and switchable under activation checkpointing and accumulated gradients: as SyncBatchNorm."""
+"""The other kinds that synchronize under activation checkpointing and accumulated gradients: as SyncBatchNorm."""
 
 from __future__ import annotations
 
@@ -21,17 +21,26 @@ KINDS = {
 }
 
 
+# These hand their calls on to a SyncBatchNorm.
+WRAPPED = {"domain_bn": {"domains": ("day", "night")}, "conditional_bn": {"num_classes": 3}}
+
+
 class Net(nn.Module):
     """One layer used in two segments, with a mask in the second."""
 
     def __init__(self, kind: str) -> None:
         super().__init__()
-        self.norm = filled(build_norm(kind, 3, momentum=0.5, dtype=torch.float64, **KINDS[kind]))
+        self.norm = filled(build_norm(kind, 3, momentum=0.5, dtype=torch.float64, **(KINDS | WRAPPED)[kind]))
+        self.has_condition = kind == "conditional_bn"
+
+    def normalize(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
+        """The layer, with classes 0, 1, 2, 0, ... where it needs some."""
+        return self.norm(x, torch.arange(x.shape[0]) % 3, mask) if self.has_condition else self.norm(x, mask)
 
     def forward(self, x: Tensor, reentrant: bool | None) -> Tensor:
         """Both segments, checkpointed or (None) not."""
         mask = torch.rand((x.shape[0], 4), generator=torch.Generator().manual_seed(1)) < 0.8
-        for segment in (lambda x: self.norm(x).tanh() * 2, lambda x: self.norm(x, mask).sigmoid()):
+        for segment in (lambda x: self.normalize(x).tanh() * 2, lambda x: self.normalize(x, mask).sigmoid()):
             x = segment(x) if reentrant is None else checkpoint(segment, x, use_reentrant=reentrant)
         return x
 
@@ -56,8 +65,15 @@ def trained(rank: int, world_size: int, kind: str, reentrant: bool | None, needs
 
 @pytest.mark.ranks
 @pytest.mark.parametrize("world_size", [1, 3])
-@pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize(("reentrant", "needs_dx"), [(True, True), (False, True), (False, False)])
+@pytest.mark.parametrize(
+    ("kind", "reentrant", "needs_dx"),
+    [
+        (kind, *variant)
+        for kind in [*KINDS, *WRAPPED]
+        for variant in [(True, True), (False, True), (False, False)]
+        if kind != "conditional_bn" or variant[1]
+    ],  # without an affine part no gradient would reach the statistics: they are sent again
+)
 def test_as_without_checkpoints_and_nothing_more_is_sent(ranks, world_size, kind, reentrant, needs_dx) -> None:
     """Outputs, gradients, running statistics and num_batches_tracked, though the statistics have moved before the recomputation."""
     plain, checkpointed = (ranks.run(world_size, trained, kind, variant, needs_dx) for variant in (None, reentrant))

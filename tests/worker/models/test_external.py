@@ -27,16 +27,17 @@ def _build(name, kind="sync_bn", *, is_training=True, data=DATA, task="classific
 
 @pytest.mark.parametrize("kind", sorted(NORMS))
 def test_layers_of_torch_become_the_asked_norm(kind):
-    """A model of plain BatchNorm2d layers, as torchvision's are, is converted: initial weights stay, eps and momentum are the spec's."""
+    """A model of plain BatchNorm2d layers, as torchvision's are, is converted: initial weights and statistics stay."""
     model, plain = _build(f"{HERE}:plain", kind), _build(f"{HERE}:plain", kind, is_training=False)
     wanted = {"sync_bn": syncbn.SyncBatchNorm, "batch_norm": nn.BatchNorm2d}.get(kind) or type(syncbn.build_norm(kind, 4))
 
     assert [type(model[place]) for place in (1, 4)] == [wanted] * 2
     assert model[1].eps == 1e-2
     assert getattr(model[1], "momentum", 0.3) == 0.3
+    assert torch.equal(getattr(model[4], "running_mean", torch.full((4,), 7.0)), torch.full((4,), 7.0))
     assert torch.equal(model[1].weight, torch.zeros(4))
     assert torch.equal(model[4].weight, torch.ones(4))
-    if kind in {"sync_bn", "batch_norm"}:
+    if kind in {"sync_bn", "batch_norm", "ghost_bn", "batch_renorm", "frozen_bn"}:
         assert type(plain[1]) is nn.BatchNorm2d
     plain.load_state_dict(model.state_dict(), strict=True)
     assert model(torch.randn(2, 3, 8, 8)).shape == (2, 10)

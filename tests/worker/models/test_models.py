@@ -6,12 +6,14 @@ import torch
 from torch import nn
 
 import syncbn
+from syncbn.norms.ghost import GhostBatchNorm
+from syncbn.norms.switchable import SwitchableNorm
 from worker.contract import MODELS, NORMS
 from worker.contract.spec import DataSpec, ModelSpec, NormSpec
 from worker.data.registry import build_data
 from worker.errors import TaskError
 from worker.models.cspdarknet import CspDarknet
-from worker.models.norms import LOCAL, inference_norm, training_norm
+from worker.models.norms import inference_norm, training_norm
 from worker.models.registry import BUILDERS, build_model
 from worker.models.resnet import ResNet, ResNet18
 
@@ -30,7 +32,7 @@ def _model(norm=None, seed=0, **args):
 def test_every_name_of_the_catalogue_can_be_built():
     """What the controller accepts, a rank can build; nothing else is there."""
     assert BUILDERS.keys() == MODELS.keys()
-    assert LOCAL.keys() == NORMS.keys() <= set(syncbn.norm_kinds())
+    assert syncbn.norm_kinds() == tuple(sorted({*NORMS, "conditional_bn", "domain_bn"}))  # no data has domains or conditions
 
 
 def test_names_and_shapes_are_those_of_torchvision():
@@ -58,6 +60,9 @@ def test_resnet_50_is_torchvisions():
     assert len(model.state_dict()) == 320
     assert sum(parameter.numel() for parameter in model.parameters()) == 25_557_032
     assert model.state_dict()["layer4.2.conv3.weight"].shape == (2048, 512, 1, 1)
+
+
+BATCH_NORMS = {"sync_bn", "batch_norm", "ghost_bn", "batch_renorm", "frozen_bn"}
 
 
 # Arguments of a small one, and how many norm sites it has.
@@ -90,7 +95,7 @@ def test_every_model_with_every_norm_in_either_place(name, placement, kind):
     for built, norm in ((model, training_norm(spec)), (plain, inference_norm(spec))):
         wanted = type(norm.in_dimensions(dimensions)(8))
         assert sum(type(module) is wanted for module in built.modules()) == num_sites
-    if kind in {"sync_bn", "batch_norm"}:
+    if kind in BATCH_NORMS:
         assert any(type(module) is (nn.BatchNorm3d if dimensions == 3 else nn.BatchNorm2d) for module in plain.modules())
     x, y = map(torch.from_numpy, data.batch(np.arange(3), 0))
     outputs = model(x)
@@ -141,6 +146,25 @@ def test_initialization_is_a_function_of_the_seed():
 
 def test_momentum_and_eps_reach_the_layers():
     """None is the cumulative average."""
-    layer = training_norm(NormSpec(momentum=None, eps=0.5))(3)
+    for kind, built in (("sync_bn", syncbn.SyncBatchNorm), ("ghost_bn", GhostBatchNorm), ("switchable", SwitchableNorm)):
+        layer = training_norm(NormSpec(kind=kind, momentum=None, eps=0.5))(3)
 
-    assert (layer.momentum, layer.eps, type(layer)) == (None, 0.5, syncbn.SyncBatchNorm)
+        assert (layer.momentum, layer.eps, type(layer)) == (None, 0.5, built)
+
+
+def test_arguments_of_a_kind_reach_the_layers():
+    """And the group, each kind that synchronizes; what is left out has its default."""
+    group = object()
+    ghost = training_norm(NormSpec(kind="ghost_bn", args={"virtual_batch_size": 4}), group)(8)
+    renorm = training_norm(NormSpec(kind="batch_renorm", args={"r_max": 2.0, "start": 10}), group)(8)
+
+    assert ghost.virtual_batch_size == 4
+    assert (renorm.clipping.r_max, renorm.clipping.d_max, renorm.clipping.start) == (2.0, 5.0, 10)
+    assert training_norm(NormSpec(kind="group_norm", args={"num_groups": 4}))(8).num_groups == 4
+    assert renorm.process_group is training_norm(NormSpec(kind="switchable"), group)(8).process_group is group
+
+
+def test_groups_that_do_not_divide_the_channels_are_the_users_fault():
+    """Only the model knows its channels: the job fails at its start, and the message has the divisors."""
+    with pytest.raises(TaskError, match=r"num_groups 3 does not divide num_features 4: expected one of \[1, 2, 4\]"):
+        _model(NormSpec(kind="group_norm", args={"num_groups": 3}), width=4)
