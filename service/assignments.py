@@ -5,7 +5,7 @@ spec names.
 """
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from service.artifacts import Artifacts
 from service.catalogue import align
@@ -27,11 +27,12 @@ class Assignments:
         self._storage = storage
         self._artifacts = Artifacts(store, storage)
 
-    async def prepare(self, job: Job, generation: int = 1) -> Callable[[int, str, int], Assignment]:
-        """Write the attempt's marker and return the function from (rank, store host, store port) to assignment.
+    async def prepare(self, job: Job, places: Sequence[int], generation: int = 1) -> Callable[[int, str, int], Assignment]:
+        """Write the attempt's marker and return the function from (place, store host, store port) to assignment.
 
         Args:
             job: as it is now.
+            places: of which the gang consists, in order: the first is rank 0.
             generation: which group of the attempt the assignments are for. After the first, they say what is on record already.
         Raises:
             FileNotFoundError: the checkpoint or the code that the spec names is gone.
@@ -44,14 +45,14 @@ class Assignments:
         cursors = await self._store.events.cursors(job.id, job.attempt)
         reported = await self._store.metrics.last_steps(job.id) if generation > 1 else {}
 
-        def assignment(rank: int, store_host: str, store_port: int) -> Assignment:
+        def assignment(place: int, store_host: str, store_port: int) -> Assignment:
             return Assignment(
                 job_id=job.id,
                 attempt=job.attempt,
                 fence=job.fence,
                 generation=generation,
-                rank=rank,
-                world_size=job.world_size,
+                rank=places.index(place),
+                world_size=len(places),
                 spec=job.spec,
                 storage=self._storage.address,
                 marker=marker,
@@ -60,7 +61,7 @@ class Assignments:
                 code_sha256=code,
                 store_host=store_host,
                 store_port=store_port,
-                after_seq=cursors.get(rank, 0),
+                after_seq=cursors.get(place, 0),
                 reported=reported,
             )
 

@@ -4,7 +4,6 @@ The one file of `service` that imports Ray. `Cluster` and `RunningGang` are what
 """
 
 import asyncio
-import socket
 import sys
 from collections import Counter
 from collections.abc import Callable, Collection, Sequence
@@ -14,14 +13,14 @@ from typing import Any, Protocol
 from weakref import WeakValueDictionary
 
 from service import embedded
+from service.doorway import no_listener, open_door
+from service.places import free_places, places_of
 from service.room import Node, Room
 from service.settings import export_ray_patience, export_ray_token
 from worker.contract import Assignment, Drain
 
 POLL_S = 5.0
 """Length of a long poll. Longer is cheaper; a dead rank is noticed at once whatever it is."""
-
-LISTENER_TIMEOUT_S = 5.0
 
 
 class ClusterError(RuntimeError):
@@ -40,8 +39,8 @@ class RunningGang(Protocol):
     """One attempt's ranks."""
 
     @property
-    def world_size(self) -> int:
-        """Number of ranks."""
+    def places(self) -> tuple[int, ...]:
+        """Where its ranks stand, in order: see `service.places`. What is called a rank below is named by its place."""
 
     @property
     def generation(self) -> int:
@@ -49,13 +48,25 @@ class RunningGang(Protocol):
 
     @property
     def is_torn(self) -> bool:
-        """Whether a living rank has not been told the newest generation: whoever was telling it was cut off."""
+        """Whether a living rank has not been told the newest generation, or belongs to no place: whoever was at it was cut off."""
 
     async def assign(self, generation: int, assignment: Callable[[int, str, int], Assignment]) -> None:
-        """Give every rank its assignment of a generation, made by `assignment(rank, store_host, store_port)`."""
+        """Give every rank its assignment of a generation, made by `assignment(place, store_host, store_port)`."""
 
     async def replace(self, lost: Collection[int], generation: int, is_given_up: Callable[[], bool]) -> None:
         """Put new processes into the places of lost ranks. Raises NoRoomError where a place does not come back, or on giving up."""
+
+    async def enlist(self, number: int, generation: int, is_given_up: Callable[[], bool]) -> tuple[int, ...]:
+        """Start processes in new places and return these. They are no part of the gang before `regroup`, which also ends them.
+
+        Raises NoRoomError where there is none, or on giving up.
+        """
+
+    async def regroup(self, places: Sequence[int]) -> None:
+        """Have the gang consist of these places from now on, and return when every process in another one is gone.
+
+        Raises ClusterError when some are left.
+        """
 
     async def drain(self, rank: int, after_seq: int) -> Drain:
         """Wait up to POLL_S for events. Raises RankDiedError, or ClusterError when nothing is known."""
@@ -128,16 +139,18 @@ def _translated(error: Exception) -> ClusterError:
 
 @dataclass
 class RayGang:
-    """A gang on Ray. A rank without a member died before it could be found."""
+    """A gang on Ray. A place without a member had a rank that died before it could be found."""
 
     job_id: str
     attempt: int
-    world_size: int
+    places: tuple[int, ...]
     cpus: float
     gpus: int
     members: Sequence[Any]
     told: int = 0
     """The newest generation that was begun to be told here: some may have heard it before another one died."""
+    recruits: Sequence[Any] = ()
+    """Members of the gang that is to be."""
 
     @property
     def generation(self) -> int:
@@ -147,7 +160,7 @@ class RayGang:
     @property
     def is_torn(self) -> bool:
         """See RunningGang."""
-        return any(member.generation < self.generation for member in self.members)
+        return any(member.generation < self.generation or member.place not in self.places for member in self.members)
 
     async def assign(self, generation: int, assignment: Callable[[int, str, int], Assignment]) -> None:
         """See RunningGang."""
@@ -160,14 +173,36 @@ class RayGang:
         """See RunningGang."""
         from worker import gang
 
-        who = {"job_id": self.job_id, "attempt": self.attempt, "cpus": self.cpus, "gpus": self.gpus}
-        self.members = await _off_loop(gang.replace, self.members, lost, generation, **who, is_given_up=is_given_up)
+        if any(member.place not in self.places for member in self.members):
+            await self.regroup(self.places)
+        self.members = await _off_loop(gang.replace, self.members, lost, generation, **self._who, is_given_up=is_given_up)
+
+    async def enlist(self, number: int, generation: int, is_given_up: Callable[[], bool]) -> tuple[int, ...]:
+        """See RunningGang."""
+        from worker import gang
+
+        places = free_places(self.places, number)
+        self.recruits = await _off_loop(gang.replace, (), places, generation, **self._who, is_given_up=is_given_up)
+        return places
+
+    async def regroup(self, places: Sequence[int]) -> None:
+        """See RunningGang."""
+        from worker import gang
+
+        known = [*self.members, *self.recruits]
+        self.places, self.members, self.recruits = tuple(places), known, ()
+        await _off_loop(gang.dissolve, self.job_id, self.attempt, known, keep=places)
+        self.members = [member for member in known if member.place in places]
+
+    @property
+    def _who(self) -> dict[str, Any]:
+        return {"job_id": self.job_id, "attempt": self.attempt, "cpus": self.cpus, "gpus": self.gpus}
 
     async def drain(self, rank: int, after_seq: int) -> Drain:
         """See RunningGang."""
         from worker import gang
 
-        member = next((member for member in self.members if member.rank == rank), None)
+        member = next((member for member in self.members if member.place == rank), None)
         if member is None:
             raise RankDiedError(f"rank {rank} is not alive")
         try:
@@ -220,14 +255,14 @@ class RayCluster:
             found = embedded.ensure(self.home)
             export_ray_token(found.token_path)
             address = found.address
-        _require_listener(address)
-        if self.address and not self.allow_open:
-            _require_guarded(address)
+        problem = no_listener(address) or (open_door(address) if self.address and not self.allow_open else None)
+        if problem is not None:
+            raise ClusterError(problem)
         export_ray_patience()
         # Not before the token is known: Ray reads it when it is imported, and then never again.
         import ray
 
-        from worker.gang import NAMESPACE
+        from worker.gang_names import NAMESPACE
 
         ray.init(address=address, namespace=NAMESPACE, log_to_driver=False, logging_level="ERROR")
 
@@ -260,13 +295,17 @@ class RayCluster:
         from worker import gang
 
         members = await _off_loop(gang.form, job_id, attempt, world_size, cpus=cpus, gpus=gpus)
-        return self._known(RayGang(job_id, attempt, world_size, cpus, gpus, members))
+        return self._known(RayGang(job_id, attempt, tuple(range(world_size)), cpus, gpus, members))
 
     async def adopt(self, job_id: str, attempt: int, world_size: int, *, cpus: float, gpus: int) -> RunningGang | None:
         """See Cluster."""
         from worker import gang
 
-        found = RayGang(job_id, attempt, world_size, cpus, gpus, await _off_loop(gang.find, job_id, attempt))
+        members = await _off_loop(gang.find, job_id, attempt)
+        # Those who were told what to do come first.
+        by_place = sorted(members, key=lambda member: (not member.generation, member.place))
+        places = places_of([member.place for member in by_place], world_size)
+        found = RayGang(job_id, attempt, places, cpus, gpus, members)
         return self._known(found) if found.generation > 0 else None
 
     def _known(self, gang: RayGang) -> RayGang:
@@ -293,35 +332,6 @@ def _let_go() -> None:
         import ray
 
         ray.shutdown()
-
-
-def _require_listener(address: str) -> None:
-    """Raise ClusterError where nothing listens at host:port: Ray itself would try for minutes before it says so."""
-    host, _, port = address.rpartition(":")
-    try:
-        socket.create_connection((host, int(port)), timeout=LISTENER_TIMEOUT_S).close()
-    except (OSError, ValueError, OverflowError) as error:
-        raise ClusterError(
-            f"no Ray at {address!r} ({error}); expected the host:port that `ray start --head` printed; start Ray there, "
-            "or leave SYNCBN_RAY_ADDRESS empty for an embedded one"
-        ) from error
-
-
-def _require_guarded(address: str) -> None:
-    """Raise ClusterError where Ray answers a question that was asked without a token: whoever reaches it runs what they like on it."""
-    import grpc
-
-    # The empty request; no stub is needed, and no module of Ray, which would read the token when it is imported.
-    with grpc.insecure_channel(address, options=[("grpc.enable_http_proxy", 0)]) as channel:
-        try:
-            channel.unary_unary("/ray.rpc.NodeInfoGcsService/GetAllNodeInfo")(b"", timeout=LISTENER_TIMEOUT_S)
-        except grpc.RpcError:
-            # It asks for the token, or speaks TLS, or is no Ray: whichever it is, connecting to it comes next and says so.
-            return
-    raise ClusterError(
-        f"the Ray at {address} answers without a token; expected one with RAY_AUTH_MODE=token, because whoever reaches it otherwise runs "
-        "what they like on its nodes; start it so, or set SYNCBN_ALLOW_OPEN_RAY=true where its network is closed"
-    )
 
 
 def _node(node_id: str, has: dict[str, float], free: dict[str, float]) -> Node:

@@ -1,4 +1,4 @@
-"""What can be done with jobs: submit, describe, pause, resume, cancel, edit, delete. Knows neither HTTP nor Ray."""
+"""What can be done with jobs: submit, describe, pause, resume, resize, cancel, edit, delete. Knows neither HTTP nor Ray."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -14,7 +14,7 @@ from service.store.ids import new_job_id
 from service.store.queue import PAUSE_REQUESTED, QueueCap, QueueFullError
 from service.store.records import Attempt, IdempotencyClaim, Job, Transition
 from service.store.store import Store
-from worker.contract import JobSpec, Problem
+from worker.contract import JobSpec, Problem, parse_spec
 
 CANCEL_REQUESTED = "cancel_requested"
 RESUME_REQUESTED = "resume_requested"
@@ -188,6 +188,30 @@ async def resume(store: Store, job_id: str) -> JobView:
         if job.state is not State.PAUSED:
             raise ConflictError(f"job {job_id} is {job.state}; expected one that is paused; wait until it is", code="job_not_paused")
         if await store.jobs.transition(job_id, State.QUEUED, from_={State.PAUSED}, reason=RESUME_REQUESTED, message="resumed on request"):
+            store.changes.jobs.set()
+            return await describe(store, await find(store, job_id))
+
+
+async def resize(store: Store, job_id: str, workers: int) -> JobView:
+    """Ask for another number of workers: it replaces the number that the spec names, or the `max` of its range.
+
+    A job without processes starts with it; a live one gets fewer at once, and more as soon as the scheduler finds room for them.
+    Doing it again changes nothing.
+
+    Raises:
+        NotFoundError: no such job.
+        ConflictError: it has ended, or is about to.
+        SpecError: it could not be submitted with this number.
+    """
+    while True:
+        job = await find(store, job_id)
+        if job.state in TERMINAL | {State.CANCELLING}:
+            raise ConflictError(
+                f"job {job_id} is {job.state}; expected one that goes on; there is nothing to resize", code="job_already_ended"
+            )
+        resources = job.spec.resources.resized(workers)
+        parse_spec(job.document | {"resources": resources})
+        if await store.resizes.ask(job_id, job.state, resources):
             store.changes.jobs.set()
             return await describe(store, await find(store, job_id))
 

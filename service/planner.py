@@ -6,14 +6,16 @@ Owns how deep a round looks into the queue, so that a round stays cheap however 
 import time
 from collections.abc import Mapping
 from collections.abc import Set as AbstractSet
+from dataclasses import replace
 from datetime import UTC, datetime
+from math import inf
 
 import structlog
 
 from service.cluster import Cluster
 from service.policy import PolicyFile
 from service.quotas import Policy, Quota, Stored
-from service.scheduling import Draft, Plan
+from service.scheduling import Draft, Held, Plan
 from service.store.queue import Queued
 from service.store.store import Store
 from service.waiting import Wait
@@ -41,6 +43,8 @@ class Planner:
         self._next_sum = 0.0
         self._stored: dict[Quota, dict[str, int]] = {}
         self._waiting: dict[str, Wait] = {}
+        self._grown: dict[str, float] = {}
+        """When running jobs were last given more room."""
 
     @property
     def waiting(self) -> Mapping[str, Wait]:
@@ -57,9 +61,12 @@ class Planner:
         is_deep = time.monotonic() >= self._next_deep
         policy = self._policy.current()
         stored = await self._look_at_storage(store, policy)
-        draft = Draft(await self._cluster.room(), await store.queue.held(), policy, datetime.now(UTC), stored)
-        near = await self._consider(store, draft, busy, is_deep=is_deep)
-        decision = draft.plan()
+        held = [self._rested(job, policy.grow_every_s) for job in await store.queue.held()]
+        draft = Draft(await self._cluster.room(), held, policy, datetime.now(UTC), stored)
+        near, is_whole = await self._consider(store, draft, busy, is_deep=is_deep)
+        decision = draft.plan(is_whole=is_whole)
+        self._grown = {job.job_id: self._grown[job.job_id] for job in held if job.job_id in self._grown}
+        self._grown |= dict.fromkeys((start.job_id for start in decision.grow), time.monotonic())
         if is_deep:
             self._waiting.clear()
             self._next_deep = time.monotonic() + DEEP_S
@@ -75,17 +82,30 @@ class Planner:
             self._next_sum = time.monotonic() + SUM_S
         return self._stored
 
-    async def _consider(self, store: Store, draft: Draft, busy: AbstractSet[str], *, is_deep: bool) -> list[Queued]:
-        """Show the queue to the draft, page by page, so that the process answers in between; return the front of it."""
+    def _rested(self, job: Held, grow_every_s: float) -> Held:
+        """Leave a job as large as it is that was given room a while ago, unless somebody has asked for more."""
+        if job.growth is None or job.growth.is_asked or time.monotonic() - self._grown.get(job.job_id, -inf) >= grow_every_s:
+            return job
+        return replace(job, growth=None)
+
+    async def _consider(self, store: Store, draft: Draft, busy: AbstractSet[str], *, is_deep: bool) -> tuple[list[Queued], bool]:
+        """Show the queue to the draft, page by page, so that the process answers in between.
+
+        Returns:
+            The front of it, and whether every job in it was considered.
+        """
         near: list[Queued] = []
+        is_whole = True
         async for page in store.queue.pages(PAGE):
             if len(near) >= NEAR and not is_deep:
-                break
+                return near, False
             for queued in page:
-                if queued.need.job_id not in busy:
+                if queued.need.job_id in busy:
+                    is_whole = False
+                else:
                     draft.consider(queued.need)
             near += page[: NEAR - len(near)]
-        return near
+        return near, is_whole
 
 
 async def _explain(store: Store, near: list[Queued], waiting: Mapping[str, Wait]) -> None:

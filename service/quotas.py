@@ -81,6 +81,8 @@ class Policy(BaseModel):
 
     preempt: bool = False
     """Pause running jobs to make room for one of higher priority."""
+    grow_every_s: Annotated[float, Field(ge=0)] = 60.0
+    """How often at most an elastic job is given room that has become free."""
     quotas: Annotated[tuple[Quota, ...], Field(strict=False)] = ()
     retention: Retention = Retention()
 
@@ -99,28 +101,28 @@ class Account:
     is_closed: bool = False
     """A job before the one at hand waits for this quota, so that nobody behind it may take from it."""
 
-    def charge(self, workers: int, gpus_per_worker: int) -> None:
-        """Count a job as running."""
-        self.jobs += 1
+    def charge(self, workers: int, gpus_per_worker: int, *, jobs: int = 1) -> None:
+        """Count a job as running; with `jobs` 0, more workers of one that does."""
+        self.jobs += jobs
         self.workers += workers
         self.gpus += workers * gpus_per_worker
 
-    def left(self, most: int, gpus_per_worker: int) -> int:
-        """Return how many workers, up to `most`, one more job may have."""
-        if self.is_closed or self._is_full():
+    def left(self, most: int, gpus_per_worker: int, *, jobs: int = 1) -> int:
+        """Return how many workers, up to `most`, one more job may have; with `jobs` 0, how many more one that runs may have."""
+        if self.is_closed or self._has_enough_jobs(self.jobs + jobs) or (jobs and self._is_full):
             return 0
-        return _within(self.quota, most, gpus_per_worker, self)
+        return _within(self.quota, most, gpus_per_worker, self.workers, self.gpus)
 
     def most_ever(self, most: int, gpus_per_worker: int) -> int:
         """Return how many workers, up to `most`, a job may have that is alone."""
-        return _within(self.quota, most, gpus_per_worker, None)
+        return 0 if self._has_enough_jobs(1) else _within(self.quota, most, gpus_per_worker, 0, 0)
 
     def why(self, workers: int, gpus_per_worker: int, *, is_alone: bool = False) -> str:
         """Say what keeps a job of so many workers from starting now, or for good where it would not even start alone."""
         name = f"quota {self.quota.subject}={self.group}"
         if self.is_closed and not is_alone:
             return f"{name}: a job before it waits for the same quota"
-        if self._is_full() and not is_alone:
+        if self._is_full and not is_alone:
             return f"{name}: {self.storage_bytes} of {self.quota.storage_bytes} storage_bytes in use; delete checkpoints or jobs"
         asked = {"running_jobs": 1, "workers": workers, "gpus": workers * gpus_per_worker}
         used = dict.fromkeys(asked, 0) if is_alone else {"running_jobs": self.jobs, "workers": self.workers, "gpus": self.gpus}
@@ -130,6 +132,10 @@ class Account:
                 return f"{name}: {used[what]} of {limit} {what} in use, needs {amount}"
         return name
 
+    def _has_enough_jobs(self, jobs: int) -> bool:
+        return self.quota.running_jobs is not None and jobs > self.quota.running_jobs
+
+    @property
     def _is_full(self) -> bool:
         return self.quota.storage_bytes is not None and self.storage_bytes >= self.quota.storage_bytes
 
@@ -156,10 +162,7 @@ class Accounts:
         return found
 
 
-def _within(quota: Quota, most: int, gpus_per_worker: int, used: Account | None) -> int:
-    jobs, workers, gpus = (used.jobs, used.workers, used.gpus) if used else (0, 0, 0)
-    if quota.running_jobs is not None and jobs >= quota.running_jobs:
-        return 0
+def _within(quota: Quota, most: int, gpus_per_worker: int, workers: int, gpus: int) -> int:
     if quota.workers is not None:
         most = min(most, quota.workers - workers)
     if quota.gpus is not None and gpus_per_worker:

@@ -173,12 +173,13 @@ class Reconciler:
             await self._schedule(planning, tenure)
 
     def _supervise(self, tenure: Tenure, job: Job) -> None:
-        """Have a live job supervised, where its lease is here, and its supervisor know of a cancel or a pause."""
+        """Have a live job supervised, where its lease is here, and its supervisor know of a cancel, a pause or a resize."""
         if job.id in self._supervisors:
             if job.state is State.CANCELLING:
                 self._supervisors[job.id][0].cancel()
             elif job.state is State.PAUSING:
                 self._supervisors[job.id][0].pause()
+            self._supervisors[job.id][0].resize(job.resize_to, job.resize_why)
         elif (store := tenure.under(_lease_of(job.id))) is not None:
             supervisor = self._supervisor(store, job)
             self._spawn(store, job, supervisor, supervisor.adopt())
@@ -187,6 +188,9 @@ class Reconciler:
         await planning.queue.requeue_preempted()
         decision = await self._planner.plan(planning, set(self._supervisors))
         await _make_room(planning, decision)
+        for grown in decision.grow:
+            if await planning.resizes.grant(grown.job_id, grown.workers):
+                planning.changes.jobs.set()
         # Before they are live, so that no other controller takes them for abandoned.
         await tenure.take([_lease_of(start.job_id) for start in decision.start])
         for start in decision.start:

@@ -6,6 +6,7 @@ holds the state of training; where none does, the job starts again from its last
 
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
+from enum import StrEnum
 from typing import Literal
 
 from pydantic import BaseModel, ConfigDict
@@ -88,6 +89,22 @@ class Replace:
     """What is known of why, for people."""
 
 
+class Why(StrEnum):
+    """Why the number of ranks changes."""
+
+    ASKED = "asked"
+    ROOM_RETURNED = "room_returned"
+    NODE_LOST = "node_lost"
+
+
+@dataclass(frozen=True)
+class Resize:
+    """Go on with another number of ranks."""
+
+    workers: int
+    why: Why
+
+
 @dataclass(frozen=True)
 class Restart:
     """No rank holds the state of training any more: form a new gang from the last checkpoint."""
@@ -100,7 +117,7 @@ class Cancel:
     """The user asked for the end."""
 
 
-Verdict = Wait | Succeed | Pause | Fail | Replace | Restart | Cancel
+Verdict = Wait | Succeed | Pause | Fail | Replace | Resize | Restart | Cancel
 
 
 def judge(ranks: Ranks, recoveries: Budget, restarts: Budget) -> Verdict:

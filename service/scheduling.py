@@ -1,11 +1,11 @@
-"""Which queued jobs start now, which running ones make room, and why the others wait. Pure; the rules and their proof: docs/scheduling.md.
+"""Which queued jobs start now, which running ones make room or grow, and why the others wait. Pure; rules and proof: docs/scheduling.md.
 
 Priority, then age; gangs all or nothing; the first job that finds no room has the room it needs reserved, and a job behind it starts
 only where that cannot make it wait longer.
 """
 
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from types import MappingProxyType
@@ -38,6 +38,16 @@ class Need:
 
 
 @dataclass(frozen=True)
+class Growth:
+    """How many workers a running job may be given in place of those it holds."""
+
+    least: int
+    most: int
+    is_asked: bool
+    """Somebody waits for it."""
+
+
+@dataclass(frozen=True)
 class Held:
     """What one live job holds."""
 
@@ -55,6 +65,8 @@ class Held:
     """Its end was asked for: its room is as good as free."""
     project: str = ""
     submitter: str = ""
+    growth: Growth | None = None
+    """None where it may not be given any now."""
 
     def ends_by(self, now: datetime) -> datetime:
         """Return when its room is free again at the latest."""
@@ -63,7 +75,7 @@ class Held:
 
 @dataclass(frozen=True)
 class Start:
-    """A gang to form."""
+    """A gang to form, or to enlarge to so many workers."""
 
     job_id: str
     workers: int
@@ -79,12 +91,13 @@ class Reserved:
 
 @dataclass(frozen=True)
 class Plan:
-    """The gangs to form, in order; the running jobs to pause; for every other job that was considered why it waits."""
+    """The gangs to form, in order; the running jobs to pause; why every other job that was considered waits; the gangs to enlarge."""
 
     start: tuple[Start, ...]
     preempt: tuple[str, ...]
     waiting: Mapping[str, Wait]
     reserved: Reserved | None = None
+    grow: tuple[Start, ...] = ()
 
 
 class Draft:
@@ -116,14 +129,15 @@ class Draft:
         unexplained = unclaimed.beyond(self._free)
         self._free.limit(unclaimed)
         for job in held:
-            places = self._room.placed.get(job.job_id)
-            self._held[job.job_id] = (job, self._assumed(job, unexplained) if places is None else places)
+            places = self._room.placed.get(job.job_id, {})
+            missing = job.workers - sum(places.values())
+            self._held[job.job_id] = (job, self._assumed(job, missing, places, unexplained) if missing > 0 else places)
             for account in self._accounts.of(job):
                 account.charge(job.workers, job.bundle.gpus)
 
-    def _assumed(self, job: Held, unexplained: Ledger) -> Places:
-        places = Counter(unexplained.take(job.bundle, job.workers))
-        return places + Counter(self._free.take(job.bundle, job.workers - places.total()))
+    def _assumed(self, job: Held, missing: int, places: Places, unexplained: Ledger) -> Places:
+        taken = Counter(unexplained.take(job.bundle, missing))
+        return Counter(places) + taken + Counter(self._free.take(job.bundle, missing - taken.total()))
 
     def consider(self, need: Need) -> None:
         """Start a job, or say why it waits."""
@@ -134,11 +148,31 @@ class Draft:
         else:
             self._place(need, accounts)
 
-    def plan(self) -> Plan:
-        """Return what was decided."""
+    def plan(self, *, is_whole: bool = True) -> Plan:
+        """Return what was decided.
+
+        Args:
+            is_whole: every queued job was considered: only then may what is left go to jobs that run already.
+        """
         first = self._reservation
         reserved = None if first is None else Reserved(first.job_id, first.at)
-        return Plan(tuple(self._start), self._preempt, self._waiting, reserved)
+        grow = tuple(self._growth()) if is_whole and first is None else ()
+        return Plan(tuple(self._start), self._preempt, self._waiting, reserved, grow)
+
+    def _growth(self) -> Iterator[Start]:
+        """Give the room that nobody waits for to running jobs that want it: priority, then age."""
+        for job, _ in sorted(self._held.values(), key=lambda held: (-held[0].priority, held[0].job_id)):
+            if job.growth is None:
+                continue
+            more = min(job.growth.most - job.workers, self._free.slots(job.bundle))
+            accounts = self._accounts.of(job)
+            for account in accounts:
+                more = account.left(more, job.bundle.gpus, jobs=0)
+            if more > 0 and job.workers + more >= job.growth.least:
+                self._free.take(job.bundle, more)
+                for account in accounts:
+                    account.charge(more, job.bundle.gpus, jobs=0)
+                yield Start(job.job_id, job.workers + more)
 
     def _outright(self, need: Need, accounts: Sequence[Account]) -> Wait | None:
         """Refuse what could not start even if nobody else was there; it keeps nobody waiting."""

@@ -13,7 +13,8 @@ import structlog
 
 from service.assignments import Assignments
 from service.cluster import Cluster, ClusterError, NoRoomError, RankDiedError, RunningGang
-from service.retrying import Cancel, Fail, Pause, Replace, Restart, Succeed, Verdict, after_gang_lost, named
+from service.resizing import Resizer
+from service.retrying import Cancel, Fail, Pause, Replace, Resize, Restart, Succeed, Verdict, Why, after_gang_lost, named
 from service.states import HOLDS_GANG, State
 from service.store.errors import LeaseLostError
 from service.store.records import Job
@@ -38,6 +39,7 @@ class Supervisor:
         self._assignments = assignments
         self._job = job
         self._watch = Watch(store, job)
+        self._resizer = Resizer(store, assignments, self._watch, job)
 
     def pause(self) -> None:
         """Have the attempt save and end; called when the job's state has become `pausing`."""
@@ -47,12 +49,16 @@ class Supervisor:
         """Have the attempt end; called when the job's state has become `cancelling`."""
         self._watch.cancel()
 
+    def resize(self, workers: int | None, why: str | None) -> None:
+        """Have the attempt go on with another number of ranks as soon as all of them train; None: with those that it has."""
+        self._watch.resize = None if workers is None else Resize(workers, Why(why or Why.ASKED))
+
     async def form(self) -> None:
         """Form the gang of a new attempt and see it through. The attempt was stored before."""
         resources = self._job.spec.resources
         cpus, gpus = resources.cpus_per_worker, resources.gpus_per_worker
         try:
-            assignment = await self._assignments.prepare(self._job)
+            assignment = await self._assignments.prepare(self._job, range(self._job.world_size))
             gang = await self._cluster.form(self._job.id, self._job.attempt, self._job.world_size, cpus=cpus, gpus=gpus)
             await self._confirm(gang)
         except NoRoomError as error:
@@ -104,8 +110,9 @@ class Supervisor:
 
     async def _see_through(self, gang: RunningGang) -> None:
         verdict = await self._watch.until_decided(gang)
-        while isinstance(verdict, Replace):
-            verdict = await self._recover(gang, verdict) or await self._watch.until_decided(gang)
+        while isinstance(verdict, Replace | Resize):
+            following = await (self._recover(gang, verdict) if isinstance(verdict, Replace) else self._resizer.resize(gang, verdict))
+            verdict = following or await self._watch.until_decided(gang)
         # The job's state says what its processes do, so no terminal state before the last of them is gone.
         await self._insist(gang.dissolve)
         await self._conclude(verdict)
@@ -127,9 +134,10 @@ class Supervisor:
             await gang.replace(lost, generation, lambda: self._watch.is_cancelled)
             # Raises where this controller was stopped meanwhile and has lost the job: whoever has it tells the ranks where to meet.
             await self._store.jobs.set_message(job.id, FailureCode.RANK_LOST, message)
-            await self._watch.unless_cancelled(gang.assign(generation, await self._assignments.prepare(job, generation)))
+            assignment = await self._assignments.prepare(job, gang.places, generation)
+            await self._watch.unless_cancelled(gang.assign(generation, assignment))
         except NoRoomError as error:
-            return Cancel() if self._watch.is_cancelled else await self._without_room(error)
+            return Cancel() if self._watch.is_cancelled else await self._without_room(gang, job, lost, error)
         except RankDiedError as error:
             log.warning("rank_died_again", job=job.id, error=str(error))
         except (ClusterError, OSError) as error:
@@ -137,7 +145,12 @@ class Supervisor:
             await asyncio.sleep(RETRY_S)
         return None
 
-    async def _without_room(self, error: NoRoomError) -> Verdict:
+    async def _without_room(self, gang: RunningGang, job: Job, lost: tuple[int, ...], error: NoRoomError) -> Verdict | None:
+        """Go on without the lost ranks where the job may, else from the last checkpoint."""
+        left = [place for place in gang.places if place not in lost]
+        if len(left) >= job.spec.resources.min_workers:
+            await self._resizer.regroup(gang, left, Why.NODE_LOST)
+            return None
         verdict = after_gang_lost(await self._watch.restarts())
         return Restart(f"{verdict.message} ({error})") if isinstance(verdict, Restart) else verdict
 

@@ -22,6 +22,7 @@ from service.retrying import (
     Cancel,
     RankEnd,
     Ranks,
+    Resize,
     Verdict,
     Wait,
     after_parting,
@@ -92,6 +93,8 @@ class Watch:
         self._changed = asyncio.Event()
         self.is_pausing = job.state is State.PAUSING
         self.is_cancelled = job.state is State.CANCELLING
+        self.resize: Resize | None = None
+        """What is to be returned as soon as all ranks train."""
 
     def pause(self) -> None:
         """Have `until_decided` ask the ranks to pause, and tell when they have."""
@@ -111,9 +114,12 @@ class Watch:
             if task.done():
                 task.result()
 
-    async def until_decided(self, gang: RunningGang) -> Verdict:
+    async def until_decided(self, gang: RunningGang, meanwhile: asyncio.Task[Any] | None = None) -> Verdict:
         """Read every rank until the attempt is decided or cancelled, or ranks are to be replaced. The gang is left as it is.
 
+        Args:
+            gang: the ranks.
+            meanwhile: preparations for a resize: no other is begun, and when they are done, the verdict is Wait as soon as all ranks train.
         Raises:
             Whatever the store raises: the attempt can be watched again from where it was.
         """
@@ -124,8 +130,10 @@ class Watch:
         said = await self.last_words()
         recoveries, restarts = await self._budgets()
         is_pause_passed_on = False
-        async with _together(self._read(gang, rank, cursors.get(rank, 0), said.get(rank)) for rank in range(gang.world_size)) as readers:
-            while isinstance(verdict := self._verdict(gang, recoveries, restarts), Wait):
+        async with _together(self._read(gang, rank, cursors.get(rank, 0), said.get(rank)) for rank in gang.places) as readers:
+            while isinstance(verdict := self._verdict(gang, recoveries, restarts, meanwhile), Wait):
+                if meanwhile is not None and meanwhile.done() and self._is_training(gang):
+                    break
                 if self.is_pausing and not is_pause_passed_on:
                     is_pause_passed_on = await self._pass_on_pause(gang)
                 await self._change(readers)
@@ -143,7 +151,10 @@ class Watch:
 
         A controller that is killed once the gang is dissolved leaves nothing but these.
         """
-        ends = {rank: said.get(rank, RankEnd(outcome="died")) for rank in range(self._job.world_size)}
+        ends = dict(said)
+        for place in range(self._job.world_size + max(said, default=0)):
+            if len(ends) < self._job.world_size:
+                ends.setdefault(place, RankEnd(outcome="died"))
         return judge(Ranks(self._job.world_size, ends, unsettled_s=math.inf), *await self._budgets())
 
     async def restarts(self) -> Budget:
@@ -156,25 +167,36 @@ class Watch:
         used = await self._store.recoveries.used(self._job.id)
         return Budget(used, self._job.spec.retries.recoveries), await self.restarts()
 
-    def _verdict(self, gang: RunningGang, recoveries: Budget, restarts: Budget) -> Verdict:
+    def _verdict(self, gang: RunningGang, recoveries: Budget, restarts: Budget, meanwhile: asyncio.Task[Any] | None) -> Verdict:
         if self.is_cancelled:
             return Cancel()
         heard = {rank: sighting.heard(time.monotonic()) for rank, sighting in self._heard.items()}
-        self._look_for_stalled(heard, gang.world_size)
+        self._look_for_stalled(heard, len(gang.places))
         parked = {rank for rank, standing in self._standings.items() if standing == (self._generation, "parked")}
         if not (self._ends or parked or gang.is_torn):
             self._unsettled_since = None
         elif self._unsettled_since is None:
             self._unsettled_since = time.monotonic()
         unsettled_s = 0.0 if self._unsettled_since is None else time.monotonic() - self._unsettled_since
-        ranks = Ranks(gang.world_size, self._ends, parked, self._silent(gang.world_size), gang.is_torn, unsettled_s)
+        ranks = Ranks(len(gang.places), self._ends, parked, self._silent(gang.places), gang.is_torn, unsettled_s)
         verdict = explained(judge(ranks, recoveries, restarts), self.stalled)
-        if isinstance(verdict, Wait) and (found := parted(heard, gang.world_size)) is not None:
-            step, places = found
-            verdict, self._parted_at = after_parting(places, is_again=step == self._parted_at, recoveries=recoveries), step
+        if isinstance(verdict, Wait) and (found := parted(heard, len(gang.places))) is not None:
+            step, where = found
+            verdict, self._parted_at = after_parting(where, is_again=step == self._parted_at, recoveries=recoveries), step
         if isinstance(verdict, Wait):
-            return timed_out(self._job.ran_s(datetime.now(UTC)), self._job.spec.timeout_s)
+            verdict = timed_out(self._job.ran_s(datetime.now(UTC)), self._job.spec.timeout_s)
+        if isinstance(verdict, Wait) and meanwhile is None:
+            return self._due_resize(gang) or verdict
         return verdict
+
+    def _due_resize(self, gang: RunningGang) -> Resize | None:
+        if self.resize is None or self.resize.workers == len(gang.places) or self.is_pausing or not self._is_training(gang):
+            return None
+        return self.resize
+
+    def _is_training(self, gang: RunningGang) -> bool:
+        """Return whether every rank is at its steps, and not at an evaluation that a new group would have to do again."""
+        return all(self._standings.get(rank) == (self._generation, "training") for rank in gang.places)
 
     def _look_for_stalled(self, heard: dict[int, Heard], world_size: int) -> None:
         """Take ranks that hold up the others for lost."""
@@ -184,11 +206,11 @@ class Watch:
                 self.stalled[rank] = what
                 self._end(rank, RankEnd(outcome="stalled"))
 
-    def _silent(self, world_size: int) -> set[int]:
+    def _silent(self, places: Iterable[int]) -> set[int]:
         """Return the ranks that have not ended and have not been heard for a while. All were heard just before the watch began."""
         since = time.monotonic() - SILENT_S
         heard = {rank: sighting.at for rank, sighting in self._heard.items()}
-        return {rank for rank in range(world_size) if rank not in self._ends and heard.get(rank, self._began) < since}
+        return {rank for rank in places if rank not in self._ends and heard.get(rank, self._began) < since}
 
     async def _change(self, readers: list[asyncio.Task[None]]) -> None:
         """Wait until something may have changed, and pass on what a reader raised."""

@@ -17,7 +17,7 @@ from worker.contract.catalogue import OWN_STATISTICS_NORMS
 from worker.contract.spec import RecalibrateSpec
 from worker.data.assembly import taken_bad
 from worker.draws import Purpose, seed_draws
-from worker.errors import TaskError, blame
+from worker.errors import PeerLostError, TaskError, blame
 from worker.evaluation import StoppedError, evaluate
 from worker.export import Exporter
 from worker.holding import BEFORE, Holding
@@ -82,6 +82,7 @@ class Course:
         holding = self.holding
         self._phase("training")
         while holding.step < self.plan.total_steps:
+            self._require_newest()
             with self.pulse.step(holding.step), holding.advancing():
                 result = self.trainer.step(holding.step, self.orders)
             self.reporter.step(holding.step, result)
@@ -92,6 +93,11 @@ class Course:
             if result.request is Request.PAUSE and holding.step < self.plan.total_steps:
                 return Request.PAUSE
         return Request.GO_ON
+
+    def _require_newest(self) -> None:
+        """Leave the group where another one is to be: gloo lets collectives that are begun after an interruption succeed."""
+        if self.orders.generation > self.assignment.generation:
+            raise PeerLostError(f"the ranks are to meet anew, as generation {self.orders.generation}, after step {self.holding.step}")
 
     def _finish(self) -> None:
         self._evaluate_and_save(is_last=True)

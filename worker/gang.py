@@ -1,4 +1,4 @@
-"""A gang on Ray: one placement group and one detached, named actor per rank. Form, adopt, drain, replace, stop, dissolve.
+"""A gang on Ray: per rank a placement group and a detached, named actor in it. Form, adopt, drain, replace, stop, dissolve.
 
 Owns the names of actors and placement groups and the mapping of Ray's exceptions. Synchronous and blocking, every wait bounded;
 torch-free, so that the controller can use it. Decides nothing: what a lost rank means is the caller's business.
@@ -6,7 +6,6 @@ torch-free, so that the controller can use it. Decides nothing: what a lost rank
 
 import contextlib
 import dataclasses
-import re
 import time
 from collections.abc import Callable, Collection, Iterable, Sequence
 from concurrent.futures import Future
@@ -21,9 +20,9 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy, Place
 from worker.contract.assignment import Assignment
 from worker.contract.events import Drain
 from worker.family import EXIT_TIMEOUT_S, end_families
+from worker.gang_names import NAMESPACE, actor_name, attempt_in, group_name, is_of, place_in
 from worker.rank_actor import RankActor
 
-NAMESPACE = "syncbn"
 ANSWER_TIMEOUT_S = 10.0
 """How long a live actor may take to answer a call that does no work."""
 STORE_TIMEOUT_S = 60.0
@@ -52,7 +51,7 @@ class UnreachableError(GangError):
     """Ray does not answer, or the actor cannot be reached now. Nothing is known; never a reason to declare anything dead."""
 
 
-class _Place(NamedTuple):
+class _Process(NamedTuple):
     """Where a process runs."""
 
     node_id: str
@@ -65,7 +64,8 @@ class _Place(NamedTuple):
 class Member:
     """One rank's actor and the process that it is."""
 
-    rank: int
+    place: int
+    """Its number in the gang, as long as it lives: see `service.places`."""
     handle: Any
     pid: int
     created: float
@@ -76,9 +76,9 @@ class Member:
     """That of its newest assignment; 0 where it has been given none."""
 
     @property
-    def place(self) -> _Place:
+    def process(self) -> _Process:
         """Where its process runs."""
-        return _Place(self.node_id, self.pid, self.created)
+        return _Process(self.node_id, self.pid, self.created)
 
 
 def form(job_id: str, attempt: int, world_size: int, *, cpus: float, gpus: int, timeout_s: float = 60.0) -> list[Member]:
@@ -88,20 +88,24 @@ def form(job_id: str, attempt: int, world_size: int, *, cpus: float, gpus: int, 
         NoRoomError: the placement group was not placed within `timeout_s`.
         GangError: an actor died or did not come up within `timeout_s`. Whatever was made is dissolved before either is raised.
     """
-    bundle = {"CPU": cpus, **({"GPU": gpus} if gpus else {})}
-    group = placement_group([bundle] * world_size, strategy="PACK", name=_group_name(job_id, attempt), lifetime="detached")
+    deadline = time.monotonic() + timeout_s
+    groups: list[PlacementGroup] = []
     try:
-        if not group.wait(timeout_s):
-            raise NoRoomError(f"no room for {world_size} workers of {cpus:g} CPUs and {gpus} GPUs within {timeout_s:.0f} s")
-        handles = [_create(group, _actor_name(job_id, attempt, rank, 1), rank, cpus=cpus, gpus=gpus) for rank in range(world_size)]
-        return [_identify(f"rank {rank} of {job_id}", handle, timeout_s) for rank, handle in enumerate(handles)]
+        for place in range(world_size):
+            near = groups[-1] if groups else None
+            groups.append(_reserve(group_name(job_id, attempt, place), near, cpus=cpus, gpus=gpus))
+            if not groups[-1].wait(max(deadline - time.monotonic(), 0.0)):
+                raise NoRoomError(f"no room for {world_size} workers of {cpus:g} CPUs and {gpus} GPUs within {timeout_s:.0f} s")
+        names = [actor_name(job_id, attempt, place, 1) for place in range(world_size)]
+        handles = [_create(group, name, place, cpus=cpus, gpus=gpus) for place, (group, name) in enumerate(zip(groups, names, strict=True))]
+        return [_identify(f"rank {place} of {job_id}", handle, timeout_s) for place, handle in enumerate(handles)]
     except BaseException:
         dissolve(job_id, attempt)
         raise
 
 
 def assign(members: Sequence[Member], generation: int, assignment: Callable[[int, str, int], Assignment]) -> list[Member]:
-    """Let one rank serve the store, then hand every rank its assignment, made by `assignment(rank, store_host, store_port)`.
+    """Let one rank serve the store, then hand every rank its assignment, made by `assignment(place, store_host, store_port)`.
 
     Returns:
         The members, now of this generation.
@@ -109,11 +113,11 @@ def assign(members: Sequence[Member], generation: int, assignment: Callable[[int
         RankDiedError, UnreachableError: a rank died or did not answer.
     """
     # One that has been at work is the quickest to serve: it has loaded torch.
-    host = max(members, key=lambda member: (member.generation, -member.rank))
-    port = _get(host.handle.host_store.remote(generation), STORE_TIMEOUT_S, f"rank {host.rank}")
-    calls = [member.handle.assign.remote(assignment(member.rank, host.node_ip, port).model_dump(mode="json")) for member in members]
+    host = max(members, key=lambda member: (member.generation, -member.place))
+    port = _get(host.handle.host_store.remote(generation), STORE_TIMEOUT_S, f"rank {host.place}")
+    calls = [member.handle.assign.remote(assignment(member.place, host.node_ip, port).model_dump(mode="json")) for member in members]
     for member, call in zip(members, calls, strict=True):
-        _get(call, ANSWER_TIMEOUT_S, f"rank {member.rank}")
+        _get(call, ANSWER_TIMEOUT_S, f"rank {member.place}")
     return [dataclasses.replace(member, generation=generation) for member in members]
 
 
@@ -128,35 +132,37 @@ def replace(
     gpus: int,
     is_given_up: Callable[[], bool] = lambda: False,
 ) -> list[Member]:
-    """Put new processes into the places of lost ranks, once the old ones are surely gone.
+    """Put new processes into places: of lost ranks, once the old ones are surely gone, or into new ones.
 
     Args:
-        members: what is known of the gang, dead or alive; a rank without one was dead when the gang was looked for.
-        lost: the ranks to replace.
+        members: what is known of the gang, dead or alive; a lost rank without one was dead when the gang was looked for.
+        lost: the places.
         generation: the one that the new processes will begin with; in their names, so that nobody makes them twice.
         job_id, attempt: which gang.
         cpus, gpus: what each rank may use.
         is_given_up: looked at while waiting; ends the wait.
     Returns:
-        All members, in the order of ranks; the new ones have no assignment yet.
+        All members, in the order of places; the new ones have no assignment yet.
     Raises:
-        NoRoomError: a place did not come back within REPLACE_TIMEOUT_S, or the wait was given up. What was made is left for `dissolve`.
+        NoRoomError: there was no room within REPLACE_TIMEOUT_S, or the wait was given up. What was made is left for `dissolve`.
         GangError: an old process does not end, or a new one did not come up.
     """
-    gone = [member for member in members if member.rank in lost]
+    gone = [member for member in members if member.place in lost]
     # Before Ray ends them: of a process that is gone, not all that it has started is found.
-    _end(member.place for member in gone)
+    _end(member.process for member in gone)
     for member in gone:
         ray.kill(member.handle, no_restart=True)
-    group = get_placement_group(_group_name(job_id, attempt))
-    handles = {rank: _create(group, _actor_name(job_id, attempt, rank, generation), rank, cpus=cpus, gpus=gpus) for rank in sorted(lost)}
-    calls = {rank: handle.identify.remote() for rank, handle in handles.items()}
+    handles = {}
+    for place in sorted(lost):
+        group = _reserve(group_name(job_id, attempt, place), None, cpus=cpus, gpus=gpus)
+        handles[place] = _create(group, actor_name(job_id, attempt, place, generation), place, cpus=cpus, gpus=gpus)
+    calls = {place: handle.identify.remote() for place, handle in handles.items()}
     deadline = time.monotonic() + REPLACE_TIMEOUT_S
     while left := ray.wait(list(calls.values()), num_returns=len(calls), timeout=0.2)[1] if calls else []:
         if is_given_up() or time.monotonic() > deadline:
             raise NoRoomError(f"{len(left)} of {len(calls)} new processes did not come up within {REPLACE_TIMEOUT_S:.0f} s")
-    new = [Member(handle=handles[rank], **_get(call, ANSWER_TIMEOUT_S, f"rank {rank} of {job_id}")) for rank, call in calls.items()]
-    return sorted([*(member for member in members if member.rank not in lost), *new], key=lambda member: member.rank)
+    new = [Member(handle=handles[place], **_get(call, ANSWER_TIMEOUT_S, f"rank {place} of {job_id}")) for place, call in calls.items()]
+    return sorted([*(member for member in members if member.place not in lost), *new], key=lambda member: member.place)
 
 
 def drain(member: Member, after_seq: int, timeout_s: float) -> "Future[Any]":
@@ -198,7 +204,7 @@ def read_failure(error: BaseException) -> GangError:
 
 
 def find(job_id: str, attempt: int) -> list[Member]:
-    """Return the members of an attempt that are alive, in the order of ranks; of two for one rank, the one that was made later.
+    """Return the members of an attempt that are alive, in the order of places; of two in one place, the one that was made later.
 
     Raises:
         UnreachableError: an actor exists but does not answer; nothing is known about it.
@@ -208,53 +214,69 @@ def find(job_id: str, attempt: int) -> list[Member]:
         with contextlib.suppress(RankDiedError):
             member = _identify(name, handle, ANSWER_TIMEOUT_S)
             made = int(name.rpartition("/")[2])
-            found[member.rank] = max(found.get(member.rank, (0, member)), (made, member), key=lambda entry: entry[0])
-    return [found[rank][1] for rank in sorted(found)]
+            found[member.place] = max(found.get(member.place, (0, member)), (made, member), key=lambda entry: entry[0])
+    return [found[place][1] for place in sorted(found)]
 
 
-def dissolve(job_id: str, attempt: int, members: Sequence[Member] = ()) -> None:
-    """Kill every rank of an attempt and give its room back. Returns only when every process is gone; safe to call again.
+def dissolve(job_id: str, attempt: int, members: Sequence[Member] = (), *, keep: Collection[int] = ()) -> None:
+    """Kill the ranks of an attempt and give their room back. Returns only when every process is gone; safe to call again.
 
     Args:
+        job_id: the job.
+        attempt: which gang of it.
         members: what the caller knows of the gang; a dead rank's process is looked for too.
+        keep: places that stay as they are.
     Raises:
         GangError: processes are left after EXIT_TIMEOUT_S, or a node does not answer; names them.
     """
-    handles = _named(job_id, attempt)
+    handles = [handle for name, handle in _named(job_id, attempt).items() if place_in(name) not in keep]
     # Before Ray ends them, as in `replace`.
-    _end([*(member.place for member in members), *_located(list(handles.values()))])
-    for handle in handles.values():
+    _end([*(member.process for member in members if member.place not in keep), *_located(handles)])
+    for handle in handles:
         ray.kill(handle, no_restart=True)
-    _remove_group(_group_name(job_id, attempt))
+    for entry in placement_group_table().values():
+        if entry["state"] != "REMOVED" and is_of(entry["name"], job_id, attempt) and place_in(entry["name"]) not in keep:
+            _remove_group(entry["name"])
 
 
 def present() -> set[tuple[str, int]]:
     """Return (job id, attempt) of everything of ours that is on the cluster: living actors, and placement groups."""
     names = [entry["name"] for entry in ray.util.list_named_actors(all_namespaces=True) if entry["namespace"] == NAMESPACE]
     names += [entry["name"] for entry in placement_group_table().values() if entry["state"] != "REMOVED"]
-    return {(found[1], int(found[2])) for found in map(_NAME.fullmatch, names) if found is not None}
+    return {attempt for attempt in map(attempt_in, names) if attempt is not None}
 
 
 def _named(job_id: str, attempt: int) -> dict[str, Any]:
     """Return the handles of the living actors of an attempt by their names."""
-    prefix = _actor_name(job_id, attempt, 0, 0).removesuffix("0/0")
     handles = {}
     for entry in ray.util.list_named_actors(all_namespaces=True):
-        if entry["namespace"] == NAMESPACE and entry["name"].startswith(prefix):
+        if entry["namespace"] == NAMESPACE and is_of(entry["name"], job_id, attempt):
             with contextlib.suppress(ValueError):  # dead since it was listed
                 handles[entry["name"]] = ray.get_actor(entry["name"], namespace=NAMESPACE)
     return handles
 
 
-def _create(group: PlacementGroup, name: str, rank: int, *, cpus: float, gpus: int) -> Any:
-    where = PlacementGroupSchedulingStrategy(placement_group=group, placement_group_bundle_index=rank)
+def _reserve(name: str, near: PlacementGroup | None, *, cpus: float, gpus: int) -> PlacementGroup:
+    """Ask for the room of one rank, on the node of another where that has room; return what was asked for before, if it was.
+
+    Each rank has a group of its own, because Ray can neither enlarge one nor give a part of it back.
+    """
+    with contextlib.suppress(ValueError):  # none of that name
+        return get_placement_group(name)
+    bundle = {"CPU": cpus, **({"GPU": gpus} if gpus else {})}
+    node_id = None if near is None else placement_group_table(near)["bundles_to_node_id"][0]
+    return placement_group([bundle], strategy="STRICT_PACK", name=name, lifetime="detached", _soft_target_node_id=node_id)
+
+
+def _create(group: PlacementGroup, name: str, place: int, *, cpus: float, gpus: int) -> Any:
+    where = PlacementGroupSchedulingStrategy(placement_group=group, placement_group_bundle_index=0)
     return (
         ray.remote(RankActor)
         .options(
             name=name, namespace=NAMESPACE, lifetime="detached", scheduling_strategy=where,
             num_cpus=cpus, num_gpus=gpus, max_restarts=0, max_concurrency=MAX_CONCURRENCY, get_if_exists=True,
         )
-        .remote(rank)
+        .remote(place)
     )  # fmt: skip
 
 
@@ -273,11 +295,11 @@ def _get(reference: Any, timeout_s: float, whom: str) -> Any:
         raise GangError(f"{whom} failed to start: {_first_line(error.cause or error)}") from error
 
 
-def _located(handles: Sequence[Any]) -> list[_Place]:
+def _located(handles: Sequence[Any]) -> list[_Process]:
     """Return where living actors run: as they say, or, where they do not answer, as Ray has it."""
     calls = {handle.identify.remote(): handle for handle in handles}
     answered = ray.wait(list(calls), num_returns=len(calls), timeout=IDENTIFY_DOOMED_S)[0] if calls else []
-    places = []
+    processes = []
     for call, handle in calls.items():
         said = None
         if call in answered:
@@ -286,20 +308,20 @@ def _located(handles: Sequence[Any]) -> list[_Place]:
         # Stopped, or its user code keeps Python's lock. There is no public name for what Ray knows of a single actor.
         known = {} if said else ray._private.state.actors(handle._actor_id.hex())  # noqa: SLF001
         if said:
-            places.append(_Place(said["node_id"], said["pid"], said["created"]))
+            processes.append(_Process(said["node_id"], said["pid"], said["created"]))
         elif known.get("State") == "ALIVE":
-            places.append(_Place(known["Address"]["NodeID"], known["Pid"], 0.0))
-    return places
+            processes.append(_Process(known["Address"]["NodeID"], known["Pid"], 0.0))
+    return processes
 
 
-def _end(places: Iterable[_Place]) -> None:
+def _end(processes: Iterable[_Process]) -> None:
     """End processes and what they have started, on the node where each runs; return when they are gone.
 
     Not left to Ray, which forgets an actor before its process has died, and knows nothing of what that has forked.
     """
     by_node: dict[str, list[tuple[int, float]]] = {}
-    for place in places:
-        by_node.setdefault(place.node_id, []).append((place.pid, place.created))
+    for process in processes:
+        by_node.setdefault(process.node_id, []).append((process.pid, process.created))
     here = ray.get_runtime_context().get_node_id()
     alive = {node["NodeID"] for node in ray.nodes() if node["Alive"]}
     for node_id, heads in by_node.items():
@@ -320,18 +342,6 @@ def _remove_group(name: str) -> None:
         remove_placement_group(get_placement_group(name))
     except ValueError:
         return  # never made, or removed already
-
-
-# Of an actor or a placement group.
-_NAME = re.compile(r"(job_\w+)/(\d+)(?:/\d+/\d+)?")
-
-
-def _actor_name(job_id: str, attempt: int, rank: int, generation: int) -> str:
-    return f"{job_id}/{attempt}/{rank}/{generation}"
-
-
-def _group_name(job_id: str, attempt: int) -> str:
-    return f"{job_id}/{attempt}"
 
 
 def _first_line(error: BaseException) -> str:

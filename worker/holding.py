@@ -36,17 +36,17 @@ class Holding:
 
     def __init__(self, assignment: Assignment, device: torch.device, storage: Storage, events: EventBuffer) -> None:
         spec = assignment.spec
-        self.spec, self.device = spec, device
+        self.spec, self.device, self.storage = spec, device, storage
         self.splits = build_data(spec.data, spec.seed)
         self.plan = Plan(self.splits.train.num_samples, spec.batch_size, spec.epochs, spec.steps)
-        self.reporter = Reporter(events, self.plan, assignment.rank)
+        self.reporter = Reporter(events, self.plan)
         # Placed before anything is loaded: a checkpoint of double precision must not pass through the single precision of a fresh model.
         model = Precision(spec, device).place_model(
             build_model(spec.model, spec.norm, training_norm(spec.norm), self.splits.train, spec.seed, task=spec.task.name)
         )
         self.bad, self.bad_held_out = (BadSamples(spec.data.max_bad, self.reporter.warn) for _ in range(2))
-        self.is_new = True
-        """Has not been in a group yet."""
+        self.rank: int | None = None
+        """In its last group; None before the first."""
         # A process that takes a dead one's place gets the state of a living one; a checkpoint would be older.
         self.has_state = assignment.begins
         resume = assignment.resume if self.has_state else None
@@ -95,17 +95,16 @@ class Holding:
         Raises:
             RankLostError: no rank has state.
 
-        Collectives: one all_gather of 4 int64; where ranks have no or an old state, broadcasts of the whole state; then those of DDP.
+        Collectives: one all_gather of 5 int64; where ranks have no or an old state, broadcasts of the whole state; then those of DDP.
         """
         self._set_groups(group)
-        views = ranks.gather(torch.tensor([self.is_new, self.has_state, self.step, self.saved]))
-        decision = decide(
-            [View(bool(is_new), bool(has_state), step, saved) for is_new, has_state, step, saved in (v.tolist() for v in views)]
-        )
+        mine = [self.rank is None, self.rank == 0, self.has_state, self.step, self.saved]
+        views = (view.tolist() for view in ranks.gather(torch.tensor(mine)))
+        decision = decide([View(bool(new), bool(first), bool(has_state), step, saved) for new, first, has_state, step, saved in views])
         if decision.adopters:
             self._hand_over(ranks, decision)
         self.trainer.join(ranks)
-        self.has_state, self.is_new = True, False
+        self.has_state, self.rank, self.reporter.rank = True, ranks.rank, ranks.rank
         return decision
 
     def _set_groups(self, group: Any) -> None:

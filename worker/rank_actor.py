@@ -10,11 +10,11 @@ from worker.mailbox import Mailbox
 class RankActor:
     """One process of a gang. Methods run concurrently, so each is short or waits only for events."""
 
-    def __init__(self, rank: int) -> None:
+    def __init__(self, place: int) -> None:
         import ray
 
         self._created = found_family()
-        self._rank = rank
+        self._place = place
         self._node_ip = ray.util.get_node_ip_address()
         self._mailbox = Mailbox(self._node_ip)
 
@@ -23,7 +23,7 @@ class RankActor:
         import ray
 
         return {
-            "rank": self._rank,
+            "place": self._place,
             "pid": os.getpid(),
             "created": self._created,
             "node_id": ray.get_runtime_context().get_node_id(),
@@ -41,7 +41,7 @@ class RankActor:
 
     def drain(self, after_seq: int, timeout_s: float) -> dict[str, Any]:
         """See Mailbox; a Drain, as data."""
-        return {"rank": self._rank, **self._mailbox.drain(after_seq, timeout_s)}
+        return {"rank": self._place, **self._mailbox.drain(after_seq, timeout_s)}
 
     def pause(self) -> None:
         """See Mailbox."""

@@ -1,4 +1,4 @@
-"""What the ranks of a new group agree on after a loss: whose state counts, who takes it over, what is done again. Pure.
+"""What the ranks of a new group agree on after a loss or a resize: whose state counts, who takes it over, what is done again. Pure.
 
 A step is complete on a rank when its optimizer has stepped. The optimizer steps after the last collective of a step, so a rank that has
 completed a step knows that no other is more than one behind.
@@ -16,6 +16,8 @@ class View:
 
     is_new: bool
     """The process has not been in a group before."""
+    was_reporter: bool
+    """It was rank 0 of its last group, which reports and writes checkpoints."""
     has_state: bool
     """False for a new process that has taken the place of a dead one when training had begun."""
     step: int
@@ -37,7 +39,7 @@ class Decision:
     is_saved: bool
     """Whether the evaluation and the checkpoint due at `step` need not be done again."""
     is_reporter_new: bool
-    """Whether rank 0, which reports the metrics, is a new process and must report again what the old one was not heard saying."""
+    """Whether rank 0, which reports the metrics, is another process than before and must report again what that was not heard saying."""
 
 
 def decide(views: Sequence[View]) -> Decision:
@@ -55,8 +57,8 @@ def decide(views: Sequence[View]) -> Decision:
         source=current[0],
         step=step,
         adopters=frozenset(range(len(views))) - frozenset(current),
-        # Rank 0 writes. Where it is new, whatever the old one had in its hands is done again: a checkpoint that is there is kept.
-        is_saved=(not views[0].is_new or all(view.is_new for view in views))
+        # Rank 0 writes. Where it is another, whatever the old one had in its hands is done again: a checkpoint that is there is kept.
+        is_saved=(views[0].was_reporter or all(view.is_new for view in views))
         and all(view.saved == step for view in views if view.has_state),
-        is_reporter_new=views[0].is_new,
+        is_reporter_new=not views[0].was_reporter,
     )

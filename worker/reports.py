@@ -26,12 +26,14 @@ class Reporter:
     All ranks know the same metrics; each keeps the last ones, so that a new rank 0 can say again what the old one was not heard saying.
     """
 
-    def __init__(self, events: EventBuffer, plan: Plan, rank: int) -> None:
-        self._events, self._plan, self._rank = events, plan, rank
+    def __init__(self, events: EventBuffer, plan: Plan) -> None:
+        self._events, self._plan = events, plan
         self._reported_at = 0.0
         # (time, samples trained on by then) of the last steps.
         self._marks: deque[tuple[float, int]] = deque(maxlen=THROUGHPUT_WINDOW)
         self._kept: deque[dict[str, Any]] = deque(maxlen=KEPT_REPORTS)
+        self.rank: int | None = None
+        """In the group that this rank is in; None before the first."""
         self.generation = 1
         """That of the group that this rank is in."""
 
@@ -46,7 +48,7 @@ class Reporter:
         now = time.monotonic()
         self._marks.append((now, self._plan.samples_after(step)))
         is_due = self._plan.total_steps <= EVERY_STEP_UP_TO or now - self._reported_at >= INTERVAL_S or step == self._plan.total_steps
-        if result.layers and self._rank == 0:
+        if result.layers and self.rank == 0:
             self._events.emit(EventType.TELEMETRY, record_of(step, result.layers).model_dump())
         if is_due or result.layers is not None:
             self._reported_at = now
@@ -64,7 +66,7 @@ class Reporter:
         position = {"step": step, "total_steps": self._plan.total_steps, "epoch": self._plan.epochs_after(step)}
         report = {**position, "samples": self._plan.samples_after(step), "values": finite}
         self._kept.append(report)
-        if self._rank == 0:
+        if self.rank == 0:
             for name in values.keys() - finite.keys():
                 message = f"{name} is {values[name]} at step {step} and is left out"
                 self._events.emit(EventType.WARNING, {"code": "metric_not_finite", "message": message, "step": step})
@@ -85,7 +87,7 @@ class Reporter:
         Args:
             reported: by metric, the last step on record.
         """
-        for report in self._kept if self._rank == 0 else ():
+        for report in self._kept if self.rank == 0 else ():
             if any(report["step"] > reported.get(name, 0) for name in report["values"]):
                 self._events.emit(EventType.METRICS, report)
 

@@ -66,6 +66,7 @@ class _Rank:
         self.assignment = assignment
         self.holding: Holding | None = None
         self.publisher: Publisher | None = None
+        """Of rank 0. Another rank becomes rank 0 only when the one before is gone."""
         self.code = ExitStack()
         """Keeps uploaded code importable."""
 
@@ -123,14 +124,14 @@ class _Rank:
 
     def _hold(self, assignment: Assignment) -> Holding:
         """Return what this rank holds, made from the assignment the first time. Done before the ranks meet: who is new is waited for."""
+        spec = assignment.spec
         if self.holding is None:
-            spec = assignment.spec
             torch.set_num_threads(max(1, int(spec.resources.cpus_per_worker)))
             storage = _shared_storage(assignment)
             self.code.enter_context(importable(storage, assignment.code_sha256))
             self.holding = Holding(assignment, device_for(spec.resources.gpus_per_worker), storage, self.events)
-            if assignment.rank == 0:
-                self.publisher = Publisher(storage, assignment.job_id, spec.checkpoint, self.events)
+        if assignment.rank == 0 and self.publisher is None:
+            self.publisher = Publisher(self.holding.storage, assignment.job_id, spec.checkpoint, self.events)
         return self.holding
 
     def _break_off(self, error: BaseException) -> None:

@@ -116,8 +116,11 @@ class Trainer:
         )
 
     def join(self, ranks: Ranks) -> None:
-        """Train with these ranks from now on. Collectives: those of `Ranks.replicate`."""
+        """Train with these ranks from now on, on the share that is this rank's among them. Collectives: those of `Ranks.replicate`."""
         self._ranks = ranks
+        if (ranks.rank, ranks.world_size) != (self._sampler.rank, self._sampler.world_size):
+            self._sampler = replace(self._sampler, rank=ranks.rank, world_size=ranks.world_size)
+            self._data.follow(replace(self._sampler))
         self._replica = ranks.replicate(compiled(self.model, self._spec))
 
     def leave(self) -> None:

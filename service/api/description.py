@@ -8,7 +8,7 @@ from pydantic import BaseModel
 
 from service.api.comparisons import ComparisonAsk
 from service.api.derivations import ExportAsk, ForkAsk, RecalibrateAsk
-from service.api.schemas import JobEdit, ProblemShape
+from service.api.schemas import JobEdit, ProblemShape, ResizeAsk
 from service.api.tokens import TokenRequest
 from worker.contract import JobSpec
 
@@ -28,6 +28,7 @@ _BY_ROUTE: Final = {
     ("POST", "/v1/jobs/{job_id}/cancel"): {"409": "ended otherwise"},
     ("POST", "/v1/jobs/{job_id}/pause"): {"409": "ended, or about to"},
     ("POST", "/v1/jobs/{job_id}/resume"): {"409": "not paused"},
+    ("POST", "/v1/jobs/{job_id}/resize"): _BODY | {"409": "ended, or about to", "415": "not JSON"},
     ("DELETE", "/v1/jobs/{job_id}"): {"409": "not ended"},
     ("DELETE", "/v1/jobs/{job_id}/checkpoints/{step}"): {"409": "pinned, or the newest of a job that has not ended"},
     ("POST", "/v1/jobs/{job_id}/fork"): _BODY | {"415": "not JSON"},
@@ -41,6 +42,7 @@ _DOWNLOAD: Final = {"412": "another file", "416": "outside of the file", "500": 
 _BODIES: Final[dict[tuple[str, str], tuple[type[BaseModel], tuple[str, ...]]]] = {
     ("POST", "/v1/jobs"): (JobSpec, ("application/json", "application/yaml")),
     ("PATCH", "/v1/jobs/{job_id}"): (JobEdit, ("application/json",)),
+    ("POST", "/v1/jobs/{job_id}/resize"): (ResizeAsk, ("application/json",)),
     ("POST", "/v1/comparisons"): (ComparisonAsk, ("application/json", "application/yaml")),
     ("POST", "/v1/tokens"): (TokenRequest, ("application/json",)),
     ("POST", "/v1/jobs/{job_id}/fork"): (ForkAsk, ("application/json",)),

@@ -1,4 +1,4 @@
-"""Routes of jobs: submit, list, get, edit, pause, resume, cancel, delete."""
+"""Routes of jobs: submit, list, get, edit, pause, resume, resize, cancel, delete."""
 
 import hashlib
 import json
@@ -14,10 +14,10 @@ from service.api.bodies import read_json, read_json_or_yaml
 from service.api.context import READ, SUBMIT, Context, InContext, InIdentity
 from service.api.parameters import JobId, VisibleJob
 from service.api.problems import problems_of
-from service.api.schemas import DryRunShape, JobEdit, JobPage, JobShape
+from service.api.schemas import DryRunShape, JobEdit, JobPage, JobShape, ResizeAsk
 from service.errors import InvalidError
 from service.jobs import JobView
-from service.states import State
+from service.states import HOLDS_GANG, State
 from service.store.ids import JOB_ID_PATTERN
 from service.store.jobs import JobFilter
 from service.store.records import IdempotencyClaim, Token
@@ -143,6 +143,22 @@ async def pause_job(job_id: JobId, response: Response, context: InContext) -> Jo
 async def resume_job(job_id: JobId, response: Response, context: InContext) -> JobShape:
     """Have a paused job queued again; it goes on from the step at which it was paused."""
     return _shown(await use_cases.resume(context.store, job_id), response)
+
+
+@router.post(
+    "/jobs/{job_id}/resize",
+    responses={202: {"model": JobShape, "description": "it trains, and gets another number of workers as soon as that can be"}},
+    dependencies=[SUBMIT],
+)
+async def resize_job(job_id: JobId, response: Response, context: InContext, document: Annotated[Any, Depends(read_json)]) -> JobShape:
+    """Ask for another number of workers. 200 where it has as many, or will start with them; 202 while it trains with others."""
+    try:
+        ask = ResizeAsk.model_validate(document)
+    except ValidationError as error:
+        raise InvalidError.of(problems_of(error.errors())) from error
+    view = await use_cases.resize(context.store, job_id, ask.workers)
+    response.status_code = 202 if view.job.state in HOLDS_GANG and view.job.world_size != ask.workers else 200
+    return _shown(view, response)
 
 
 @router.delete("/jobs/{job_id}", status_code=204, dependencies=[SUBMIT])

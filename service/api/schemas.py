@@ -9,7 +9,7 @@ from service.artifacts import Listed
 from service.jobs import JobView
 from service.states import State
 from worker.contract import EventType, Health
-from worker.contract.spec import LabelKey, LabelValue
+from worker.contract.spec import MAX_WORKERS, LabelKey, LabelValue
 
 
 class Shape(BaseModel):
@@ -96,6 +96,14 @@ class JobEdit(BaseModel):
 
     priority: int = Field(default=0, ge=-1000, le=1000)
     labels: dict[LabelKey, LabelValue] = Field(default_factory=dict, max_length=64, description="all labels; what is not here is removed")
+
+
+class ResizeAsk(BaseModel):
+    """How many workers a job is to have; of an elastic one, at most."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+
+    workers: int = Field(ge=1, le=MAX_WORKERS)
 
 
 class EventShape(Shape):

@@ -52,6 +52,7 @@ _COMMANDS: tuple[Callable[..., None], ...] = (
     jobs.metrics,
     jobs.pause,
     jobs.resume,
+    jobs.resize,
     jobs.cancel,
     comparisons.compare,
     usage.usage,

@@ -37,7 +37,7 @@ class View:
                 return self._enter(data)
             case "checkpoint":
                 return f"checkpoint at step {data['step']}, {data['health']['status']}"
-            case "warning" | "recovery":
+            case "warning" | "recovery" | "resize":
                 return f"{event['type']}: {data.get('message', data)}"
             case _:
                 return ""

@@ -1,4 +1,4 @@
-"""The commands about jobs: submit, fork, ls, get, wait, logs, metrics, pause, resume, cancel."""
+"""The commands about jobs: submit, fork, ls, get, wait, logs, metrics, pause, resume, resize, cancel."""
 
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -152,6 +152,18 @@ def pause(ctx: typer.Context, jobs: JobsArgument, as_json: JsonFlag = False) -> 
 def resume(ctx: typer.Context, jobs: JobsArgument, as_json: JsonFlag = False) -> None:
     """Resume paused jobs; each goes on from the step at which it was paused."""
     _ask(ctx, jobs, Client.resume, as_json=as_json)
+
+
+def resize(
+    ctx: typer.Context,
+    job: JobArgument,
+    workers: Annotated[int, typer.Argument(min=1, metavar="N", help="How many workers; of an elastic job, at most.", show_default=False)],
+    as_json: JsonFlag = False,
+) -> None:
+    """Give a job another number of workers while it trains; more of them as soon as there is room."""
+    with connect(ctx) as client:
+        asked = client.resize(full_id(client, job), workers)
+    answer(asked, as_json=as_json, show=lambda: console().print(jobs_table([asked])))
 
 
 def cancel(ctx: typer.Context, jobs: JobsArgument, as_json: JsonFlag = False) -> None:

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from datetime import UTC, datetime
 
-from sqlalchemy import insert, select
+from sqlalchemy import insert, null, select
 
 from service.states import State
 from service.store.database import Database
@@ -39,7 +39,8 @@ class Attempts:
             await close_attempt(write, job_id, now)
             await write.connection.execute(insert(attempts).values(**vars(attempt)))
             change = Change(State.STARTING, reason)
-            await enter(write, job_id, change, attempt=attempt.number, fence=attempt.fence, world_size=world_size)
+            new = {"attempt": attempt.number, "fence": attempt.fence, "world_size": world_size}
+            await enter(write, job_id, change, **new, resize_to=null(), resize_why=null())
         return attempt
 
     async def of(self, job_id: str) -> list[Attempt]:

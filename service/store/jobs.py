@@ -262,7 +262,7 @@ def _new_row(job_id: str, spec: JobSpec, change: Change) -> dict[str, Any]:
         "created_at": datetime.now(UTC),
         "progress": asdict(Progress()),
         "metrics": {},
-        "world_size": spec.resources.workers,
+        "world_size": spec.resources.min_workers,
         "fence": 0,
         "attempt": 0,
         "spec": spec.model_dump(mode="json"),

@@ -12,7 +12,7 @@ from sqlalchemy import BigInteger, RowMapping, Select, Text, and_, func, or_, se
 
 from service.quotas import Quota
 from service.room import Bundle
-from service.scheduling import Held, Need
+from service.scheduling import Growth, Held, Need
 from service.states import HOLDS_GANG, State
 from service.store.database import Database
 from service.store.lifecycle import Change, enter
@@ -20,6 +20,7 @@ from service.store.session import Write
 from service.store.tables import jobs, needs, transitions
 from service.store.usage import members_of
 from worker.contract import JobSpec
+from worker.contract.spec import ResourceSpec
 
 PREEMPTED = "preempted"
 PAUSE_REQUESTED = "pause_requested"
@@ -34,6 +35,8 @@ _COLUMNS = (
     jobs.c.running_since,
     jobs.c.ran_us,
     jobs.c.world_size,
+    jobs.c.resize_to,
+    jobs.c.resize_why,
     type_coerce(jobs.c.labels, Text).label("labels"),
     jobs.c.reason,
     jobs.c.message,
@@ -136,17 +139,22 @@ class Queue:
 
 async def store_need(write: Write, job_id: str, spec: JobSpec) -> None:
     """Store what a new job asks for."""
-    workers = spec.resources.workers
     await write.connection.execute(
         needs.insert().values(
             job_id=job_id,
-            min_workers=workers,
-            max_workers=workers,
+            min_workers=spec.resources.min_workers,
+            max_workers=spec.resources.max_workers,
             cpus_per_worker=spec.resources.cpus_per_worker,
             gpus_per_worker=spec.resources.gpus_per_worker,
             timeout_s=spec.timeout_s,
         )
     )
+
+
+async def change_need(write: Write, job_id: str, resources: ResourceSpec) -> None:
+    """Store another number of workers that a job asks for."""
+    numbers = {"min_workers": resources.min_workers, "max_workers": resources.max_workers}
+    await write.connection.execute(needs.update().where(needs.c.job_id == job_id).values(**numbers))
 
 
 async def require_place(write: Write, cap: QueueCap) -> None:
@@ -211,9 +219,12 @@ def _queued(row: RowMapping) -> Queued:
 
 def _held(row: RowMapping) -> Held:
     state = State(row["state"])
+    is_settled = state is State.RUNNING and row["resize_to"] is None
     return Held(
         job_id=row["id"],
-        workers=row["world_size"],
+        # What it is about to give back is not free yet, what it is about to get is not free any more.
+        workers=max(row["world_size"], row["resize_to"] or 0),
+        growth=Growth(row["min_workers"], row["max_workers"], is_asked=row["resize_why"] is not None) if is_settled else None,
         bundle=_bundle(row["cpus_per_worker"], row["gpus_per_worker"]),
         priority=row["priority"],
         labels=_labels(row["labels"]),

@@ -45,7 +45,7 @@ class Job:
     metrics: dict[str, float]
     """The latest value of each."""
     world_size: int
-    """Ranks of the current or last attempt; before the first, what the spec asks for."""
+    """Ranks of the current or last attempt, as many as there are now; before the first, what the spec asks for at least."""
     fence: int
     attempt: int
     """Number of the current or last attempt, 0 before the first."""
@@ -61,6 +61,10 @@ class Job:
     """Microseconds that its earlier attempts trained, recoveries and the saving of a pause included."""
     running_since: datetime | None = None
     """When the present attempt began to train; None where none does."""
+    resize_to: int | None = None
+    """Ranks that its controller is to give it now, where that is another number."""
+    resize_why: str | None = None
+    """Why, machine-readable; also where a user has asked for more and waits for room."""
 
     @cached_property
     def spec(self) -> JobSpec:
@@ -85,6 +89,7 @@ class Attempt:
     started_at: datetime
     finished_at: datetime | None
     world_size: int
+    """Ranks that it began with."""
 
 
 @dataclass(frozen=True)

@@ -20,6 +20,7 @@ from service.store.prunings import Prunings
 from service.store.queue import Queue
 from service.store.records import Lease
 from service.store.recoveries import Recoveries
+from service.store.resizes import Resizes
 from service.store.tokens import Tokens
 from service.store.usage import Usage
 
@@ -40,6 +41,7 @@ class Store:
         self.comparisons = Comparisons(database)
         self.norm_choices = NormChoices(database)
         self.recoveries = Recoveries(database)
+        self.resizes = Resizes(database)
         self.tokens = Tokens(database)
         self.bundles = Bundles(database)
         self.leases = Leases(database)

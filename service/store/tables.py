@@ -44,6 +44,8 @@ jobs = Table(
     Column("submitter", Text, nullable=False, server_default=""),
     Column("ran_us", BigInteger, nullable=False, server_default="0"),
     Column("running_since", Instant),
+    Column("resize_to", Integer),
+    Column("resize_why", Text),
     Index("ix_jobs_state_id", "state", "id"),
     Index("ix_jobs_project_id", "project", "id"),
 )

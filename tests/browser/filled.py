@@ -92,7 +92,7 @@ def _in_state(world: World, state: State) -> str:
 
 
 def _trained(world: World, name: str, norm: dict[str, Any], speed: float) -> str:
-    """Let a job report what a job reports: metrics, log lines with hostile words, a recovery, checkpoints with statistics."""
+    """Let a job report what a job reports: metrics, log lines with hostile words, a recovery, a resize, checkpoints with statistics."""
     job_id = world.start(name=name, norm=norm, labels={"team": "vision"})
     began = datetime.now(UTC) - timedelta(minutes=40)
     told = [*_steps(speed), *_words()]
@@ -107,7 +107,7 @@ def _trained(world: World, name: str, norm: dict[str, Any], speed: float) -> str
 
 
 def _steps(speed: float) -> Iterator[tuple[EventType, dict[str, Any]]]:
-    """Yield what the training reports: a metrics event a step, a recovery, telemetry."""
+    """Yield what the training reports: a metrics event a step, a recovery, a resize, telemetry."""
     for step in range(1, 301):
         values = {
             "train/loss": 2.3 * math.exp(-step * speed / 120) + 0.05 * math.sin(step * 1.7),
@@ -123,6 +123,9 @@ def _steps(speed: float) -> Iterator[tuple[EventType, dict[str, Any]]]:
         if step == 140:
             message = "rank 1 lost at step 140; the others keep the state; recovery 1 of 10"
             yield EventType.RECOVERY, {"generation": 2, "ranks": [1], "step": 140, "used": 1, "budget": 10, "message": message}
+        if step == 220:
+            told = {"samples_per_rank": [43, 42], "why": "room_returned", "message": "3 workers instead of 2"}
+            yield EventType.RESIZE, {"generation": 3, "step": 220, "old_world_size": 2, "new_world_size": 3, **told}
     for step in range(50, 2050, 50):
         yield EventType.TELEMETRY, {"step": step, "layers": _layers_at(step), "num_left_out": 0}
 

@@ -123,7 +123,7 @@ def test_a_comparison_is_a_table(look, filled):
 
 
 def test_a_job_is_submitted_by_form_checked_while_it_is_written(look, filled):
-    """What is wrong is said at its field, with what to do; then it runs, and is cancelled after a question."""
+    """What is wrong is said at its field, with what to do; then it gets another number of workers, and is cancelled after a question."""
     view = look("#/submit")
     view.sees("✓ valid")
     view.page.get_by_label("Batch size").fill("nothing")
@@ -140,6 +140,9 @@ def test_a_job_is_submitted_by_form_checked_while_it_is_written(look, filled):
     view.sees("batch_size: 64")
     view.button("Submit").click()
     expect(view.find("h1")).to_have_text("by hand")
+    view.page.get_by_label("workers").fill("3")
+    view.page.get_by_label("workers").press("Enter")
+    view.sees("3 workers")
     view.button("Cancel").click()
     view.button("Cancel it").click()
     view.sees("cancelled")
@@ -227,9 +230,9 @@ def test_a_zoom_shows_what_lies_between(look, filled):
 
 
 def test_a_job_shows_what_happened_to_it_live(look, filled):
-    """Marks of a recovery on the charts; a new value reaches the chart without a reload, and nothing jumps."""
+    """Marks of a recovery and a resize on the charts; a new value reaches the chart without a reload, and nothing jumps."""
     view = look(f"#/jobs/{filled.other}")
-    expect(view.find("#chart-loss")).to_have_attribute("aria-label", re.compile("recovery at step 140"))
+    expect(view.find("#chart-loss")).to_have_attribute("aria-label", re.compile("recovery at step 140; 2 to 3 workers at step 220"))
     filled.world.say(filled.other, 0, metrics(5000, step=310, train_loss=7.125))
     expect(view.find("#chart-loss")).to_have_attribute("aria-label", re.compile(r"7\.125 at step 310"))
     shift = """new Promise((done) => new PerformanceObserver((list) => done(list.getEntries().filter((one) => !one.hadRecentInput)

@@ -86,6 +86,16 @@ def test_pause_and_resume(run, spec):
     assert run("cancel", job).exit_code == 0
 
 
+def test_a_job_is_resized_by_its_id(run, spec):
+    """The number is the job's from then on; what a spec may not say is refused."""
+    job = _submitted(run, spec, "--set", "name=forever")
+    resized = json.loads(run("resize", job, "3", "--json").stdout)
+    assert resized["spec"]["resources"]["workers"] == 3
+    assert run("resize", job, "0").exit_code == 2
+    assert "cannot be split over 4000 workers" in _error(run("resize", job, "4000"), 2)
+    assert run("cancel", job).exit_code == 0
+
+
 def test_wait_has_a_timeout_and_cancel_ends_a_job(run, spec):
     """A job that goes on for ever: waiting ends, cancelling ends it, and cancelled is not success."""
     job = _submitted(run, spec, "--set", "name=forever")

@@ -68,7 +68,7 @@ async def _suite(cluster, tmp_path, finish, kill):
         assert (await _last_word(gang, 0))[-1] == events[-1], "the last word is never acknowledged, so it is handed out again"
 
         adopted = await cluster.adopt(JOB_ID, 1, 2, **ROOM)
-        assert adopted.world_size == 2
+        assert adopted.places == (0, 1)
         kill(gang, 1)
         with pytest.raises(RankDiedError):
             await _last_word(adopted, 1, after_seq=10**6)
@@ -82,7 +82,20 @@ async def _suite(cluster, tmp_path, finish, kill):
         finish(torn)
         assert (await _last_word(torn, 1, after_seq=100))[0].seq == 101, "numbered on from the dead one's last"
 
-        adopted = torn
+        assert await torn.enlist(1, 3, lambda: False) == (2,)
+        assert (torn.places, torn.is_torn) == ((0, 1), False), "it trains on meanwhile"
+        left_over = await cluster.adopt(JOB_ID, 1, 2, **ROOM)
+        assert left_over.places == (0, 1), "who was never told anything is no member"
+        await torn.regroup((0, 2))
+        smaller = await cluster.adopt(JOB_ID, 1, 2, **ROOM)
+        assert (smaller.places, smaller.is_torn) == ((0, 2), True)
+        await smaller.assign(3, _assignment(tmp_path, generation=3))
+        assert (smaller.generation, smaller.is_torn) == (3, False)
+        async with asyncio.timeout(10):
+            while (await cluster.room()).free_cpus != before.free_cpus - 2:
+                await asyncio.sleep(0.05)
+
+        adopted = smaller
         await adopted.stop()
         await adopted.dissolve()
         await adopted.dissolve()

@@ -265,3 +265,26 @@ def test_a_controller_killed_again_and_again_ends_the_job_once_with_everything_o
     assert job["state"] == "succeeded"
     assert len(job["attempts"]) == 1
     assert not serving.ranks()
+
+
+def test_a_job_is_resized_while_it_trains(serving, client):
+    """On real Ray: a rank is let go and its room is free; a new one joins later. Every step is on record once, in order."""
+    job_id = client.submit(spec(10**6))["id"]
+    _at_step(client, job_id, 5)
+    room = client.cluster()["room"]["free_cpus"]
+    for workers in (1, 2):
+        assert client.resize(job_id, workers)["spec"]["resources"]["workers"] == workers
+        until(lambda workers=workers: client.job(job_id)["world_size"] == workers, 60, f"{workers} workers")
+        until(lambda workers=workers: len(serving.ranks()) == workers, 60, f"{workers} processes")
+        until(lambda workers=workers: client.cluster()["room"]["free_cpus"] == room + 2 - workers, 60, "its room")
+        _at_step(client, job_id, client.job(job_id)["progress"]["step"] + 5)
+    client.cancel(job_id)
+    client.wait(job_id, timeout_s=60)
+    events = _gapless(client, job_id)
+    resizes = [event["data"] for event in events if event["type"] == "resize"]
+    steps = [event["data"]["step"] for event in events if event["type"] == "metrics" and "train/loss" in event["data"]["values"]]
+
+    assert [(data["old_world_size"], data["new_world_size"], data["why"]) for data in resizes] == [(2, 1, "asked"), (1, 2, "asked")]
+    assert steps == sorted(set(steps))
+    assert not any(event["type"] == "recovery" for event in events)
+    assert serving.ranks() == []

@@ -71,7 +71,7 @@ def test_a_job_of_higher_priority_has_a_lower_one_paused_and_queued_again(tmp_pa
             assert await world.store.jobs.transition(low, State.PAUSED, from_={State.PAUSING}, reason="paused")
             job = await world.until(low, State.QUEUED)
             assert job.reason in {"preempted", "no_room"}
-            assert (await world.cluster.gang(urgent)).world_size == 6
+            assert (await world.cluster.gang(urgent)).places == tuple(range(6))
             reasons = [change.reason for change in (await world.store.jobs.transitions_of([low]))[low]]
             assert reasons[-3:] == ["preempted", "paused", "preempted"]
 

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from service.quotas import Policy
 from service.room import Bundle, Ledger, Node, Room
-from service.scheduling import GRACE, Held, Need, Start, plan
+from service.scheduling import GRACE, Growth, Held, Need, Start, plan
 
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
 HOUR = timedelta(hours=1)
@@ -23,9 +23,9 @@ def need(name, workers, bundle=CPU, *, hours=1.0, least=None, priority=0, **labe
     return Need(name, least or workers, workers, bundle, hours * HOUR, priority, labels)
 
 
-def held(name, workers, bundle=CPU, *, hours=1.0, priority=0, is_pausable=True, is_leaving=False, **labels):
+def held(name, workers, bundle=CPU, *, hours=1.0, priority=0, is_pausable=True, is_leaving=False, growth=None, **labels):
     """A live job that has just begun."""
-    return Held(name, workers, bundle, priority, labels, NOW, hours * HOUR, is_pausable, is_leaving)
+    return Held(name, workers, bundle, priority, labels, NOW, hours * HOUR, is_pausable, is_leaving, growth)
 
 
 def room(*nodes, **placed):
@@ -357,3 +357,52 @@ def _anywhere(ledger, bundle, workers, chance):
             ledger.move(node_id, bundle, -1)
             places[node_id] = places.get(node_id, 0) + 1
     return places
+
+
+UP_TO_8 = Growth(1, 8, is_asked=False)
+HALF_FREE = room((8, 0, 4, 0), big={"n0": 3}, small={"n0": 1})
+
+
+def grown(decision):
+    """Return what grows, as {name: workers}."""
+    return {start.job_id: start.workers for start in decision.grow}
+
+
+def test_room_that_nobody_waits_for_goes_to_jobs_that_run():
+    """Priority, then age; what one does not need the next one gets."""
+    jobs = [held("big", 3, growth=UP_TO_8), held("small", 1, priority=1, growth=Growth(1, 2, is_asked=False))]
+
+    assert grown(plan([], HALF_FREE, jobs, NOBODY, NOW)) == {"small": 2, "big": 6}
+
+
+def test_the_queue_goes_first():
+    """What starts takes the room; while a job waits for room, nobody grows."""
+    jobs = [held("big", 3, growth=UP_TO_8), held("small", 1)]
+
+    assert grown(plan([need("a", 3)], HALF_FREE, jobs, NOBODY, NOW)) == {"big": 4}
+    assert grown(plan([need("a", 5)], HALF_FREE, jobs, NOBODY, NOW)) == {}
+    assert grown(plan([need("never", 9)], HALF_FREE, jobs, NOBODY, NOW)) == {"big": 7}, "it keeps nobody waiting"
+
+
+def test_a_job_with_a_fixed_number_grows_to_it_or_not_at_all():
+    """Nothing in between was asked for."""
+    jobs = lambda workers: [held("big", 3, growth=Growth(workers, workers, is_asked=True)), held("small", 1)]  # noqa: E731
+
+    assert grown(plan([], HALF_FREE, jobs(7), NOBODY, NOW)) == {"big": 7}
+    assert grown(plan([], HALF_FREE, jobs(8), NOBODY, NOW)) == {}
+
+
+def test_a_job_grows_within_its_quota():
+    """Its workers count, it is no new job, and who waits for the same quota goes first."""
+    jobs = [held("big", 3, growth=UP_TO_8, team="a"), held("small", 1, team="b")]
+    policy = Policy.model_validate({"quotas": [{"label": "team", "workers": 5, "running_jobs": 1}]})
+
+    assert grown(plan([], HALF_FREE, jobs, policy, NOW)) == {"big": 5}
+    assert grown(plan([need("next", 1, team="a")], HALF_FREE, jobs, policy, NOW)) == {}
+
+
+def test_room_that_was_promised_to_a_job_is_taken():
+    """A gang that grows holds its new workers before Ray has placed them."""
+    promised = [held("big", 5), held("small", 1)]
+
+    assert plan([need("a", 2), need("b", 1)], HALF_FREE, promised, NOBODY, NOW).start == (Start("a", 2),)

@@ -1,10 +1,11 @@
 """A cluster in memory with the interface of service/cluster.py: ranks are event buffers that a test speaks through."""
 
 import asyncio
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Sequence
 from typing import Any
 
 from service.cluster import ClusterError, NoRoomError, RankDiedError
+from service.places import free_places, places_of
 from service.room import Node, Room
 from worker.contract import Assignment, Drain, EventType
 from worker.progress import EventBuffer
@@ -16,13 +17,14 @@ class FakeGang:
     """Ranks without processes. `say`, `end` and `dead` are for the test; the rest is what the controller sees."""
 
     def __init__(self, world_size: int) -> None:
-        self.world_size = world_size
-        self.buffers = [EventBuffer() for _ in range(world_size)]
+        self.places = tuple(range(world_size))
+        self.buffers = {place: EventBuffer() for place in self.places}
         self.dead: set[int] = set()
         self.assignments: list[Assignment] = []
-        self.generations = [0] * world_size
+        self.generations = dict.fromkeys(self.places, 0)
         self.generation = 0
         """The newest that was begun to be told."""
+        self.enlisted: tuple[int, ...] = ()
         self.replaced: list[tuple[int, ...]] = []
         self.has_room = True
         self.is_cut_off = False
@@ -34,7 +36,7 @@ class FakeGang:
 
     def say(self, type_: EventType, data: dict[str, Any], ranks: list[int] | None = None) -> None:
         """Emit an event on some ranks, or all."""
-        for rank in range(self.world_size) if ranks is None else ranks:
+        for rank in self.places if ranks is None else ranks:
             self.buffers[rank].emit(type_, data)
 
     def end(self, outcome: str = "succeeded", failure: dict[str, Any] | None = None, ranks: list[int] | None = None) -> None:
@@ -43,24 +45,27 @@ class FakeGang:
 
     @property
     def is_torn(self) -> bool:
-        """Whether a living rank was not told the newest."""
-        return any(self.generations[rank] < self.generation for rank in range(self.world_size) if rank not in self.dead)
+        """Whether a living rank was not told the newest, or belongs to no place."""
+        living = [place for place in self.generations if place not in self.dead and place not in self.enlisted]
+        return any(self.generations[place] < self.generation or place not in self.places for place in living)
 
     async def assign(self, generation: int, assignment: Callable[[int, str, int], Assignment]) -> None:
         """Remember what each rank was told."""
         self.generation = generation
         if self.dead:
             raise RankDiedError(f"ranks {self.dead}")
-        self.assignments = [assignment(rank, "127.0.0.1", 1) for rank in range(self.world_size)]
-        for rank, buffer in enumerate(self.buffers):
-            if not self.generations[rank]:
-                buffer.begin_after(self.assignments[rank].after_seq)
-        self.generations = [generation] * self.world_size
+        self.assignments = [assignment(place, "127.0.0.1", 1) for place in self.places]
+        for place, told in zip(self.places, self.assignments, strict=True):
+            if not self.generations[place]:
+                self.buffers[place].begin_after(told.after_seq)
+            self.generations[place] = generation
 
     async def replace(self, lost: Collection[int], generation: int, is_given_up: Callable[[], bool]) -> None:
         """Put new ranks into the places of lost ones, unless the test took the room away or cuts the controller off after it."""
         if not self.has_room:
             raise NoRoomError("the place did not come back")
+        if self.generations.keys() - set(self.places):
+            await self.regroup(self.places)
         self.replaced.append(tuple(lost))
         for rank in lost:
             self.buffers[rank] = EventBuffer()
@@ -68,6 +73,25 @@ class FakeGang:
             self.dead.discard(rank)
         if self.is_cut_off:
             await asyncio.sleep(3600)
+
+    async def enlist(self, number: int, generation: int, is_given_up: Callable[[], bool]) -> tuple[int, ...]:
+        """Start ranks in new places, unless the test took the room away."""
+        if not self.has_room:
+            raise NoRoomError("there is no room")
+        self.enlisted = free_places(self.places, number)
+        for place in self.enlisted:
+            self.buffers[place] = EventBuffer()
+            self.generations[place] = 0
+        return self.enlisted
+
+    async def regroup(self, places: Sequence[int]) -> None:
+        """Let ranks go, and take new ones in, unless the test cuts the controller off before it."""
+        if self.is_cut_off:
+            await asyncio.sleep(3600)
+        self.places, self.enlisted = tuple(places), ()
+        self.dead &= set(places)
+        self.buffers = {place: self.buffers[place] for place in places}
+        self.generations = {place: self.generations[place] for place in places}
 
     async def drain(self, rank: int, after_seq: int) -> Drain:
         """Answer a long poll, short."""
@@ -134,8 +158,8 @@ class FakeCluster:
 
     async def room(self) -> Room:
         """Count the ranks of living gangs as taken."""
-        free = self.cpus - sum(gang.world_size for gang in self.alive())
-        placed = {job_id: {"fake": gang.world_size} for (job_id, _), gang in self.gangs.items() if not gang.is_dissolved}
+        free = self.cpus - sum(len(gang.places) for gang in self.alive())
+        placed = {job_id: {"fake": len(gang.places)} for (job_id, _), gang in self.gangs.items() if not gang.is_dissolved}
         return Room((Node("fake", self.cpus, 0, free, 0),), placed)
 
     async def nodes(self) -> list[dict[str, Any]]:
@@ -157,10 +181,15 @@ class FakeCluster:
         """Return the gang if a rank of it lives and was told what to do."""
         assert (cpus, gpus) == (1, 0)
         gang = self.gangs.get((job_id, attempt))
-        if gang is None or gang.is_dissolved or not gang.assignments or len(gang.dead) == world_size:
+        if gang is None or gang.is_dissolved or not gang.assignments or gang.dead == set(gang.generations):
             return None
         if gang.is_silent:
             raise ClusterError("silence")
+        found = sorted(gang.generations, key=lambda place: (place in gang.dead, not gang.generations[place], place))
+        gang.places, gang.enlisted = places_of(found, world_size), ()
+        for place in set(gang.places) - set(found):
+            gang.buffers[place], gang.generations[place] = EventBuffer(), 0
+            gang.dead.add(place)
         return gang
 
     async def dissolve(self, job_id: str, attempt: int) -> None:

@@ -10,7 +10,7 @@ import multiprocessing
 import os
 import signal
 import threading
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from multiprocessing.connection import Connection
 from typing import Any
@@ -18,6 +18,7 @@ from typing import Any
 import psutil
 
 from service.cluster import ClusterError, NoRoomError, RankDiedError
+from service.places import free_places
 from service.room import Node, Room
 from tests.support.ranks import _find as find_program
 from worker.contract import Assignment, Drain
@@ -120,9 +121,12 @@ class ProcessGang:
     """See RunningGang."""
 
     def __init__(self, world_size: int, faults: Faults | None) -> None:
-        self.world_size = world_size
+        self.places = tuple(range(world_size))
         self._faults = faults
-        self.ranks = {rank: RankProcess(rank, 1, faults) for rank in range(world_size)}
+        self.ranks = {rank: RankProcess(rank, 1, faults) for rank in self.places}
+        self._recruits: dict[int, RankProcess] = {}
+        self.has_room = True
+        """Whether there is room for new processes."""
         self.is_dissolved = False
         self.generation = 0
 
@@ -142,11 +146,30 @@ class ProcessGang:
 
     async def replace(self, lost: Collection[int], generation: int, is_given_up: Callable[[], bool]) -> None:
         """See RunningGang."""
+        self._require_room()
         for rank in lost:
             await _off_loop(self.ranks[rank].kill)
             self.ranks[rank] = RankProcess(rank, generation, self._faults)
         if is_given_up():
             raise NoRoomError("given up")
+
+    async def enlist(self, number: int, generation: int, is_given_up: Callable[[], bool]) -> tuple[int, ...]:
+        """See RunningGang."""
+        self._require_room()
+        self._recruits = {place: RankProcess(place, generation, self._faults) for place in free_places(self.places, number)}
+        return tuple(self._recruits)
+
+    async def regroup(self, places: Sequence[int]) -> None:
+        """See RunningGang."""
+        known, self._recruits = self.ranks | self._recruits, {}
+        self.places = tuple(places)
+        self.ranks = {place: known[place] for place in places}
+        for place in known.keys() - set(places):
+            await _off_loop(known[place].kill)
+
+    def _require_room(self) -> None:
+        if not self.has_room:
+            raise NoRoomError("there is no room")
 
     async def drain(self, rank: int, after_seq: int) -> Drain:
         """See RunningGang."""
@@ -176,7 +199,8 @@ class ProcessGang:
 class ProcessCluster:
     """See Cluster. Outlives controllers."""
 
-    def __init__(self, faults: Faults | None = None) -> None:
+    def __init__(self, faults: Faults | None = None, cpus: int = 64) -> None:
+        self.cpus = cpus
         self.gangs: dict[tuple[str, int], ProcessGang] = {}
         self.faults = faults
 
@@ -191,8 +215,9 @@ class ProcessCluster:
         return False
 
     async def room(self) -> Room:
-        """There is room."""
-        return Room((Node("here", 64, 0, 64, 0),), {})
+        """Room for as many ranks as it was made for."""
+        taken = {job_id: {"here": len(gang.places)} for (job_id, _), gang in self.gangs.items() if not gang.is_dissolved}
+        return Room((Node("here", self.cpus, 0, self.cpus - sum(place["here"] for place in taken.values()), 0),), taken)
 
     async def nodes(self) -> list[dict[str, Any]]:
         """Return none."""

@@ -18,6 +18,7 @@ from service.states import TERMINAL, State
 from service.store.records import Event, Job
 from service.store.store import Store
 from tests.support import faults
+from tests.support.gates import Gates
 from tests.support.process_cluster import ProcessCluster, ProcessGang
 from tests.support.world import World
 from worker.contract import EventType, checkpoint_name, checkpoints_directory
@@ -74,11 +75,19 @@ def run_job(
     disturb: Disturb | None = None,
     source: dict[str, Any] | None = None,
     timeout_s: float = 90.0,
+    *,
+    gates: tuple[int, ...] = (),
+    cpus: int = 64,
     **change: Any,
 ) -> Left:
-    """Run a job to its end under the real controller; `disturb` runs beside it. It begins with the checkpoint of the job `source`."""
+    """Run a job to its end under the real controller, on ranks of one CPU each, beginning with the checkpoint of the job `source`.
+
+    `disturb` runs beside it, and opens the gates.
+    """
     planted = None if wishes is None else (inspect.getfile(faults), "plant", wishes)
-    cluster = ProcessCluster(planted)
+    if gates:
+        planted = (inspect.getfile(Gates), "plant", Gates(folder, gates))
+    cluster = ProcessCluster(planted, cpus)
     try:
         return asyncio.run(_run(folder, cluster, disturb, SPEC | change, source, timeout_s))
     finally:

@@ -63,7 +63,7 @@ class ScriptedRank(Mailbox):
     def identify(self) -> dict[str, Any]:
         """See RankActor."""
         created = psutil.Process().create_time()
-        who = {"rank": self._rank, "pid": os.getpid(), "created": created, "node_id": "here", "node_ip": "127.0.0.1"}
+        who = {"place": self._rank, "pid": os.getpid(), "created": created, "node_id": "here", "node_ip": "127.0.0.1"}
         return who | {"generation": self.generation}
 
     def host_store(self, generation: int) -> int:

@@ -12,6 +12,7 @@ from service.cluster import RayCluster
 from service.room import Node, Room
 from tests.support.actor_host import KEY
 from worker import gang
+from worker.gang_names import NAMESPACE
 
 _POOL = ThreadPoolExecutor(256)
 
@@ -34,6 +35,8 @@ class SmallRay:
         self._address = address
         self.exceptions = ray.exceptions
         self.util = SimpleNamespace(list_named_actors=self._list_named_actors)
+        # Of actors that do not answer nothing is known.
+        self._private = SimpleNamespace(state=SimpleNamespace(actors=lambda _actor_id: {}))
 
     def ask(self, method: str, *arguments: Any) -> Any:
         """Ask the host, and wait for the answer."""
@@ -87,7 +90,7 @@ class SmallRay:
         return SimpleNamespace(get_node_id=lambda: "here")
 
     def _list_named_actors(self, *, all_namespaces: bool) -> list[dict[str, str]]:
-        return [{"namespace": gang.NAMESPACE, "name": name} for name in self.ask("named")]
+        return [{"namespace": NAMESPACE, "name": name} for name in self.ask("named")]
 
 
 class Handle:
@@ -96,6 +99,7 @@ class Handle:
     def __init__(self, small: SmallRay, name: str) -> None:
         self.name = name
         self._small = small
+        self._actor_id = name.encode()
 
     def __getattr__(self, method: str) -> Any:
         return SimpleNamespace(remote=lambda *arguments: self._small.call(self.name, method, arguments))
@@ -127,18 +131,25 @@ def install(address: str) -> None:
     """Have worker/gang.py of this process use the actors at an address."""
     small = SmallRay(address)
 
-    def reserve(_bundles: Any, *, strategy: str, name: str, lifetime: str) -> Any:
-        small.ask("reserve", name)
+    def group(name: str) -> Any:
         return SimpleNamespace(name=name, wait=lambda _timeout_s: True)
+
+    def reserve(_bundles: Any, *, strategy: str, name: str, lifetime: str, _soft_target_node_id: str | None) -> Any:
+        small.ask("reserve", name)
+        return group(name)
 
     def find(name: str) -> Any:
         if name not in small.ask("rooms"):
             raise ValueError(name)
-        return SimpleNamespace(name=name)
+        return group(name)
+
+    def table(of: Any = None) -> Any:
+        rooms = {name: {"name": name, "state": "CREATED", "bundles_to_node_id": {0: "here"}} for name in small.ask("rooms")}
+        return rooms if of is None else rooms[of.name]
 
     gang.ray = small
     gang.placement_group = reserve
     gang.get_placement_group = find
     gang.remove_placement_group = lambda group: small.ask("release", group.name)
-    gang.placement_group_table = lambda: {name: {"name": name, "state": "CREATED"} for name in small.ask("rooms")}
+    gang.placement_group_table = table
     gang.PlacementGroupSchedulingStrategy = lambda **_: None

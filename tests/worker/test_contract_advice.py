@@ -33,6 +33,15 @@ def test_enough_samples_or_a_norm_of_single_ones_are_not(spec):
     assert advise(small_spec(4, **spec)) == ()
 
 
+def test_statistics_that_change_with_every_resize_are_warned_of():
+    """Each rank's own, over its share; those of sync_bn do not change, and with a fixed number nothing does."""
+    elastic = {"batch_size": 64, "resources": {"workers": {"min": 2, "max": 4}}}
+
+    (problem,) = advise(small_spec(4, **elastic, norm={"kind": "batch_norm"}))
+    assert (problem.loc, problem.value) == ("norm.kind", "batch_norm on 2 to 4 workers")
+    assert advise(small_spec(4, **elastic)) == ()
+
+
 def test_frozen_statistics_must_come_from_somewhere():
     """A new model's are 0 and 1; those of a checkpoint, or of the user's own model, may be trained."""
     frozen = {"norm": {"kind": "frozen_bn"}, "batch_size": 2}

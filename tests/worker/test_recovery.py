@@ -5,15 +5,15 @@ import pytest
 from worker.errors import RankLostError
 from worker.recovery import Decision, View, decide
 
-NEW = View(is_new=True, has_state=False, step=0, saved=0)
+NEW = View(is_new=True, was_reporter=False, has_state=False, step=0, saved=0)
 
 
-def _at(step, saved=0):
-    return View(is_new=False, has_state=True, step=step, saved=saved)
+def _at(step, saved=0, *, was_reporter=True):
+    return View(is_new=False, was_reporter=was_reporter, has_state=True, step=step, saved=saved)
 
 
 def _fresh(step=0):
-    return View(is_new=True, has_state=True, step=step, saved=step)
+    return View(is_new=True, was_reporter=False, has_state=True, step=step, saved=step)
 
 
 @pytest.mark.parametrize(
@@ -37,6 +37,11 @@ def _fresh(step=0):
         ([_at(6, 6), _at(6, 3), NEW], Decision(0, 6, frozenset({2}), is_saved=False, is_reporter_new=False)),
         # One survivor.
         ([NEW, NEW, _at(9)], Decision(2, 9, frozenset({0, 1}), is_saved=False, is_reporter_new=True)),
+        # Rank 0 died and nobody took its place: the next one is rank 0 now, and reports and saves what the dead one had in its hands.
+        ([_at(6, 6, was_reporter=False), _at(6, 6, was_reporter=False)], Decision(0, 6, frozenset(), is_saved=False, is_reporter_new=True)),
+        # Another rank joins in mid-training, and one does right after a checkpoint.
+        ([_at(5), _at(5), NEW], Decision(0, 5, frozenset({2}), is_saved=False, is_reporter_new=False)),
+        ([_at(6, 6), NEW], Decision(0, 6, frozenset({1}), is_saved=True, is_reporter_new=False)),
         # A meeting without a loss, after a connection broke.
         ([_at(5), _at(5)], Decision(0, 5, frozenset(), is_saved=False, is_reporter_new=False)),
     ],

@@ -11,7 +11,8 @@ RESULT = StepResult(metrics={"loss": 1.5, "accuracy": 0.25}, learning_rate=0.1, 
 
 def _reported(num_steps, total_steps, rank=0):
     events = EventBuffer()
-    reporter = Reporter(events, Plan(100, 10, None, total_steps), rank)
+    reporter = Reporter(events, Plan(100, 10, None, total_steps))
+    reporter.rank = rank
     for step in range(1, num_steps + 1):
         reporter.step(step, RESULT)
     return [event.data for event in events.drain(0, 0, 100_000)[0]]
@@ -42,8 +43,10 @@ def test_only_rank_0_reports_metrics():
 def test_a_value_that_is_no_number_becomes_a_warning():
     """JSON has no NaN; the reader learns it all the same."""
     events = EventBuffer()
+    reporter = Reporter(events, Plan(100, 10, None, 10))
+    reporter.rank = 0
 
-    kept = Reporter(events, Plan(100, 10, None, 10), 0).metrics(5, {"val/loss": float("inf"), "val/accuracy": 0.1})
+    kept = reporter.metrics(5, {"val/loss": float("inf"), "val/accuracy": 0.1})
 
     assert kept == {"val/accuracy": 0.1}
     warning, metrics = [event.data for event in events.drain(0, 0)[0]]

@@ -14,17 +14,35 @@ _PER_BATCH_KINDS = {"sync_bn", *OWN_STATISTICS_NORMS}
 def samples_normalized_together(spec: JobSpec) -> int | None:
     """Return over how many samples one norm of the model takes its statistics, None where samples are normalized one by one.
 
-    A micro-batch of one accumulation step is normalized by itself.
+    A micro-batch of one accumulation step is normalized by itself. Of a range of workers the most count.
     """
     if spec.norm.kind not in _PER_BATCH_KINDS:
         return None
-    workers, group = spec.resources.workers, spec.norm.group_size
+    workers, group = spec.resources.max_workers, spec.norm.group_size
     sharing = 1 if spec.norm.kind in OWN_STATISTICS_NORMS else workers if group == "all" else group
     return spec.batch_size * sharing // (spec.accumulate * workers)
 
 
 def advise(spec: JobSpec) -> tuple[Problem, ...]:
     """Return what to think twice about: nothing that keeps a job from running."""
+    return (*_elastic_statistics(spec), *_too_little(spec))
+
+
+def _elastic_statistics(spec: JobSpec) -> tuple[Problem, ...]:
+    resources = spec.resources
+    if spec.norm.kind not in OWN_STATISTICS_NORMS or resources.min_workers == resources.max_workers:
+        return ()
+    return (
+        Problem(
+            loc="norm.kind",
+            value=f"{spec.norm.kind} on {resources.min_workers} to {resources.max_workers} workers",
+            expected="statistics that do not depend on the number of workers",
+            remedy="use sync_bn: each rank normalizes its own share, which changes with every resize",
+        ),
+    )
+
+
+def _too_little(spec: JobSpec) -> tuple[Problem, ...]:
     if spec.norm.kind == "frozen_bn" and spec.initialize_from is None and not is_code(spec.model.name):
         return (
             Problem(

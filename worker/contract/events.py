@@ -12,6 +12,8 @@ The data of each type:
 Of the controller:
     recovery    {generation, ranks, step, used, budget, message}
     gap         {first_seq, last_seq, message}       the events of these numbers were dropped by the operator's retention
+    resize      {generation, step, old_world_size, new_world_size, samples_per_rank: [most, least], why, message}
+                why: asked, room_returned or node_lost
 """
 
 from datetime import datetime

@@ -25,12 +25,7 @@ def _matching(pattern: str, expected: str, example: str) -> AfterValidator:
     return AfterValidator(check)
 
 
-def _one_number(workers: Any) -> Any:
-    if isinstance(workers, dict):
-        raise refuse("elastic workers are not available in this version", "a whole number of workers", "set resources.workers to a number")
-    return workers
-
-
+MAX_WORKERS = 4096
 JobName = Annotated[str, _matching(r"[^\x00-\x1f\x7f]{1,128}", "1 to 128 printable characters", "digits-resnet18")]
 LabelKey = Annotated[
     str, _matching(r"[A-Za-z0-9][A-Za-z0-9._/-]{0,62}", "a label key: 1 to 63 letters, digits, '.', '_', '/' or '-'", "team/vision")
@@ -144,12 +139,44 @@ class ScheduleSpec(Frozen):
     warmup_epochs: Annotated[float, Field(ge=0)] = 0.0
 
 
-class ResourceSpec(Frozen):
-    """What the gang needs. Every worker is one rank; all start together or none does."""
+NumWorkers = Annotated[StrictInt, Field(ge=1, le=MAX_WORKERS)]
 
-    workers: Annotated[StrictInt, Field(ge=1, le=4096), BeforeValidator(_one_number)] = 1
+
+class WorkerRange(Frozen):
+    """Any number of workers between the two: as many as there is room for, also while the job trains."""
+
+    min: NumWorkers
+    max: NumWorkers
+
+
+class ResourceSpec(Frozen):
+    """What the gang needs. Every worker is one rank; as many as it needs at least start together or none does."""
+
+    workers: NumWorkers | WorkerRange = 1
     gpus_per_worker: Annotated[StrictInt, Field(ge=0, le=1)] = 0
     cpus_per_worker: Annotated[float, Field(gt=0, le=256)] = 1
+
+    @model_validator(mode="after")
+    def _is_a_range(self) -> Self:
+        if self.min_workers > self.max_workers:
+            problem = f"workers.min {self.min_workers} is more than workers.max {self.max_workers}"
+            raise refuse(problem, "workers.min of at most workers.max", "exchange them")
+        return self
+
+    @property
+    def min_workers(self) -> int:
+        """With fewer the job does not train."""
+        return self.workers.min if isinstance(self.workers, WorkerRange) else self.workers
+
+    @property
+    def max_workers(self) -> int:
+        """It takes no more."""
+        return self.workers.max if isinstance(self.workers, WorkerRange) else self.workers
+
+    def resized(self, workers: int) -> dict[str, Any]:
+        """Return these resources, as a document, after somebody asked for a number of workers: it replaces the number, or `max`."""
+        is_elastic = isinstance(self.workers, WorkerRange)
+        return self.model_dump(mode="json") | {"workers": {"min": self.min_workers, "max": workers} if is_elastic else workers}
 
 
 class CheckpointSpec(Frozen):
@@ -255,7 +282,7 @@ class JobSpec(Frozen):
 
     @model_validator(mode="after")
     def _holds_together(self) -> Self:
-        workers = self.resources.workers
+        workers = self.resources.max_workers
         if self.epochs is not None and self.steps is not None:
             raise refuse("epochs and steps are both set", "one of epochs and steps", "remove one of them")
         if self.batch_size < workers:
@@ -266,6 +293,12 @@ class JobSpec(Frozen):
             )
         if self.compile == "model" and self.accumulate > 1:
             raise refuse("compile: model with accumulate compiles anew in every step", "accumulate: 1 for it", "set compile: off")
+        if self.norm.group_size != "all" and self.resources.min_workers != workers:
+            raise refuse(
+                f"norm.group_size {self.norm.group_size} does not divide every number of workers in the range",
+                "a fixed number of workers, or group_size: all",
+                "use group_size: all",
+            )
         if self.norm.group_size != "all" and workers % self.norm.group_size:
             raise refuse(
                 f"norm.group_size {self.norm.group_size} does not divide {workers} workers",

@@ -16,7 +16,7 @@ from worker.contract.spec import JobSpec, ModelSpec, NormSpec, TaskSpec
 from worker.contract.transforms import TRANSFORM_NAMES
 
 # The tags that pydantic puts into the path of a union member; a user never wrote them.
-_UNION_TAGS = {"sgd", "adamw", "ema", "swa", "RecalibrateSpec", "int", "float", "constrained-int", "constrained-float"}
+_UNION_TAGS = {"sgd", "adamw", "ema", "swa", "RecalibrateSpec", "WorkerRange", "int", "float", "constrained-int", "constrained-float"}
 _DISCRIMINATORS = ("name", "kind")
 _PLAIN_EXPECTATIONS = {
     "model_type": "a mapping of keys to values",

@@ -92,6 +92,11 @@ class Loader:
         """The processes of the loader."""
         return self._ahead.pids if self._ahead else []
 
+    def follow(self, sampler: Sampler) -> None:
+        """Load by another sampler from now on, one of the loader's own; what was made ahead is dropped."""
+        self.close()
+        self._sampler = sampler
+
     def close(self) -> None:
         """End thread and processes. Returns within seconds; the loader may be used again."""
         if self._ahead is not None:

@@ -76,6 +76,10 @@ class JobCalls(HistoryCalls):
         """Have a paused job queued again, to go on from where it was paused, and return it. Asking twice is asking once."""
         return await self._job("POST", route("jobs", job_id, "resume"), is_repeatable=True)
 
+    async def resize(self, job_id: str, workers: int) -> AsyncJob:
+        """Ask for another number of workers, of an elastic job for another `max`, and return it. Asking twice is asking once."""
+        return await self._job("POST", route("jobs", job_id, "resize"), json={"workers": workers}, is_repeatable=True)
+
     async def delete(self, job_id: str) -> None:
         """Delete a job that has ended, and its checkpoints."""
         await self._transport.request("DELETE", route("jobs", job_id))

@@ -77,6 +77,10 @@ class JobCalls(HistoryCalls):
         """Have a paused job queued again, to go on from where it was paused, and return it. Asking twice is asking once."""
         return self._job("POST", route("jobs", job_id, "resume"), is_repeatable=True)
 
+    def resize(self, job_id: str, workers: int) -> Job:
+        """Ask for another number of workers, of an elastic job for another `max`, and return it. Asking twice is asking once."""
+        return self._job("POST", route("jobs", job_id, "resize"), json={"workers": workers}, is_repeatable=True)
+
     def delete(self, job_id: str) -> None:
         """Delete a job that has ended, and its checkpoints."""
         self._transport.request("DELETE", route("jobs", job_id))

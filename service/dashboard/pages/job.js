@@ -88,7 +88,10 @@ function actions(job, redraw) {
     if (await ask(`Delete ${job.name}, its history and its checkpoints?`, "Delete it")) await send("DELETE", base).then(() => (location.hash = "#/jobs"), redraw.say);
   };
   const prioritize = async (event) => send("PATCH", base, { priority: Number(event.target.value) }).then(redraw.now, redraw.say);
+  const resize = async (event) => send("POST", `${base}/resize`, { workers: Number(event.target.value) }).then(redraw.now, redraw.say);
+  const { workers } = job.spec.resources;
   return h("div", { class: "row actions" },
+    has("POST", "/resize") && !isOver && job.state !== "cancelling" ? h("label", { class: "check" }, workers.max ? "workers, at most " : "workers ", h("input", { type: "number", min: workers.min ?? 1, max: 4096, value: workers.max ?? workers, onchange: resize })) : null,
     job.state === "queued" && has("PATCH", "") ? h("label", { class: "check" }, "priority ", h("input", { type: "number", min: -1000, max: 1000, value: job.priority, onchange: prioritize })) : null,
     has("POST", "/pause") && ["queued", "starting", "running", "recovering"].includes(job.state) ? button("Pause", act("POST", "/pause")) : null,
     has("POST", "/resume") && job.state === "paused" ? button("Resume", act("POST", "/resume")) : null,

@@ -35,7 +35,7 @@ export function open(id) {
         get(`/v1/jobs/${id}/metrics?max_points=${MAX_POINTS}`), get(`/v1/jobs/${id}/events?type=recovery&type=resize&before=${Number.MAX_SAFE_INTEGER}&limit=${MAX_MARKS}`),
       ]);
       charts = arranged(series);
-      marks = events.filter((event) => typeof event.data.step === "number").map(({ type, data }) => ({ step: data.step, text: type }));
+      marks = events.filter((event) => typeof event.data.step === "number").map(({ type, data }) => ({ step: data.step, text: type === "resize" ? `${data.old_world_size} to ${data.new_world_size} workers` : type }));
       return [
         h("div", { class: "charts", "data-key": "charts" }, charts.map(({ id: name, title }) => place(`chart-${name}`, title))),
         timeline(job), attempts(job),

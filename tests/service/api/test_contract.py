@@ -48,6 +48,7 @@ POST /v1/jobs/{job_id}/fork
 GET /v1/jobs/{job_id}/logs
 GET /v1/jobs/{job_id}/metrics
 POST /v1/jobs/{job_id}/pause
+POST /v1/jobs/{job_id}/resize
 POST /v1/jobs/{job_id}/resume
 GET /v1/jobs/{job_id}/statistics
 GET /v1/models

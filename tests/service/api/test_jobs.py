@@ -231,6 +231,71 @@ def test_a_job_that_has_ended_is_neither_paused_nor_resumed(world):
     assert [(answer.status_code, answer.json()["code"]) for answer in answers] == [(409, "job_already_ended"), (409, "job_not_paused")]
 
 
+def _resize(world, job_id, workers):
+    return world.client.post(f"/v1/jobs/{job_id}/resize", json={"workers": workers})
+
+
+def test_a_queued_job_starts_with_the_number_that_was_asked_for(world):
+    """200: nothing is to be done. It is what the spec says from now on."""
+    job_id = world.submit()["id"]
+    first, again = (_resize(world, job_id, 3) for _ in range(2))
+
+    assert (first.status_code, first.json()["world_size"], first.json()["spec"]["resources"]["workers"]) == (200, 3, 3)
+    assert again.json() == first.json()
+
+    async def asked():
+        return [(queued.need.min_workers, queued.need.max_workers) async for page in world.store.queue.pages(10) for queued in page]
+
+    assert world.call(asked) == [(3, 3)]
+
+
+def test_a_live_job_has_the_number_that_was_asked_for_later(world):
+    """202, and idempotent; fewer at once, more when the scheduler says so. Asking for what it has takes an ask back."""
+    job_id = world.start()
+    fewer, more, as_it_is = (_resize(world, job_id, workers) for workers in (1, 4, 2))
+
+    assert [answer.status_code for answer in (fewer, more, as_it_is)] == [202, 202, 200]
+    assert [answer.json()["world_size"] for answer in (fewer, more, as_it_is)] == [2, 2, 2]
+    assert [answer.json()["spec"]["resources"]["workers"] for answer in (fewer, more, as_it_is)] == [1, 4, 2]
+
+
+def test_an_elastic_job_gets_another_upper_bound(world):
+    """Its least number stays, and nobody may ask for less."""
+    job_id = world.submit(resources={"workers": {"min": 2, "max": 8}})["id"]
+    fewer, too_few = _resize(world, job_id, 3), _resize(world, job_id, 1)
+
+    assert fewer.json()["spec"]["resources"]["workers"] == {"min": 2, "max": 3}
+    assert (too_few.status_code, too_few.json()["code"]) == (422, "invalid_spec")
+    assert "workers.min 2 is more than workers.max 1" in too_few.text
+
+
+@pytest.mark.parametrize("ask", [{"workers": 0}, {"workers": "2"}, {"workers": 2, "min": 1}, {"workers": 4097}, {}, [], None])
+def test_a_resize_to_nonsense_is_refused(world, ask):
+    """One whole number, nothing more."""
+    url, headers = f"/v1/jobs/{world.submit()['id']}/resize", {"Content-Type": "application/json"}
+    answer = world.client.post(url, content=json.dumps(ask), headers=headers)
+
+    assert answer.status_code == 422
+    assert answer.json()["errors"]
+
+
+def test_a_resize_keeps_to_what_a_spec_may_say(world):
+    """Each worker has a sample at least."""
+    answer = _resize(world, world.submit(batch_size=8)["id"], 9)
+
+    assert (answer.status_code, answer.json()["code"]) == (422, "invalid_spec")
+    assert "batch_size 8 cannot be split over 9 workers" in answer.text
+
+
+def test_a_job_that_has_ended_is_not_resized(world):
+    """409: it is too late, and the client should know."""
+    job_id = world.start()
+    world.finish(job_id)
+    answer = _resize(world, job_id, 3)
+
+    assert (answer.status_code, answer.json()["code"]) == (409, "job_already_ended")
+
+
 def test_an_edit_needs_the_edition_that_was_seen(world):
     """If-Match with the ETag; without one the last writer wins."""
     job = world.client.get(f"/v1/jobs/{world.submit(labels={'a': '1'})['id']}")
