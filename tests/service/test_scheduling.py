@@ -25,7 +25,7 @@ def need(name, workers, bundle=CPU, *, hours=1.0, least=None, priority=0, **labe
 
 def held(name, workers, bundle=CPU, *, hours=1.0, priority=0, is_pausable=True, is_leaving=False, growth=None, **labels):
     """A live job that has just begun."""
-    return Held(name, workers, bundle, priority, labels, NOW, hours * HOUR, is_pausable, is_leaving, growth)
+    return Held(name, workers, bundle, priority, labels, NOW, hours * HOUR, is_pausable, is_leaving, growth=growth)
 
 
 def room(*nodes, **placed):

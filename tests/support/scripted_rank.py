@@ -74,7 +74,8 @@ class ScriptedRank(Mailbox):
         """See RankActor."""
         return {"rank": self._rank, **super().drain(after_seq, timeout_s)}
 
-    def _train(self, rank: int) -> None:
+    def _train(self, rank: int, world_size: int) -> None:
+        del world_size
         outcome, failure = "failed", None
         try:
             outcome = self._play()
