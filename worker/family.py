@@ -63,6 +63,14 @@ def end_families(heads: Sequence[tuple[int, float]]) -> list[int]:
     return []
 
 
+def wake_families(heads: Sequence[tuple[int, float]]) -> list[int]:
+    """Have families go on that were stopped to be ended, by somebody who was killed before it came to that. Return nobody: none is left."""
+    for process in _members(heads):
+        with contextlib.suppress(psutil.Error):
+            process.resume()
+    return []
+
+
 def _stopped(heads: Sequence[tuple[int, float]], deadline: float) -> list[psutil.Process]:
     """Stop every member of the families, so that none can start another while it is looked for; return them."""
     _signal_groups(heads, signal.SIGSTOP)

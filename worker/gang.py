@@ -19,7 +19,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy, Place
 
 from worker.contract.assignment import Assignment
 from worker.contract.events import Drain
-from worker.family import EXIT_TIMEOUT_S, end_families
+from worker.family import EXIT_TIMEOUT_S, end_families, wake_families
 from worker.gang_names import NAMESPACE, actor_name, attempt_in, group_name, is_of, place_in
 from worker.rank_actor import RankActor
 
@@ -138,8 +138,7 @@ def replace(
         members: what is known of the gang, dead or alive; a lost rank without one was dead when the gang was looked for.
         lost: the places.
         generation: the one that the new processes will begin with; in their names, so that nobody makes them twice.
-        job_id, attempt: which gang.
-        cpus, gpus: what each rank may use.
+        job_id, attempt, cpus, gpus: which gang, and what each rank of it may use.
         is_given_up: looked at while waiting; ends the wait.
     Returns:
         All members, in the order of places; the new ones have no assignment yet.
@@ -149,7 +148,7 @@ def replace(
     """
     gone = [member for member in members if member.place in lost]
     # Before Ray ends them: of a process that is gone, not all that it has started is found.
-    _end(member.process for member in gone)
+    _on_their_nodes(end_families, (member.process for member in gone))
     for member in gone:
         ray.kill(member.handle, no_restart=True)
     handles = {}
@@ -210,7 +209,10 @@ def find(job_id: str, attempt: int) -> list[Member]:
         UnreachableError: an actor exists but does not answer; nothing is known about it.
     """
     found: dict[int, tuple[int, Member]] = {}
-    for name, handle in _named(job_id, attempt).items():
+    named = _named(job_id, attempt)
+    # A controller that is killed while it ends a gang may leave it stopped.
+    _on_their_nodes(wake_families, (process for process in _located(list(named.values())) if not process.created))
+    for name, handle in named.items():
         with contextlib.suppress(RankDiedError):
             member = _identify(name, handle, ANSWER_TIMEOUT_S)
             made = int(name.rpartition("/")[2])
@@ -222,8 +224,7 @@ def dissolve(job_id: str, attempt: int, members: Sequence[Member] = (), *, keep:
     """Kill the ranks of an attempt and give their room back. Returns only when every process is gone; safe to call again.
 
     Args:
-        job_id: the job.
-        attempt: which gang of it.
+        job_id, attempt: which gang.
         members: what the caller knows of the gang; a dead rank's process is looked for too.
         keep: places that stay as they are.
     Raises:
@@ -231,7 +232,7 @@ def dissolve(job_id: str, attempt: int, members: Sequence[Member] = (), *, keep:
     """
     handles = [handle for name, handle in _named(job_id, attempt).items() if place_in(name) not in keep]
     # Before Ray ends them, as in `replace`.
-    _end([*(member.process for member in members if member.place not in keep), *_located(handles)])
+    _on_their_nodes(end_families, [*(member.process for member in members if member.place not in keep), *_located(handles)])
     for handle in handles:
         ray.kill(handle, no_restart=True)
     for entry in placement_group_table().values():
@@ -296,7 +297,7 @@ def _get(reference: Any, timeout_s: float, whom: str) -> Any:
 
 
 def _located(handles: Sequence[Any]) -> list[_Process]:
-    """Return where living actors run: as they say, or, where they do not answer, as Ray has it."""
+    """Return where living actors run: as they say, or, where they do not answer, as Ray has it, without their start time."""
     calls = {handle.identify.remote(): handle for handle in handles}
     answered = ray.wait(list(calls), num_returns=len(calls), timeout=IDENTIFY_DOOMED_S)[0] if calls else []
     processes = []
@@ -314,10 +315,10 @@ def _located(handles: Sequence[Any]) -> list[_Process]:
     return processes
 
 
-def _end(processes: Iterable[_Process]) -> None:
-    """End processes and what they have started, on the node where each runs; return when they are gone.
+def _on_their_nodes(act: Callable[[list[tuple[int, float]]], list[int]], processes: Iterable[_Process]) -> None:
+    """Act on processes and what they have started, on the node where each runs.
 
-    Not left to Ray, which forgets an actor before its process has died, and knows nothing of what that has forked.
+    Ending is not left to Ray, which forgets an actor before its process has died, and knows nothing of what that has forked.
     """
     by_node: dict[str, list[tuple[int, float]]] = {}
     for process in processes:
@@ -326,10 +327,10 @@ def _end(processes: Iterable[_Process]) -> None:
     alive = {node["NodeID"] for node in ray.nodes() if node["Alive"]}
     for node_id, heads in by_node.items():
         if node_id == here:
-            left = end_families(heads)
+            left = act(heads)
         elif node_id in alive:
             place = NodeAffinitySchedulingStrategy(node_id=node_id, soft=False)
-            undertaker = ray.remote(end_families).options(num_cpus=0, scheduling_strategy=place)
+            undertaker = ray.remote(act).options(num_cpus=0, scheduling_strategy=place)
             left = _get(undertaker.remote(heads), EXIT_TIMEOUT_S * 3, f"node {node_id}")
         else:
             continue  # the node is gone, and its processes with it

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from service import embedded
-from service.cluster import _require_guarded
+from service.doorway import open_door
 from service.processes import marked
 from tests.support.serving import until
 
@@ -22,7 +22,7 @@ def test_an_embedded_ray_is_found_again_replaced_when_broken_and_stopped_whole(t
         assert embedded.ensure(tmp_path) == first
         assert stat.S_IMODE(Path(first.token_path).stat().st_mode) == 0o600
         # Asked without a token, it does not answer: a controller that is given its address goes on.
-        _require_guarded(first.address)
+        assert open_door(first.address) is None
 
         head = next(process for process in marked(embedded.MARKER, first.session) if process.name() == "gcs_server")
         os.kill(head.pid, signal.SIGKILL)

@@ -125,6 +125,11 @@ class ActorHost:
         """Call a method of a rank."""
         return self._actors[name].call(method, arguments)
 
+    def pid(self, name: str) -> int | None:
+        """Return the process of that name, if it is alive."""
+        actor = self._actors[name]
+        return actor.process.pid if actor.is_alive else None
+
     def kill(self, name: str) -> None:
         """End a process."""
         self._actors[name].kill()

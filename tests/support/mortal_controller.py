@@ -53,7 +53,7 @@ EFFECTS: dict[str, tuple[Any, str]] = {
     "dissolve": (RayGang, "dissolve"),
     "create actor": (gang, "_create"),
     "identify": (gang, "_identify"),
-    "end families": (gang, "_end"),
+    "end families": (gang, "_on_their_nodes"),
     "remove group": (gang, "_remove_group"),
     "reserve room": (gang, "placement_group"),
     "tell": (small_ray.SmallRay, "call"),

@@ -9,6 +9,7 @@ All meet before the first step, and part when the last checkpoint is published. 
 of log with the step's number.
 """
 
+import ctypes
 import json
 import os
 import signal
@@ -28,6 +29,7 @@ from worker.mailbox import Mailbox
 from worker.orders import Request
 from worker.storage.local import LocalStorage
 
+_PR_SET_NAME = 15
 STEP_S = 0.02
 PATIENCE_S = 120.0
 """How long a parked rank waits for a controller."""
@@ -36,6 +38,7 @@ PATIENCE_S = 120.0
 def serve(rank: int, pipe: Connection) -> None:
     """Answer calls of (number, method, arguments), each in a thread of its own, until the pipe closes."""
     worker.mailbox.load_torch = lambda: None
+    ctypes.CDLL(None).prctl(_PR_SET_NAME, b"ray::RankActor", 0, 0, 0)  # as Ray calls its actors
     mailbox, sending = ScriptedRank(rank), Lock()
 
     def answer(number: int, method: str, arguments: tuple[Any, ...]) -> None:

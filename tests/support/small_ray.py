@@ -35,8 +35,7 @@ class SmallRay:
         self._address = address
         self.exceptions = ray.exceptions
         self.util = SimpleNamespace(list_named_actors=self._list_named_actors)
-        # Of actors that do not answer nothing is known.
-        self._private = SimpleNamespace(state=SimpleNamespace(actors=lambda _actor_id: {}))
+        self._private = SimpleNamespace(state=SimpleNamespace(actors=self._actor))
 
     def ask(self, method: str, *arguments: Any) -> Any:
         """Ask the host, and wait for the answer."""
@@ -88,6 +87,10 @@ class SmallRay:
     def get_runtime_context(self) -> Any:
         """See ray.get_runtime_context."""
         return SimpleNamespace(get_node_id=lambda: "here")
+
+    def _actor(self, actor_id: str) -> dict[str, Any]:
+        pid = self.ask("pid", bytes.fromhex(actor_id).decode())
+        return {"State": "ALIVE", "Address": {"NodeID": "here"}, "Pid": pid} if pid else {"State": "DEAD"}
 
     def _list_named_actors(self, *, all_namespaces: bool) -> list[dict[str, str]]:
         return [{"namespace": NAMESPACE, "name": name} for name in self.ask("named")]
