@@ -10,7 +10,7 @@ import textwrap
 import psutil
 import pytest
 
-from worker.family import end_families
+from worker.family import end_families, wake_families
 
 # What a rank's process may have started: each says its pid on the pipe, and would live for a minute.
 STARTING = {
@@ -110,6 +110,18 @@ def test_what_a_rank_has_started_is_ended_while_the_killed_rank_is_a_zombie():
 
         assert end_families([(head.pid, created)]) == []
         assert not _is_alive(started)
+
+
+def test_a_family_that_was_left_stopped_goes_on():
+    """Who is killed between stopping and ending it leaves it so."""
+    with _head(STARTING["a child"]) as (head, created, started):
+        for pid in (head.pid, started):
+            os.kill(pid, signal.SIGSTOP)
+        os.waitid(os.P_PID, head.pid, os.WSTOPPED)
+
+        assert wake_families([(head.pid, created)]) == []
+        os.waitid(os.P_PID, head.pid, os.WCONTINUED)
+        assert {psutil.Process(pid).status() for pid in (head.pid, started)}.isdisjoint({psutil.STATUS_STOPPED})
 
 
 def test_a_stranger_with_the_same_pid_is_left_alone():
