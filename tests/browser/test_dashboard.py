@@ -385,7 +385,7 @@ def test_it_is_used_without_a_mouse(look, filled):
     expect(view.find("#skip")).to_be_focused()
     view.page.keyboard.press("Enter")
     expect(view.find("main")).to_be_focused()
-    link = view.page.get_by_role("link", name="resnet18-sync")
+    link = view.page.get_by_role("link", name="resnet18-sync", exact=True)
     link.focus()
     view.page.keyboard.press("Enter")
     expect(view.find("h1")).to_have_text("resnet18-sync")
