@@ -48,7 +48,7 @@ def test_the_calls_with_curl_work(tmp_path):
 def test_the_policy_that_is_shown_is_accepted():
     """An operator who copies it has these limits."""
     policy = Policy.model_validate(tomllib.loads(_block("docs/scheduling.md", "toml")))
-    assert [quota.gpus for quota in policy.quotas] == [32, 16]
+    assert [quota.gpus for quota in policy.quotas] == [32, 16, None]
 
 
 def test_the_storage_profile_that_is_shown_is_accepted():

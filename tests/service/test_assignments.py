@@ -2,9 +2,12 @@
 
 import hashlib
 
+import pytest
+
 from service.bundles import TAR_GZ, store_bundle
 from service.catalogue import rebuild
 from service.states import State
+from service.store.bundles import CodeGoneError
 from service.store.ids import new_id
 from tests.support.archives import GOOD, tar_gz
 from tests.support.world import JOB_IDS, World, manifest, run
@@ -54,7 +57,7 @@ def test_an_attempt_starts_from_its_own_latest_checkpoint_or_from_the_one_that_t
 
 
 def test_ranks_are_told_where_uploaded_code_lies(tmp_path):
-    """By name and digest; a job whose code is gone fails in words."""
+    """By name and digest; a job whose code is gone is none."""
 
     async def scenario(world: World) -> None:
         async with world.controller():
@@ -65,8 +68,8 @@ def test_ranks_are_told_where_uploaded_code_lies(tmp_path):
             assert hashlib.sha256(archive).hexdigest() == first.code_sha256
             assert (await world.cluster.gang(await world.submit(1))).assignments[0].code_sha256 is None
 
-            job = await world.until(await world.submit(2, code=(gone := new_id("code"))), State.FAILED)
-            assert gone in job.message
+            with pytest.raises(CodeGoneError, match=(gone := new_id("code"))):
+                await world.submit(2, code=gone)
 
     run(tmp_path, scenario)
 
