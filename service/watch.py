@@ -152,7 +152,7 @@ class Watch:
         A controller that is killed once the gang is dissolved leaves nothing but these.
         """
         ends = dict(said)
-        for place in range(self._job.world_size + max(said, default=0)):
+        for place in range(self._job.world_size):
             if len(ends) < self._job.world_size:
                 ends.setdefault(place, RankEnd(outcome="died"))
         return judge(Ranks(self._job.world_size, ends, unsettled_s=math.inf), *await self._budgets())

@@ -14,9 +14,9 @@ from pathlib import Path
 from typing import Any, Self
 
 from tests.support import scripted_rank
+from tests.support.calling import Caller, FailedError, GoneError
 from tests.support.forking import fork
 
-ANSWER_TIMEOUT_S = 60.0
 KEY = b"tests"
 
 
@@ -29,14 +29,10 @@ class Actor:
 
     def __init__(self, name: str, rank: int) -> None:
         self.name = name
-        self._pipe, child = multiprocessing.Pipe()
-        self._answers: dict[int, Any] = {}
-        self._next = 0
-        self._changed = threading.Condition()
-        self._is_gone = False
+        pipe, child = multiprocessing.Pipe()
         self.process = fork(scripted_rank.serve, rank, child)
         child.close()
-        threading.Thread(target=self._receive, daemon=True).start()
+        self._calls = Caller(pipe)
 
     @property
     def is_alive(self) -> bool:
@@ -45,34 +41,18 @@ class Actor:
 
     def call(self, method: str, arguments: tuple[Any, ...]) -> Any:
         """Return what a method of the rank returns."""
-        with self._changed:
-            number = self._next = self._next + 1
-            with contextlib.suppress(OSError):
-                self._pipe.send((number, method, arguments))
-            assert self._changed.wait_for(lambda: number in self._answers or self._is_gone, ANSWER_TIMEOUT_S), f"{method} hangs"
-            if number not in self._answers:
-                raise ActorError("died")
-            is_fine, answer = self._answers.pop(number)
-        if not is_fine:
-            raise ActorError(answer)
-        return answer
+        try:
+            return self._calls.call(method, *arguments)
+        except GoneError as error:
+            raise ActorError("died") from error
+        except FailedError as error:
+            raise ActorError(*error.args) from error
 
     def kill(self) -> None:
         """SIGKILL, and wait for the end."""
         with contextlib.suppress(ProcessLookupError):
             os.kill(self.process.pid, signal.SIGKILL)
         self.process.join(10)
-
-    def _receive(self) -> None:
-        with contextlib.suppress(EOFError, OSError):
-            while True:
-                number, *answer = self._pipe.recv()
-                with self._changed:
-                    self._answers[number] = answer
-                    self._changed.notify_all()
-        with self._changed:
-            self._is_gone = True
-            self._changed.notify_all()
 
 
 class ActorHost:

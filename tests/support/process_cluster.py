@@ -9,7 +9,6 @@ import contextlib
 import multiprocessing
 import os
 import signal
-import threading
 from collections.abc import Callable, Collection, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from multiprocessing.connection import Connection
@@ -20,11 +19,11 @@ import psutil
 from service.cluster import ClusterError, NoRoomError, RankDiedError
 from service.places import free_places
 from service.room import Node, Room
+from tests.support.calling import Caller, FailedError, GoneError, answer_calls
 from tests.support.ranks import _find as find_program
 from worker.contract import Assignment, Drain
 
 POLL_S = 5.0
-ANSWER_TIMEOUT_S = 60.0
 Faults = tuple[str, str, Any]
 """A function to be called in every new process of the first attempt, with (rank, generation of its making, argument):
 its file, its name, the argument."""
@@ -43,48 +42,26 @@ class RankProcess:
         context = _context()
         self.rank = rank
         self.generation = 0
-        self._pipe, child = context.Pipe()
-        self._answers: dict[int, Any] = {}
-        self._next = 0
-        self._changed = threading.Condition()
-        self._is_gone = False
+        pipe, child = context.Pipe()
         self.process = context.Process(target=_serve, args=(rank, made_for, child, faults), daemon=True, name=f"rank-{rank}")
         self.process.start()
         child.close()
-        threading.Thread(target=self._receive, daemon=True).start()
+        self._calls = Caller(pipe)
 
     def call(self, method: str, *arguments: Any) -> Any:
         """Call a method of the mailbox. Raises RankDiedError where the process is gone."""
-        with self._changed:
-            number = self._next = self._next + 1
-            try:
-                self._pipe.send((number, method, arguments))
-            except OSError as error:
-                raise RankDiedError(f"rank {self.rank}") from error
-            assert self._changed.wait_for(lambda: number in self._answers or self._is_gone, ANSWER_TIMEOUT_S), f"{method} hangs"
-            if number not in self._answers:
-                raise RankDiedError(f"rank {self.rank}")
-            is_fine, answer = self._answers.pop(number)
-        if not is_fine:
-            raise ClusterError(answer)
-        return answer
+        try:
+            return self._calls.call(method, *arguments)
+        except GoneError as error:
+            raise RankDiedError(f"rank {self.rank}") from error
+        except FailedError as error:
+            raise ClusterError(*error.args) from error
 
     def kill(self) -> None:
         """SIGKILL, and nothing is left."""
         with contextlib.suppress(ProcessLookupError):
             os.kill(self.process.pid, signal.SIGKILL)
         self.process.join(10)
-
-    def _receive(self) -> None:
-        with contextlib.suppress(EOFError, OSError):
-            while True:
-                number, *answer = self._pipe.recv()
-                with self._changed:
-                    self._answers[number] = answer
-                    self._changed.notify_all()
-        with self._changed:
-            self._is_gone = True
-            self._changed.notify_all()
 
 
 def _serve(rank: int, made_for: int, pipe: Connection, faults: Faults | None) -> None:
@@ -93,19 +70,7 @@ def _serve(rank: int, made_for: int, pipe: Connection, faults: Faults | None) ->
 
     if faults is not None:
         find_program(faults[0], faults[1])(rank, made_for, faults[2])
-    mailbox, sending = Mailbox("127.0.0.1"), threading.Lock()
-
-    def answer(number: int, method: str, arguments: tuple[Any, ...]) -> None:
-        try:
-            found = True, getattr(mailbox, method)(*arguments)
-        except Exception as error:  # noqa: BLE001  the caller looks at it
-            found = False, repr(error)
-        with sending, contextlib.suppress(OSError):
-            pipe.send((number, *found))
-
-    with contextlib.suppress(EOFError, OSError):
-        while True:
-            threading.Thread(target=answer, args=pipe.recv(), daemon=True).start()
+    answer_calls(pipe, Mailbox("127.0.0.1"))
     os._exit(0)
 
 

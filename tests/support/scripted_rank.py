@@ -18,12 +18,12 @@ from collections.abc import Callable
 from datetime import UTC, datetime
 from multiprocessing.connection import Connection
 from pathlib import Path
-from threading import Lock, Thread
 from typing import Any
 
 import psutil
 
 import worker.mailbox
+from tests.support.calling import answer_calls
 from worker.contract import Assignment, EventType, Health, Manifest
 from worker.mailbox import Mailbox
 from worker.orders import Request
@@ -39,21 +39,8 @@ def serve(rank: int, pipe: Connection) -> None:
     """Answer calls of (number, method, arguments), each in a thread of its own, until the pipe closes."""
     worker.mailbox.load_torch = lambda: None
     ctypes.CDLL(None).prctl(_PR_SET_NAME, b"ray::RankActor", 0, 0, 0)  # as Ray calls its actors
-    mailbox, sending = ScriptedRank(rank), Lock()
-
-    def answer(number: int, method: str, arguments: tuple[Any, ...]) -> None:
-        try:
-            found = True, getattr(mailbox, method)(*arguments)
-        except Exception as error:  # noqa: BLE001  the caller looks at it
-            found = False, repr(error)
-        with sending:
-            pipe.send((number, *found))
-
-    try:
-        while True:
-            Thread(target=answer, args=pipe.recv(), daemon=True).start()
-    except (EOFError, OSError):
-        os._exit(0)
+    answer_calls(pipe, ScriptedRank(rank))
+    os._exit(0)
 
 
 class ScriptedRank(Mailbox):
