@@ -1,7 +1,7 @@
 """Which passes over a batch to run: the choice among the ways that there are.
 
 Owns: the choice, and the switch by which a program takes part in it. The passes themselves are `loops/plain.py` (always right),
-`loops/cpu.py` and `loops/cuda.py` (ATen's fused kernels), and `loops/compiled.py` (Inductor's).
+`loops/cpu.py` and `loops/cuda.py` (ATen's fused kernels), and `loops/compiled.py` (our own, in C++).
 """
 
 from __future__ import annotations
@@ -16,26 +16,26 @@ from syncbn.loops import compiled, cpu, cuda, plain
 from syncbn.spelling import nearest
 from syncbn.stages import Batch, EagerStages, Loops, Running, Stages
 
-_KINDS = ("aten", "compiled")
+_KINDS = ("auto", "aten", "compiled")
 
 
 class _Wanted:
     """What the program has asked for, in this process."""
 
-    kind = "aten"
+    kind = "auto"
 
 
 @final
 class inner_loops:  # noqa: N801  a function to those who call it, as torch.set_grad_enabled
     """Choose how layers pass over a batch, from here on, or for the length of a `with` block; in this process.
 
-    "aten", the default: torch's own kernels. "compiled": kernels that Inductor makes, on the CPU and for inputs that are contiguous or
-    channels-last, with a mask or without; everything else goes on as with "aten". They compute the same to the same accuracy
-    (docs/numerics.md), in 0.5 to 0.8 of the time, from the second step on: the first use of each memory format, dtype and
-    activation, with a mask and without, compiles for some seconds, which later processes take from Inductor's cache on disk. Ranks may
-    differ in it.
+    "aten": torch's own kernels. "compiled": one pass in C++ for each of the four stages, on the CPU and for float32, float64 and bfloat16
+    inputs that are contiguous or channels-last, with a mask or without; everything else goes on as with "aten". They compute the same to
+    the same accuracy (docs/numerics.md), in about half the time. The first use of each dtype compiles for two to four seconds; later
+    processes find the result in torch's directory of caches. Ranks may differ in it.
 
-    Where torch is older than 2.8 or there is no C++ compiler, a RuntimeWarning says so once and "aten" goes on.
+    "auto", the default, is "compiled" where there is a C++ compiler and "aten" where there is none. Who asks for "compiled" without one is
+    told so by a RuntimeWarning, once, and "aten" goes on.
     A model under `torch.compile` needs none of this: its layers are compiled with it.
 
     Args:
@@ -71,6 +71,6 @@ def loops_for(x: Tensor) -> Loops:
 def stages_for(batch: Batch, activation: str | None, running: Running | None) -> Stages:
     """Compiled stages where they are wanted and reach this batch, single operators elsewhere. Looks at no value, so waits for no device."""
     stages = None
-    if _Wanted.kind == "compiled" and not torch.compiler.is_compiling():
-        stages = compiled.stages_for(batch, activation, running)
+    if _Wanted.kind != "aten" and not torch.compiler.is_compiling():
+        stages = compiled.stages_for(batch, activation, running, is_asked_for=_Wanted.kind == "compiled")
     return stages or EagerStages(loops_for(batch.x), activation)

@@ -25,7 +25,7 @@ def compiled(model: nn.Module, spec: JobSpec) -> nn.Module:
 
     Compilation itself happens in the first step, for shares of any size; a share of one sample is compiled for itself.
     """
-    syncbn.inner_loops("compiled" if spec.compile == "norm" else "aten")
+    syncbn.inner_loops("compiled" if spec.compile == "norm" else "auto")
     return _Compiled(model) if spec.compile == "model" else model
 
 

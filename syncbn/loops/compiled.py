@@ -1,191 +1,192 @@
-"""The four stages, compiled by Inductor: one pass over the batch each, with the arithmetic of the vectors in the same kernel.
+"""The four stages, compiled: one pass over the batch each, with the arithmetic of the vectors in the same function.
 
-Owns: which batches the compiled stages take, how a batch is viewed for them, and the way back where compiling fails. Does not own the
-kernels (`inductor.py`) or whether they are wanted (`kernels.py`).
-
-A batch is viewed in one of two ways, both without a copy, so that one compilation serves every number of dimensions:
-
-    planes  (N, C, P, Q)    space innermost in memory: P parts of Q values of a plane
-    rows    (G, r, C)       channels innermost: G blocks of r rows; and (R', k C), k rows side by side, where nothing is added up
-
-float32 adds up the values of a part (16 or more sums side by side) or the rows of a block; float64 adds these.
+Owns: which batches the compiled stages take, how a batch is handed over, and the way back where compiling fails. Does not own the
+passes (`passes.cpp`), their building (`library.py`) or whether they are wanted (`kernels.py`).
 """
 
 from __future__ import annotations
 
+import ctypes
+import subprocess
 import warnings
 from dataclasses import dataclass
-from functools import lru_cache
-from typing import NamedTuple, final
+from typing import Any, NamedTuple, final
 
 import torch
 from torch import Tensor
 
-from syncbn.loops import cpu
-from syncbn.loops.inductor import Backward, Forward, Kernels, Plan, compiled_kernels
-from syncbn.stages import Batch, EagerStages, Running, Saved
-
-_EAGER = EagerStages(cpu, None)
-_DTYPES = {torch.float64, torch.float32, torch.bfloat16, torch.float16}
-_PLANE = 2048  # values of a plane that float32 may add up
-_ROWS = 256  # rows that float32 may add up one after the other
-_BLOCK_BYTES = 1 << 17  # a block of rows stays in the nearest cache while its channels are passed one after the other
-_WIDTH = 64  # channels side by side below which an elementwise pass takes several rows at once
+from syncbn.loops import library
+from syncbn.loops.library import address, type_of
+from syncbn.stages import Batch, Running, Saved
 
 
-class Fold(NamedTuple):
-    """How a batch is viewed: the sizes for sums, and for elementwise passes."""
+class Lines(NamedTuple):
+    """How a batch lies in memory: N x C lines of S values each (planes), or N lines of C values (rows; S is 1)."""
 
     is_planes: bool
-    sums: tuple[int, ...]
-    elements: tuple[int, ...]
-
-    def of(self, x: Tensor, sizes: tuple[int, ...]) -> Tensor:
-        """The view of a batch with those sizes."""
-        return x.view(sizes) if self.is_planes else x.movedim(1, -1).view(sizes)
-
-    def of_mask(self, mask: Tensor | None, sizes: tuple[int, ...]) -> Tensor | None:
-        """A mask (N, 1, *spatial) with those sizes, but for one channel; dense."""
-        if mask is None:
-            return None
-        return mask.reshape((sizes[0], 1, *sizes[2:]) if self.is_planes else (*sizes[:-1], 1)).contiguous()
+    N: int
+    C: int
+    S: int
 
 
-def stages_for(batch: Batch, activation: str | None, running: Running | None) -> CompiledStages | None:
-    """The compiled stages for a batch; None where they do not reach, or cannot be compiled (said once, in a warning)."""
-    x, residual = batch.x, batch.residual
-    is_in_reach = x.device.type == "cpu" and x.dtype in _DTYPES and type(x) is Tensor
-    if not is_in_reach or (residual is not None and residual.dtype != x.dtype):
+def stages_for(batch: Batch, activation: str | None, running: Running | None, *, is_asked_for: bool) -> CompiledStages | None:
+    """The compiled stages for a batch; None where they do not reach, or cannot be compiled: said once, if they were asked for."""
+    x = batch.x
+    if not (_Compiler.is_worth_asking(is_asked_for) and x.device.type == "cpu" and x.dtype in library.VALUES and type(x) is Tensor):
         return None
-    fold = _fold(x, batch.mask is not None)
-    if fold is None:
+    lines = _lines(x)
+    vectors = (batch.weight, batch.bias, *(() if running is None else (running.mean, running.var)))
+    if lines is None or not all(map(library.is_readable, vectors)):
         return None
-    plan = Plan(
-        is_planes=fold.is_planes,
-        is_tiled=not fold.is_planes and fold.elements[1] > x.shape[1],
-        ones=(tuple([size == 1 for size in fold.sums]), tuple([size == 1 for size in fold.elements])),
-        dtype=x.dtype,
-        weight=None if batch.weight is None else batch.weight.dtype,
-        bias=None if batch.bias is None else batch.bias.dtype,
-        running=None if running is None else running.mean.dtype,
-        unbiased=running is not None and running.unbiased,
-        has_residual=residual is not None,
-        has_mask=batch.mask is not None,
-        activation=activation,
-    )
-    kernels = _kernels(plan)
-    return None if kernels is None else CompiledStages(fold, kernels, activation is not None, plan.writes_residual)
-
-
-@lru_cache(maxsize=256)
-def _kernels(plan: Plan) -> Kernels | None:
-    if not _Compiler.works:
+    if batch.residual is not None and batch.residual.dtype != x.dtype:
         return None
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of torch about itself, while its compiler is loaded
-            return compiled_kernels(plan)
-    except Exception as failure:  # noqa: BLE001  whatever a compiler or Inductor may raise: the eager loops are always there
-        _Compiler.works = False
-        cause = f"{type(failure).__name__}: {failure}".partition("\n")[0]
-        warnings.warn(
-            f"the inner loops could not be compiled ({cause}): expected torch 2.8 or newer and a C++ compiler such as "
-            "g++ in the PATH; going on with the loops that need neither, which compute the same",
-            RuntimeWarning,
-            stacklevel=2,
-        )
-        return None
+    passes = _passes(x.dtype, is_asked_for=is_asked_for)
+    return None if passes is None else CompiledStages(passes, lines, activation, batch.residual is not None)
 
 
-class _Compiler:
-    """Whether there is one, as far as is known: after one failure it is not asked again."""
-
-    works = True
-
-
-def _fold(x: Tensor, has_mask: bool) -> Fold | None:
-    """How to view a batch; None if it is empty, neither contiguous nor channels-last, or has sizes without fitting divisors."""
+def _lines(x: Tensor) -> Lines | None:
+    """How a batch lies in memory; None if it is empty, or neither contiguous nor channels-last."""
     if x.numel() == 0:
         return None
     N, C = x.shape[:2]
     S = x.numel() // (N * C)
     if S > 1 and x.is_contiguous():
-        return _planes(N, C, S)
-    return _rows(N * S, C, x.element_size(), has_mask) if x.movedim(1, -1).is_contiguous() else None
+        return Lines(True, N, C, S)
+    return Lines(False, N * S, C, 1) if x.movedim(1, -1).is_contiguous() else None
 
 
-@lru_cache(maxsize=4096)
-def _planes(N: int, C: int, S: int) -> Fold | None:
-    parts = next((parts for parts in range(-(-S // _PLANE), S // 64 + 2) if S % parts == 0), None)
-    return None if parts is None else Fold(True, (N, C, parts, S // parts), (N, C, parts, S // parts))
-
-
-@lru_cache(maxsize=4096)
-def _rows(R: int, C: int, element_size: int, has_mask: bool) -> Fold | None:
-    most = max(min(_ROWS, _BLOCK_BYTES // (C * element_size), R), 1)
-    rows = next((rows for rows in range(most, most // 4, -1) if R % rows == 0), None)
-    if rows is None:
+def _passes(dtype: torch.dtype, *, is_asked_for: bool) -> Any:
+    try:
+        return library.library_for(dtype)
+    except (OSError, subprocess.SubprocessError) as failure:
+        _Compiler.works = False
+        _Compiler.has_warned = is_asked_for
+        if is_asked_for:
+            warnings.warn(
+                f"the inner loops could not be compiled ({failure}): expected a C++17 compiler such as g++ in the PATH; going on with the "
+                "loops that need none, which compute the same",
+                RuntimeWarning,
+                stacklevel=2,
+            )
         return None
-    most_tiles = 1 if has_mask else max(_WIDTH // C, 1)  # a mask has one value a row
-    tiles = next(tiles for tiles in range(most_tiles, 0, -1) if R % tiles == 0)
-    return Fold(False, (R // rows, rows, C), (R // tiles, tiles * C))
+
+
+class _Compiler:
+    """What is known of it: after a failure it is not asked again, but for saying so once to who asks for it."""
+
+    works = True
+    has_warned = False
+
+    @classmethod
+    def is_worth_asking(cls, is_asked_for: bool) -> bool:
+        return cls.works or (is_asked_for and not cls.has_warned)
 
 
 @final
 @dataclass(frozen=True)
 class CompiledStages:
-    """The stages for batches of one shape and layout."""
+    """The stages for one batch."""
 
-    fold: Fold
-    kernels: Kernels
-    is_activated: bool
-    writes_residual: bool
+    passes: Any
+    lines: Lines
+    activation: str | None
+    has_residual: bool
 
     def local_sums(self, x: Tensor, mask: Tensor | None) -> tuple[None, Tensor]:
-        """One pass, or the eager loops' few where its shift was not good. Looks at a value, for which the CPU need not wait."""
-        sizes = self.fold.sums
-        vector, is_far = self.kernels.local_sums(Forward(self.fold.of(x, sizes), mask=self.fold.of_mask(mask, sizes)))
-        return None, _EAGER.local_sums(x, mask)[1] if is_far.item() else vector
+        """One pass, or two where the shift of the first was not good."""
+        total = torch.empty(2 * self.lines.C + 1, dtype=torch.float64)
+        inside = _dense(mask)
+        self._call("local_sums", x=address(x), mask=address(inside), total=address(total))
+        return None, total
 
     def normalize(self, batch: Batch, _: None, total: Tensor, running: Running | None) -> tuple[Tensor, Saved]:
-        """One pass, the running statistics moved by it."""
+        """One pass, the running statistics moved before it."""
         x, mask, weight_C, bias_C, residual, eps = batch
-        y, view = torch.empty_like(x), self._elements  # not a view of what the kernel returns: y may be changed in place
-        tensors = Forward(view(x), view(y), None, total, weight_C, bias_C, eps=_scalar(eps))
-        tensors = tensors._replace(mask=self.fold.of_mask(mask, self.fold.elements))
-        if residual is not None:
-            tensors = tensors._replace(residual=view(_laid_out(residual, x)))
+        C, y = self.lines.C, torch.empty_like(x)
+        mean_C, invstd_C = torch.empty(C, dtype=torch.float64), torch.empty(C, dtype=torch.float64)
+        rounded_3C = torch.empty(3, C, dtype=torch.float64 if x.dtype == torch.float64 else torch.float32)
+        laid_out = None if residual is None else _laid_out(residual, x)
+        total, inside = total.contiguous(), _dense(mask)
+        moved: dict[str, Any] = {}
         if running is not None:
-            tensors = tensors._replace(running_mean=running.mean, running_var=running.var, momentum=_scalar(running.momentum))
-        mean_C, invstd_C, rounded_3C = self.kernels.normalize(tensors)
-        if not self.is_activated:
+            moved = {
+                "running_mean": address(running.mean),
+                "running_var": address(running.var),
+                "running_type": type_of(running.mean),
+                "momentum": float(running.momentum),
+                "is_unbiased": running.unbiased,
+            }
+        self._call(
+            "normalize",
+            x=address(x),
+            residual=address(laid_out),
+            mask=address(inside),
+            y=address(y),
+            total=address(total),
+            weight=address(weight_C),
+            weight_type=type_of(weight_C),
+            bias=address(bias_C),
+            bias_type=type_of(bias_C),
+            eps=eps,
+            mean=address(mean_C),
+            invstd=address(invstd_C),
+            rounded=address(rounded_3C),
+            **moved,
+        )
+        if self.activation is None:
             bias_C = residual = None
         return y, Saved(x, weight_C, bias_C, residual, mask, total[0], mean_C, invstd_C, rounded_3C)
 
     def gradient_sums(self, dy: Tensor, saved: Saved) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """One pass, in which the argument of the activation is computed again; kept is dy in the layout of x."""
-        dy = _laid_out(dy, saved.x)
-        return dy, *self.kernels.gradient_sums(self._backward(dy, saved, self.fold.sums))
+        C, dy = self.lines.C, _laid_out(dy, saved.x)
+        summed = torch.empty(2 * C, dtype=torch.float64)
+        dtype = torch.float64 if saved.weight is None else saved.weight.dtype
+        dweight_C, dbias_C = torch.empty(C, dtype=dtype), torch.empty(C, dtype=dtype)
+        self._call_backward(
+            "gradient_sums",
+            dy,
+            saved,
+            summed=address(summed),
+            dweight=address(dweight_C),
+            dbias=address(dbias_C),
+            gradient_type=type_of(dweight_C),
+        )
+        return dy, summed, dweight_C, dbias_C
 
     def input_gradient(self, kept: Tensor, saved: Saved, summed: Tensor) -> tuple[Tensor, Tensor]:
         """One pass, in which the gradient of the activation's argument is computed again."""
-        dx, view = torch.empty_like(saved.x), self._elements
-        dresidual = torch.empty_like(dx) if self.writes_residual else None
-        written = (view(dx), None if dresidual is None else view(dresidual))
-        self.kernels.input_gradient(
-            self._backward(kept, saved, self.fold.elements)._replace(dx=written[0], dresidual=written[1], summed=summed, n=saved.n)
+        dx, summed = torch.empty_like(saved.x), summed.contiguous()
+        is_another = self.activation is not None or saved.mask is not None  # than the gradient of the output
+        dresidual = torch.empty_like(dx) if self.has_residual and is_another else None
+        self._call_backward(
+            "input_gradient", kept, saved, dx=address(dx), dresidual=address(dresidual), summed=address(summed), n=address(saved.n)
         )
         return dx, kept if dresidual is None else dresidual
 
-    def _backward(self, dy: Tensor, saved: Saved, sizes: tuple[int, ...]) -> Backward:
-        x, residual, view = saved.x, saved.residual, self.fold.of
-        assert saved.rounded is not None
-        added = None if residual is None else view(_laid_out(residual, x), sizes)
-        mask = self.fold.of_mask(saved.mask, sizes)
-        return Backward(view(dy, sizes), view(x, sizes), saved.rounded, saved.mean, saved.invstd, saved.weight, added, mask=mask)
+    def _call_backward(self, name: str, dy: Tensor, saved: Saved, **fields: Any) -> None:
+        laid_out, inside = None if saved.residual is None else _laid_out(saved.residual, saved.x), _dense(saved.mask)
+        self._call(
+            name,
+            x=address(saved.x),
+            dy=address(dy),
+            residual=address(laid_out),
+            mask=address(inside),
+            weight=address(saved.weight),
+            weight_type=type_of(saved.weight),
+            mean=address(saved.mean),
+            invstd=address(saved.invstd),
+            rounded=address(saved.rounded),
+            **fields,
+        )
 
-    def _elements(self, x: Tensor) -> Tensor:
-        return self.fold.of(x, self.fold.elements)
+    def _call(self, name: str, **fields: Any) -> None:
+        """Call a pass. Its tensors must be held by the caller: what is handed over are addresses."""
+        is_planes, N, C, S = self.lines
+        batch = library.Batch(
+            N=N, C=C, S=S, is_planes=is_planes, activation=library.number_of(self.activation), num_threads=torch.get_num_threads(), **fields
+        )
+        getattr(self.passes, name)(ctypes.byref(batch))
 
 
 def _laid_out(values: Tensor, x: Tensor) -> Tensor:
@@ -194,11 +195,6 @@ def _laid_out(values: Tensor, x: Tensor) -> Tensor:
     return values if fits else torch.empty_like(x).copy_(values)
 
 
-def _scalar(value: float | Tensor) -> Tensor:
-    """As a tensor, so that a value is no part of the compiled code."""
-    return value if isinstance(value, Tensor) else _constant(value)
-
-
-@lru_cache(maxsize=64)
-def _constant(value: float) -> Tensor:
-    return torch.tensor(value, dtype=torch.float64)
+def _dense(mask: Tensor | None) -> Tensor | None:
+    """A mask (N, 1, *spatial), one place after the other in memory."""
+    return None if mask is None else mask.contiguous()

@@ -1,0 +1,208 @@
+// What is done with a channel's vectors and with a run of values: types, factors, activations. Owns no loop over a batch (passes.cpp).
+//
+// For one type of values: -DVALUES=float, double or BFloat16. Loops are written for a compiler that does several steps side by side.
+
+#pragma once
+
+#include <algorithm>
+#include <cmath>
+#include <cstdint>
+#include <cstring>
+#include <type_traits>
+#include <vector>
+
+using Index = std::int64_t;
+
+struct BFloat16 {
+  std::uint16_t bits;
+  BFloat16() = default;
+  explicit BFloat16(float value) {  // rounded to nearest, ties to even; NaN stays NaN
+    std::uint32_t word;
+    std::memcpy(&word, &value, sizeof word);
+    bits = value != value ? 0x7fc0 : std::uint16_t((word + 0x7fff + ((word >> 16) & 1)) >> 16);
+  }
+  operator float() const {
+    const std::uint32_t word = std::uint32_t(bits) << 16;
+    float value;
+    std::memcpy(&value, &word, sizeof value);
+    return value;
+  }
+};
+
+using Value = VALUES;
+using Wide = std::conditional_t<std::is_same_v<Value, double>, double, float>;  // the accumulation type
+constexpr bool is_wide = std::is_same_v<Value, Wide>;
+
+enum Activation : Index { NONE, RELU, RELU6, LEAKY_RELU, SILU, GELU, HARDSWISH, ELU };  // as in library.py
+enum Type : Index { ABSENT, FLOAT, DOUBLE, BFLOAT16 };                                  // as in library.py
+
+// ---------------------------------------------------------------------------------------------------------------------- vectors
+
+static double read(const void *vector, Index type, Index c, double absent) {
+  switch (type) {
+    case FLOAT: return static_cast<const float *>(vector)[c];
+    case DOUBLE: return static_cast<const double *>(vector)[c];
+    case BFLOAT16: return static_cast<const BFloat16 *>(vector)[c];
+    default: return absent;
+  }
+}
+
+static void write(void *vector, Index type, Index c, double value) {
+  switch (type) {
+    case FLOAT: static_cast<float *>(vector)[c] = float(value); break;
+    case DOUBLE: static_cast<double *>(vector)[c] = value; break;
+    case BFLOAT16: static_cast<BFloat16 *>(vector)[c] = BFloat16(float(value)); break;
+    default: break;
+  }
+}
+
+static void move(void *buffer, Index type, Index c, double value, double factor) {
+  const double before = read(buffer, type, c, 0), step = value - before;
+  write(buffer, type, c, factor < 0.5 ? before + factor * step : value - (1 - factor) * step);  // at 1 the value, with all its digits
+}
+
+// A factor that is the same for all values of a line, and one for each.
+struct Same {
+  Wide value;
+  Wide operator[](Index) const { return value; }
+  Same from(Index) const { return *this; }
+};
+struct Each {
+  const Wide *values;
+  Wide operator[](Index i) const { return values[i]; }
+  Each from(Index i) const { return {values + i}; }
+};
+// What a channel's values are worked on with: rounded mean, scale and shift of the forward; a, b, c of the input gradient.
+constexpr Index NUM_FACTORS = 6;
+template <class Factor> struct Factors {
+  Factor origin, scale, shift, a, b, c;
+  Factors from(Index i) const { return {origin.from(i), scale.from(i), shift.from(i), a.from(i), b.from(i), c.from(i)}; }
+};
+
+static Factors<Same> of_channel(const std::vector<Wide> &vectors, Index C, Index c) {
+  const Wide *v = vectors.data() + c;
+  return {{v[0]}, {v[C]}, {v[2 * C]}, {v[3 * C]}, {v[4 * C]}, {v[5 * C]}};
+}
+
+static Factors<Each> of_row(const std::vector<Wide> &vectors, Index width) {
+  const Wide *v = vectors.data();
+  return {{v}, {v + width}, {v + 2 * width}, {v + 3 * width}, {v + 4 * width}, {v + 5 * width}};
+}
+
+// Vectors (6, C), several times side by side for rows that are taken for one.
+static std::vector<Wide> repeated(const std::vector<Wide> &vectors, Index C, Index times) {
+  std::vector<Wide> result(NUM_FACTORS * C * times);
+  for (Index k = 0; k < NUM_FACTORS * times; ++k) std::copy_n(vectors.data() + k / times * C, C, result.data() + k * C);
+  return result;
+}
+
+// ------------------------------------------------------------------------------------------------- values, at most CHUNK at a time
+
+// z = (x - origin) scale + shift + residual
+template <class Factor>
+static void argument(Wide *__restrict z, const Value *__restrict x, const Value *__restrict residual, Factors<Factor> f, Index count) {
+  if (residual == nullptr) {
+#pragma omp simd
+    for (Index i = 0; i < count; ++i) z[i] = (Wide(x[i]) - f.origin[i]) * f.scale[i] + f.shift[i];
+  } else {
+#pragma omp simd
+    for (Index i = 0; i < count; ++i) z[i] = (Wide(x[i]) - f.origin[i]) * f.scale[i] + f.shift[i] + Wide(residual[i]);
+  }
+}
+
+static void widen(Wide *__restrict to, const Value *__restrict from, Index count) {
+#pragma omp simd
+  for (Index i = 0; i < count; ++i) to[i] = Wide(from[i]);
+}
+
+static void store(Value *__restrict to, const Wide *__restrict from, Index count) {
+#pragma omp simd
+  for (Index i = 0; i < count; ++i) to[i] = Value(from[i]);
+}
+
+template <class Function> static void apply(Wide *z, Index count, Function function) {
+#pragma omp simd
+  for (Index i = 0; i < count; ++i) z[i] = function(z[i]);
+}
+
+// e^z - 1, by steps that a compiler does side by side: z = n ln 2 + r, the series of e^r - 1, times 2^n. Relative error 2e-7.
+static float exp_minus_1(float z) {
+  z = z < -87 ? -87 : z > 88 ? 88 : z;
+  const float n = std::floor(z * float(M_LOG2E) + 0.5f), r = z - n * 0.693359375f - n * -2.12194440e-4f;
+  const float series = r + r * r * (0.5f + r * (1 / 6.f + r * (1 / 24.f + r * (1 / 120.f + r * (1 / 720.f + r / 5040)))));
+  const std::int32_t bits = (std::int32_t(n) + 127) << 23;
+  float power;
+  std::memcpy(&power, &bits, sizeof power);
+  return series * power + (power - 1);
+}
+static double exp_minus_1(double z) { return std::expm1(z); }
+static Wide sigmoid(Wide z) { return 1 / (2 + exp_minus_1(-z)); }
+static Wide normal_density(Wide z) { return Wide(M_2_SQRTPI * M_SQRT1_2 / 2) * (1 + exp_minus_1(z * z / -2)); }
+
+// The normal distribution function. In float Abramowitz, Stegun 1964, 7.1.26: within 1e-7, which is what float has of 1 + erf.
+static float normal_cdf(float z) {
+  const float x = std::fabs(z) * float(M_SQRT1_2), t = 1 / (1 + 0.3275911f * x);
+  const float above = t * (0.254829592f + t * (-0.284496736f + t * (1.421413741f + t * (-1.453152027f + t * 1.061405429f))));
+  const float tail = above * (1 + exp_minus_1(-x * x)) / 2;
+  return z < 0 ? tail : 1 - tail;
+}
+static double normal_cdf(double z) { return (1 + std::erf(z * M_SQRT1_2)) / 2; }
+
+static void activate(Wide *z, Index count, Index activation) {
+  switch (activation) {
+    case RELU: return apply(z, count, [](Wide v) { return v < 0 ? Wide(0) : v; });
+    case RELU6: return apply(z, count, [](Wide v) { return v < 0 ? Wide(0) : v > 6 ? Wide(6) : v; });
+    case LEAKY_RELU: return apply(z, count, [](Wide v) { return v > 0 ? v : v * Wide(0.01); });
+    case SILU: return apply(z, count, [](Wide v) { return v * sigmoid(v); });
+    case GELU: return apply(z, count, [](Wide v) { return v * normal_cdf(v); });
+    case HARDSWISH: return apply(z, count, [](Wide v) { return v < -3 ? Wide(0) : v > 3 ? v : v * (v + 3) / 6; });
+    case ELU: return apply(z, count, [](Wide v) { return v > 0 ? v : exp_minus_1(v); });
+  }
+}
+
+template <class Function> static void chain(Wide *__restrict z, const Value *__restrict dy, Index count, Function derivative) {
+#pragma omp simd
+  for (Index i = 0; i < count; ++i) {
+    const Wide slope = derivative(z[i]);
+    z[i] = slope == 0 ? Wide(0) : Wide(dy[i]) * slope;  // 0 also where dy is infinite
+  }
+}
+
+// From the arguments of an activation to their gradients, in place.
+static void differentiate(Wide *z, const Value *dy, Index count, Index activation) {
+  switch (activation) {
+    case NONE: return widen(z, dy, count);
+    case RELU: return chain(z, dy, count, [](Wide v) { return v <= 0 ? Wide(0) : Wide(1); });
+    case RELU6: return chain(z, dy, count, [](Wide v) { return v <= 0 || v >= 6 ? Wide(0) : Wide(1); });
+    case LEAKY_RELU: return chain(z, dy, count, [](Wide v) { return v > 0 ? Wide(1) : Wide(0.01); });
+    case SILU: return chain(z, dy, count, [](Wide v) { const Wide s = sigmoid(v); return s * (1 + v * (1 - s)); });
+    case GELU: return chain(z, dy, count, [](Wide v) { return normal_cdf(v) + v * normal_density(v); });
+    case HARDSWISH: return chain(z, dy, count, [](Wide v) { return v <= -3 ? Wide(0) : v >= 3 ? Wide(1) : v / 3 + Wide(0.5); });
+    case ELU: return chain(z, dy, count, [](Wide v) { return v > 0 ? Wide(1) : 1 + exp_minus_1(v); });
+  }
+}
+
+static void clear_outside(Wide *z, const std::uint8_t *mask, Index count) {
+  if (mask == nullptr) return;
+#pragma omp simd
+  for (Index i = 0; i < count; ++i) z[i] = mask[i] ? z[i] : Wide(0);
+}
+
+// Where Wide values are written before they are stored: where they belong, if that is their type.
+static Wide *place(Value *to, Wide *buffer) {
+  if constexpr (is_wide) return reinterpret_cast<Wide *>(to);
+  return buffer;
+}
+
+// The values as Wide: themselves if they are and nothing is masked; a copy in the buffer otherwise, with the origin outside the mask.
+template <class Factor>
+static const Wide *widened(const Value *x, Wide *__restrict buffer, const std::uint8_t *mask, Factor origin, Index count) {
+  if constexpr (is_wide)
+    if (mask == nullptr) return reinterpret_cast<const Wide *>(x);
+  widen(buffer, x, count);
+  if (mask != nullptr) {
+#pragma omp simd
+    for (Index i = 0; i < count; ++i) buffer[i] = mask[i] ? buffer[i] : origin[i];
+  }
+  return buffer;
+}
