@@ -31,7 +31,7 @@ def compiled(model: nn.Module, spec: JobSpec) -> nn.Module:
 
 def patience(settings: WorkerSettings, spec: JobSpec) -> WorkerSettings:
     """Return settings under which a rank that compiles, while its peers wait for it in a collective, is not taken for one that hangs."""
-    if spec.compile == "off":
+    if spec.compile != "model":
         return settings
     return replace(settings, collective_timeout_s=max(settings.collective_timeout_s, COMPILATION_TIMEOUT_S))
 
@@ -43,7 +43,7 @@ def blame_compiler(spec: JobSpec) -> Iterator[None]:
         yield
     except Exception as error:
         owner = type(error).__module__
-        if spec.compile == "off" or not owner.startswith(("torch._dynamo", "torch._inductor")):
+        if spec.compile != "model" or not owner.startswith(("torch._dynamo", "torch._inductor")):
             raise
         raise TaskError(
             f"compile: {spec.compile} failed: {describe(error)}; expected a model that torch.compile takes, and a C++ compiler on every"

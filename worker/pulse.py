@@ -21,7 +21,7 @@ _WAITING_IN = (*_COLLECTIVES, "/worker/training.py", "/torch/nn/parallel/distrib
 # What only passes a call on: where a thread is, is said by who called. The layers' collectives pass through torch's dispatcher.
 _PASSING_ON = (threading.__file__, "/torch/_ops.py", "/torch/_library/")
 # What has a time limit of its own, or may take minutes: no reason to suspect anybody.
-_PATIENTLY_IN = ("/worker/data/", "/torch/_dynamo/", "/torch/_inductor/")
+_PATIENTLY_IN = ("/worker/data/", "/torch/_dynamo/", "/torch/_inductor/", "/syncbn/loops/library.py")
 # Around the model: what is not in its layers' names. The locals of these frames are left alone, for they hold the group.
 _AROUND = ("/torch/nn/parallel/", "/worker/ranks.py")
 NAMED_AFTER_S = 2.0

@@ -7,7 +7,6 @@ passes (`passes.cpp`), their building (`library.py`) or whether they are wanted 
 from __future__ import annotations
 
 import ctypes
-import subprocess
 import warnings
 from dataclasses import dataclass
 from typing import Any, NamedTuple, final
@@ -58,7 +57,7 @@ def _lines(x: Tensor) -> Lines | None:
 def _passes(dtype: torch.dtype, *, is_asked_for: bool) -> Any:
     try:
         return library.library_for(dtype)
-    except (OSError, subprocess.SubprocessError) as failure:
+    except library.BuildError as failure:
         _Compiler.works = False
         _Compiler.has_warned = is_asked_for
         if is_asked_for:

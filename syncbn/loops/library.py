@@ -29,9 +29,14 @@ _ACTIVATIONS = (None, "relu", "relu6", "leaky_relu", "silu", "gelu", "hardswish"
 _SOURCES = (Path(__file__).with_name("passes.cpp"), Path(__file__).with_name("values.hpp"))
 _COMPILERS = ("c++", "g++", "clang++")
 _FLAGS = ("-std=c++17", "-O3", "-march=native", "-fno-math-errno", "-fno-trapping-math", "-fPIC", "-shared")
-_THREADS = ("-fopenmp", "-fopenmp-simd")  # the second where there is no library for the first: one thread
 _PATIENCE_S = 120.0
+_SAID = 300  # characters of a compiler's complaint that are passed on
 _POINTER, _INTEGER, _DOUBLE = ctypes.c_void_p, ctypes.c_int64, ctypes.c_double
+
+
+@final
+class BuildError(RuntimeError):
+    """There is no compiler, or it fails: said in its words."""
 
 
 @final
@@ -74,9 +79,12 @@ def library_for(dtype: torch.dtype) -> Any:
     """The functions local_sums, normalize, gradient_sums and input_gradient for a type of values, each called with a `Batch` by reference.
 
     Raises:
-        OSError, subprocess.SubprocessError: no compiler, or it fails; said in the compiler's words.
+        BuildError: it cannot be built or loaded.
     """
-    library = ctypes.CDLL(str(_built(VALUES[dtype])))
+    try:
+        library = ctypes.CDLL(str(_built(VALUES[dtype])))
+    except (OSError, subprocess.TimeoutExpired) as error:
+        raise BuildError(str(error)) from error
     library.size_of_batch.restype = _INTEGER
     assert library.size_of_batch() == ctypes.sizeof(Batch)
     for name in ("local_sums", "normalize", "gradient_sums", "input_gradient"):
@@ -88,7 +96,7 @@ def _built(values: str) -> Path:
     """Path of the library, which is built if it is not there yet."""
     compiler = next(filter(None, map(shutil.which, _COMPILERS)), None)
     if compiler is None:
-        raise FileNotFoundError(f"none of {', '.join(_COMPILERS)} is in the PATH")
+        raise BuildError(f"none of {', '.join(_COMPILERS)} is in the PATH")
     path = _cache() / f"passes-{values}-{_key(compiler)}.so"
     if not path.exists():
         _build(compiler, values, path)
@@ -100,7 +108,8 @@ def _cache() -> Path:
     path = Path(torch.hub.get_dir()).parent / "syncbn"
     try:
         path.mkdir(parents=True, exist_ok=True, mode=0o700)
-        is_own = path.stat().st_uid == os.getuid()  # what somebody else can write must not be loaded
+        status = path.stat()
+        is_own = status.st_uid == os.getuid() and not status.st_mode & 0o022  # what somebody else can write must not be loaded
     except OSError:
         is_own = False
     return path if is_own and os.access(path, os.W_OK) else Path(tempfile.mkdtemp(prefix="syncbn-"))
@@ -119,20 +128,17 @@ def _build(compiler: str, values: str, path: Path) -> None:
     """Build beside the path, and move there: processes that build the same at once do not see each other's halves."""
     with tempfile.TemporaryDirectory(dir=path.parent) as directory:
         built = Path(directory) / "passes.so"
-        for threads in _THREADS:
-            try:
-                _run([compiler, *_FLAGS, threads, f"-DVALUES={values}", str(_SOURCES[0]), "-o", str(built)])
-                break
-            except subprocess.CalledProcessError:
-                if threads == _THREADS[-1]:
-                    raise
+        command = [compiler, *_FLAGS, f"-DVALUES={values}", str(_SOURCES[0]), "-o", str(built)]
+        try:
+            _run([*command, "-fopenmp"])
+        except BuildError:
+            _run([*command, "-fopenmp-simd"])  # no library for threads: one
         built.replace(path)
 
 
 def _run(command: list[str]) -> str:
-    """What a program says on both outputs. Raises CalledProcessError with the last lines of it where it fails."""
+    """What a program says on both outputs. Raises BuildError with the end of it where it fails."""
     done = subprocess.run(command, capture_output=True, text=True, timeout=_PATIENCE_S, check=False)  # noqa: S603  a compiler that was found
     if done.returncode:
-        said = " ".join((done.stderr or done.stdout).split()[-60:])
-        raise subprocess.CalledProcessError(done.returncode, f"{command[0]}: {said}")
+        raise BuildError(f"{command[0]}: {' '.join((done.stderr or done.stdout).split())[:_SAID]}")
     return done.stdout + done.stderr

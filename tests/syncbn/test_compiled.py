@@ -66,6 +66,48 @@ def test_equals_float64(dtype, innermost, activation, shapes) -> None:
             assert actual[name].dtype == (dtype if is_batch else torch.float32)
 
 
+@pytest.mark.parametrize("activation", ["relu", "relu6", "leaky_relu", "silu", "gelu", "hardswish", "elu"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+@pytest.mark.parametrize("innermost", ["space", "channels"])
+def test_activations_are_torchs(activation, dtype, innermost) -> None:
+    """Far out on both sides, near 0, and in between: outputs and gradients are those of torch's operators, to the last digits."""
+    x = torch.linspace(-30, 30, 4 * 3 * 501, dtype=torch.float64).view(4, 501, 3).movedim(2, 1)
+    x, dy = (laid_out(t.to(dtype), innermost) for t in (x, torch.linspace(-1, 2, x.numel()).view(x.shape)))
+    given = {"weight": x.std((0, 2)).float(), "bias": x.mean((0, 2)).float(), "activation": activation}
+    actual, wanted = results(x, given, "compiled", dy), results(x.double(), given, "aten", dy.double())
+    for name in ("y", "x"):
+        assert error(actual[name], wanted[name]) <= (5e-6 if dtype == torch.float32 else 1e-12), name
+
+
+def test_the_number_of_threads_changes_no_bit() -> None:
+    """The cut into parts depends on the sizes alone."""
+    before = torch.get_num_threads()
+    for innermost in ("space", "channels"):
+        x, dy = (laid_out(torch.randn(32, 48, 14, 14), innermost) for _ in range(2))
+        given = {"weight": torch.rand(48), "bias": torch.randn(48), "activation": "silu"}
+        found = []
+        for threads in (1, 3):
+            torch.set_num_threads(threads)
+            found.append(results(x, given, "compiled", dy))
+        torch.set_num_threads(before)
+        assert all(torch.equal(found[0][name], found[1][name]) for name in found[0])
+
+
+def test_building_is_done_once_and_by_whom_it_belongs_to(tmp_path, monkeypatch) -> None:
+    """A second process finds what the first has built; a directory that others can write to is not trusted; a failure says why."""
+    monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path / "torch" / "hub"))
+    path = library._built("float")
+    assert path.parent == tmp_path / "torch" / "syncbn"
+    assert [*path.parent.iterdir()] == [path], "something is left"
+    built_at = path.stat().st_mtime_ns
+    assert library._built("float") == path
+    assert path.stat().st_mtime_ns == built_at
+    path.parent.chmod(0o777)
+    assert library._cache() != path.parent
+    with pytest.raises(library.BuildError, match="NoSuchType"):
+        library._built("NoSuchType")
+
+
 @pytest.mark.parametrize(
     ("innermost", "activation", "has_residual", "shapes"),
     [("space", None, True, [(6, 5, 7, 3), (3, 4, 64, 50)]), ("channels", "relu", False, [(6, 5, 7, 3), (32, 16, 14, 14)])],

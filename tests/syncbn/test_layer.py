@@ -12,7 +12,7 @@ import torch.distributed as dist
 from torch import nn
 
 import syncbn
-from syncbn import SyncBatchNorm
+from syncbn import SyncBatchNorm, inner_loops
 from tests.syncbn.oracle import SPLITS, STATISTICS_TOLERANCES, TOLERANCES, Case, error, expected
 
 WORLD_SIZES = [1, 2, 3, 5]
@@ -127,7 +127,7 @@ def test_every_shape_layout_and_option(ranks, world_size, case) -> None:
     check(errors, case.dtype)
 
 
-def half_precision_within_one_ulp(rank: int, world_size: int, dtype: torch.dtype) -> int:
+def half_precision_within_one_ulp(rank: int, world_size: int, dtype: torch.dtype, loops: str) -> int:
     """The largest distance, in units in the last place, of y from the float64 result rounded to the dtype."""
     case = Case(dtype=dtype, spatial=(16, 8), std=0.3, mean=1.0)
     x, dy, mask = case.data(world_size, 0)
@@ -135,35 +135,39 @@ def half_precision_within_one_ulp(rank: int, world_size: int, dtype: torch.dtype
     layer = SyncBatchNorm(case.C)
     weight, bias = case.parameters()
     layer.load_state_dict({"weight": weight, "bias": bias}, strict=False)
-    y = layer(x[share])
+    with inner_loops(loops):
+        y = layer(x[share])
     wanted = expected(x, dy, weight, bias, mask).y[share].to(dtype)
     return int((y.view(torch.int16).int() - wanted.view(torch.int16).int()).abs().max())
 
 
 @pytest.mark.ranks
+@pytest.mark.parametrize("loops", ["aten", "compiled"])
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
-def test_half_types_are_rounded_once(ranks, dtype) -> None:
+def test_half_types_are_rounded_once(ranks, dtype, loops) -> None:
     """bfloat16 and float16 outputs are the float64 result, rounded, give or take one unit in the last place."""
-    assert max(ranks.run(2, half_precision_within_one_ulp, dtype)) <= 1
+    assert max(ranks.run(2, half_precision_within_one_ulp, dtype, loops)) <= 1
 
 
-def ill_conditioned(rank: int, world_size: int, mean: float, std: float) -> tuple[float, float]:
+def ill_conditioned(rank: int, world_size: int, mean: float, std: float, loops: str) -> tuple[float, float]:
     """Errors of the running variance and of y in float32 for a mean far larger than the deviation."""
     case = Case(spatial=(32, 32), mean=mean, std=std, dtype=torch.float32, C=16)
     x, dy, mask = case.data(world_size, 0)
     share = case.share(rank, world_size)
     layer = SyncBatchNorm(case.C, momentum=1.0, unbiased_running_var=False)
     wanted = expected(x, dy, torch.ones(case.C), torch.zeros(case.C), mask)
-    y = layer(x[share])
+    with inner_loops(loops):
+        y = layer(x[share])
     relative = ((layer.running_var.double() - wanted.var).abs() / wanted.var).max()
     return float(relative), error(y, wanted.y[share])
 
 
 @pytest.mark.ranks
+@pytest.mark.parametrize("loops", ["aten", "compiled"])
 @pytest.mark.parametrize(("mean", "std"), [(0, 1), (100, 1), (100, 0.1), (1000, 0.1), (0, 1e-4), (0, 1e-6)])
-def test_nothing_cancels_in_float32(ranks, mean, std) -> None:
+def test_nothing_cancels_in_float32(ranks, mean, std, loops) -> None:
     """The variance and the output keep float32's accuracy where E[x^2] - E[x]^2 has lost everything."""
-    for variance_error, output_error in ranks.run(3, ill_conditioned, float(mean), std):
+    for variance_error, output_error in ranks.run(3, ill_conditioned, float(mean), std, loops):
         assert variance_error < 1e-6
         assert output_error < 2e-6
 

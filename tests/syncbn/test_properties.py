@@ -14,7 +14,7 @@ from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from syncbn import SyncBatchNorm
+from syncbn import SyncBatchNorm, inner_loops
 from syncbn.moments import Moments, merge, pack, unpack
 from tests.support.ranks import RankPool
 from tests.syncbn.oracle import STATISTICS_TOLERANCES, TOLERANCES, error, expected
@@ -35,6 +35,7 @@ class Example:
     gradient_layout: str
     valid: float  # the part of positions that the mask lets through; 2.0: no mask
     padding_rank: int | None  # a rank whose mask lets nothing through
+    loops: str
     options: dict[str, object] = field(hash=False)
     seed: int
 
@@ -91,6 +92,7 @@ def examples(draw: st.DrawFn, world_size: int, dtypes: tuple[torch.dtype, ...]) 
         gradient_layout=draw(st.sampled_from(LAYOUTS)),
         valid=draw(st.sampled_from([2.0, 2.0, 0.7])),
         padding_rank=draw(st.none() | st.integers(0, world_size - 1)),
+        loops=draw(st.sampled_from(["aten", "compiled"])),
         options={
             "momentum": draw(st.sampled_from([0.1, None, 1.0])),
             "affine": draw(st.booleans()),
@@ -124,7 +126,8 @@ def errors_on(rank: int, world_size: int, example: Example, synchronized: bool =
         wanted = expected(x, dy, weight, bias, mask, eps=layer.eps)
         mine = laid_out(x[share], example.layout).requires_grad_()
         layer.zero_grad()
-        y = layer(mine, mask[share]) if example.valid < 1 else layer(mine)
+        with inner_loops(example.loops):
+            y = layer(mine, mask[share]) if example.valid < 1 else layer(mine)
         y.backward(laid_out(dy[share], example.gradient_layout))
         # dx is a difference of terms as large as weight dy / std. Few values can make it nearly nothing.
         terms = float((weight / (wanted.var + layer.eps).sqrt()).max() * dy.abs().max())

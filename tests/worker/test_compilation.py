@@ -23,7 +23,10 @@ ANSWER_TIMEOUT_S = 300.0
 
 @pytest.mark.ranks
 def test_a_compiled_model_and_compiled_norms_train_alike(tmp_path):
-    """On two ranks the losses are those of the model as it is, up to single precision; the first compilation is not taken for a hang."""
+    """On two ranks the losses are those of the model as it is, up to single precision; the first compilation is not taken for a hang.
+
+    Norms are compiled where there is a compiler, whether asked for or not.
+    """
     losses = {}
     with RankPool(ANSWER_TIMEOUT_S) as pool:
         for mode in ("off", "norm", "model"):
@@ -34,8 +37,7 @@ def test_a_compiled_model_and_compiled_norms_train_alike(tmp_path):
             losses[mode] = [*run.series("train/loss"), *run.series("val/loss")]
 
     assert losses["model"] == pytest.approx(losses["off"], rel=1e-4)
-    assert losses["norm"] == pytest.approx(losses["off"], rel=1e-4)
-    assert losses["norm"] != losses["off"], "the norms were not compiled"
+    assert losses["norm"] == losses["off"]
 
 
 def test_a_compiler_that_fails_is_blamed():
@@ -55,6 +57,7 @@ def test_who_compiles_is_waited_for():
     settings = WorkerSettings(collective_timeout_s=5)
 
     assert patience(settings, _spec("off")) is settings
+    assert patience(settings, _spec("norm")) is settings
     assert patience(settings, _spec("model")).collective_timeout_s == COMPILATION_TIMEOUT_S
     assert patience(WorkerSettings(collective_timeout_s=1e6), _spec("model")).collective_timeout_s == 1e6
 
