@@ -1,6 +1,7 @@
 """What our jobs are compared with: a hand-written training of the same model, with DistributedDataParallel and local BatchNorm.
 
     python -m tests.benchmarks.stock_training ddp OUT STEPS          one rank, told as torchrun tells it
+    python -m tests.benchmarks.stock_training meeting OUT STEPS      the same, but that every norm waits for the others, as little as can be
     python -m tests.benchmarks.stock_training ray-train OUT STEPS    the driver of a Ray job that uses Ray Train
 
 Rank 0 appends a line to OUT/steps after every step: how many steps the model has by then, and the time, seconds since the epoch. Under
@@ -14,6 +15,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -43,7 +45,36 @@ SPEC: dict[str, Any] = {
 }
 
 
-def parts(rank: int, world_size: int) -> tuple[Any, Any]:
+class Meeting(nn.BatchNorm2d):
+    """A local BatchNorm that waits for the other ranks where a synchronized one must, and does nothing with what it hears.
+
+    What a step takes with it is what no synchronized BatchNorm can do without: the wire, and the ranks' waiting for the slowest, layer by
+    layer.
+    """
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """One all_reduce of 2C + 1 float64, and in backward one of 2C."""
+        return _Meet.apply(super().forward(_Meet.apply(x, None, 2 * self.num_features)), 2 * self.num_features + 1, None)
+
+
+class _Meet(torch.autograd.Function):
+    """The input; reductions of so many numbers on the way forward and back, None for none."""
+
+    @staticmethod
+    def forward(ctx: Any, x: torch.Tensor, forth: int | None, back: int | None) -> torch.Tensor:
+        ctx.back = back
+        if forth is not None:
+            dist.all_reduce(torch.ones(forth, dtype=torch.float64))
+        return x.view_as(x)
+
+    @staticmethod
+    def backward(ctx: Any, dy: torch.Tensor) -> tuple[torch.Tensor, None, None]:
+        if ctx.back is not None:
+            dist.all_reduce(torch.ones(ctx.back, dtype=torch.float64))
+        return dy, None, None
+
+
+def parts(rank: int, world_size: int, norm: Callable[[int], nn.Module] = nn.BatchNorm2d) -> tuple[Any, Any]:
     """Return the model on the CPU and one rank's loader, as somebody writes them who has no service."""
     torch.set_num_threads(1)
     torch.manual_seed(0)
@@ -51,7 +82,7 @@ def parts(rank: int, world_size: int) -> tuple[Any, Any]:
     images, labels = data.batch(np.arange(NUM_SAMPLES), 0)
     samples = TensorDataset(torch.from_numpy(images), torch.from_numpy(labels))
     loader = DataLoader(samples, BATCH // world_size, sampler=DistributedSampler(samples, world_size, rank))
-    return ResNet(18, images.shape[1], data.num_classes, norm=nn.BatchNorm2d), loader
+    return ResNet(18, images.shape[1], data.num_classes, norm=norm), loader
 
 
 def train(model: Any, loader: Any, steps: range, after_step: Callable[[int], None]) -> None:
@@ -79,11 +110,11 @@ def record(out: Path, rank: int, step: int) -> None:
             steps.write(f"{step} {time.time()}\n")
 
 
-def ddp(out: Path, steps: int) -> None:
+def ddp(out: Path, steps: int, norm: Callable[[int], nn.Module] = nn.BatchNorm2d) -> None:
     """Be one rank of a plain script."""
     dist.init_process_group("gloo")
     rank = dist.get_rank()
-    model, loader = parts(rank, dist.get_world_size())
+    model, loader = parts(rank, dist.get_world_size(), norm)
     train(DistributedDataParallel(model), loader, range(steps), lambda step: record(out, rank, step))
     dist.destroy_process_group()
 
@@ -129,4 +160,4 @@ def _ray_worker(config: dict[str, Any]) -> None:
 
 
 if __name__ == "__main__":
-    {"ddp": ddp, "ray-train": ray_train}[sys.argv[1]](Path(sys.argv[2]), int(sys.argv[3]))
+    {"ddp": ddp, "meeting": partial(ddp, norm=Meeting), "ray-train": ray_train}[sys.argv[1]](Path(sys.argv[2]), int(sys.argv[3]))

@@ -2,9 +2,9 @@
 
     python -m tests.benchmarks.training [--rounds N] [--steps N] [--only steps start recovery checkpoint telemetry]
 
-- steps: the median time of a step of ResNet-18 at 32 x 32, batch 64 over two ranks: a job on the real service with its embedded Ray, as it
-  is and with compiled norms, against a plain script with DistributedDataParallel and *local* BatchNorm. In turns, so many rounds; the
-  first steps of each are left out.
+- steps: the median time of a step of ResNet-18 at 32 x 32, batch 64 over two ranks: a job on the real service with its embedded Ray,
+  against a plain script with DistributedDataParallel and *local* BatchNorm; and against the same where ranks only wait for each other in
+  every norm, which is what synchronizing costs whoever does it. In turns, so many rounds; the first steps of each are left out.
 - start: from submitting to the first completed step, to a controller and to a Ray cluster that are up and have trained one job before;
   against the same model under Ray Train in a Ray job.
 - recovery: from `kill -9` of a rank to the next completed step; against Ray Train with a checkpoint every ten steps.
@@ -39,6 +39,7 @@ from tests.support.serving import Serving, until
 WARM_STEPS = 3
 PATIENCE_S = 300.0
 KILLS = 3
+SCRIPTS = {"ddp": "DDP with local BatchNorm", "meeting": "the same, in whose norms the ranks meet"}
 Row = tuple[str, str, str, str]
 
 
@@ -58,24 +59,23 @@ def main() -> None:
 
 def _steps(home: Path, rounds: int, steps: int) -> Iterator[Row]:
     """Yield the rows of the step times."""
-    kinds: dict[str, dict[str, Any]] = {"as it is": {}, "compile: norm": {"compile": "norm"}}
-    found: dict[str, list[float]] = {kind: [] for kind in [*kinds, "theirs"]}
+    ours: list[float] = []
+    theirs: dict[str, list[float]] = {script: [] for script in SCRIPTS}
     with _service(home / "steps") as client:
         for number in range(rounds):
-            for kind, change in kinds.items():
-                found[kind] += _of_a_job(client, steps, change)
-            found["theirs"] += _of_a_script(home / f"ddp-{number}", steps)
-    theirs = statistics.median(found["theirs"])
-    for kind in kinds:
-        ours = statistics.median(found[kind])
-        yield f"a step, {kind}, against DDP with local BatchNorm", f"{ours:.3f} s", f"{theirs:.3f} s", f"{ours / theirs:.2f}"
+            ours += _of_a_job(client, steps)
+            for script, seen in theirs.items():
+                seen.extend(_of_a_script(script, home / f"{script}-{number}", steps))
+    for script, seen in theirs.items():
+        step, other = statistics.median(ours), statistics.median(seen)
+        yield f"a step, against {SCRIPTS[script]}", f"{step:.3f} s", f"{other:.3f} s", f"{step / other:.2f}"
 
 
-def _of_a_job(client: Client, steps: int, change: dict[str, Any]) -> list[float]:
-    return _intervals(_step_times(client, {**change, "steps": WARM_STEPS + steps}))
+def _of_a_job(client: Client, steps: int) -> list[float]:
+    return _intervals(_step_times(client, {"steps": WARM_STEPS + steps}))
 
 
-def _of_a_script(out: Path, steps: int) -> list[float]:
+def _of_a_script(script: str, out: Path, steps: int) -> list[float]:
     out.mkdir()
     environment = os.environ | {
         "MASTER_ADDR": "127.0.0.1",
@@ -83,7 +83,7 @@ def _of_a_script(out: Path, steps: int) -> list[float]:
         "WORLD_SIZE": "2",
         "OMP_NUM_THREADS": "1",
     }
-    command = [sys.executable, "-m", "tests.benchmarks.stock_training", "ddp", str(out), str(WARM_STEPS + steps)]
+    command = [sys.executable, "-m", "tests.benchmarks.stock_training", script, str(out), str(WARM_STEPS + steps)]
     ranks = [subprocess.Popen(command, env=environment | {"RANK": str(rank)}) for rank in range(2)]
     try:
         assert [rank.wait(PATIENCE_S * 4) for rank in ranks] == [0, 0], "the script failed"
