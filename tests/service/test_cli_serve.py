@@ -86,7 +86,7 @@ def test_a_signal_ends_it_in_seconds_also_with_an_open_stream(serve, home, numbe
             next(stream.iter_lines())
             began = time.monotonic()
             controller.send_signal(number)
-            _, errors = controller.communicate(timeout=15)
+            _, errors = controller.communicate(timeout=60)
     assert time.monotonic() - began < 10
     assert controller.returncode == 0
     assert "Traceback" not in errors
@@ -97,7 +97,7 @@ def test_a_second_controller_on_a_home_is_refused(serve, home):
     first = serve()
     url = first.stdout.readline().strip()
     second = serve()
-    out, errors = second.communicate(timeout=15)
+    out, errors = second.communicate(timeout=60)
     assert second.returncode == 2
     assert out == ""
     assert f"a controller runs on the home {home} already: pid {first.pid} at {url}; use it, stop it with `syncbn down`" in " ".join(
@@ -194,7 +194,7 @@ def test_a_token_is_not_written_where_stdout_is_a_file(serve, home):
     controller = serve()
     url = controller.stdout.readline()
     controller.terminate()
-    said = url + "".join(controller.communicate(timeout=15))
+    said = url + "".join(controller.communicate(timeout=60))
     assert (home / "token").read_text().strip() not in said
     assert str(home / "token") in said
 

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from tests.support.archives import COLLISIONS, EVIL_NAMES, GOOD, special, tar, tar_of
 from worker.contract.bundle import MAX_FILES, MAX_UNPACKED_BYTES, BundleError, Names, read_tar, write_tar
 
-DIRECTORIES_ONLY = {"a/", "", ".", "./"}
+DIRECTORIES_ONLY = ("a/", "", ".", "./")
 
 
 def test_what_is_written_is_read_and_depends_on_nothing_else():
