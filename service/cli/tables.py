@@ -167,10 +167,10 @@ def checkpoints_table(checkpoints: Iterable[Json]) -> Table:
 
 
 def predictions_table(predictions: Iterable[Json]) -> Table:
-    """Return classes with their probabilities, one a row."""
-    table = _table(">LABEL", ">PROBABILITY")
+    """Return classes with their probabilities, one a row; their names where the data set has them."""
+    table = _table(">LABEL", "~NAME", ">PROBABILITY")
     for row in predictions:
-        table.add_row(str(row["label"]), f"{100 * row['probability']:.1f} %")
+        table.add_row(str(row["label"]), Text(clean(row.get("name") or "-")), f"{100 * row['probability']:.1f} %")
     return table
 
 
