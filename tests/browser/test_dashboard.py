@@ -186,13 +186,17 @@ def test_other_jobs_are_made_of_a_checkpoint(look, filled):
 
 def test_an_image_is_tried_out(look, filled, tmp_path):
     """Chosen or dropped, it is classified by the checkpoint; what is no image is said to be none."""
-    job_id = published(filled.world, small_model(), name="predicts").split("/")[3]
+    job_id = published(filled.world, small_model(), name="predicts", class_names=[f"species {number}" for number in range(10)]).split("/")[
+        3
+    ]
     image = tmp_path / "digit.png"
     image.write_bytes(digit(0)[1])
     view = look(f"#/jobs/{job_id}/checkpoints")
     chooser = view.page.get_by_label("Drop an image here, or choose one")
     chooser.set_input_files(image)
-    expect(view.page.locator("section", has_text="Try it")).to_contain_text(re.compile(r"digit\.png: class \d"), timeout=90_000)
+    expect(view.page.locator("section", has_text="Try it")).to_contain_text(
+        re.compile(r"digit\.png: class (\d), species \1"), timeout=90_000
+    )
     view.picture("light-prediction", is_whole=True)
     assert view.barriers() == []
     dropped = view.page.evaluate_handle(

@@ -65,10 +65,13 @@ function row(job, redraw) {
     cells: [
       h("input", { type: "checkbox", "aria-label": `choose ${job.name}`, onchange: choose }),
       h("a", { href: `#/jobs/${job.id}`, class: "name" }, job.name), state(job.state), progress(job), percent(job.metrics["val/accuracy"]),
-      job.spec.norm?.kind ?? "–", job.world_size, left === null ? "–" : duration(left), h("span", { class: "why", title: job.message }, job.message || job.reason), ago(job.created_at),
+      job.spec.norm?.kind ?? "–", job.world_size, left === null ? "–" : duration(left), why(job), ago(job.created_at),
     ],
   };
 }
+
+/** Why a job is as it is; that one which succeeded did all it should goes without saying. */
+const why = (job) => h("span", { class: "why", title: job.message || null }, job.state === "succeeded" && job.reason === "completed" ? "–" : job.message || job.reason);
 
 const selection = (redraw) => h("span", { class: "row end", id: "chosen" }, whatToDo(redraw));
 
