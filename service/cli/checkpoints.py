@@ -1,7 +1,7 @@
 """The commands about checkpoints: ls, download, stats, diff, recalibrate, export, predict, pin, unpin, rm."""
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 from rich.console import Console
@@ -15,6 +15,7 @@ from service.cli.output import answer, console, say
 from service.cli.specs import read_changes
 from service.cli.tables import checkpoints_table, difference_table, predictions_table, size, statistics_table
 from service.client import Client
+from service.client.checkpoint_answers import Manifest
 
 app = typer.Typer(help="List, download and inspect checkpoints.", no_args_is_help=True)
 
@@ -51,7 +52,7 @@ def download(
     )
 
 
-def fetch(client: Client, job_id: str, step: int | str, target: Path, out: Console) -> dict[str, Any]:
+def fetch(client: Client, job_id: str, step: int | str, target: Path, out: Console) -> Manifest:
     """Download a checkpoint with a bar per file, or one line per file where nobody can see a bar move; return its manifest."""
     columns = TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TransferSpeedColumn()
     tasks: dict[str, TaskID] = {}

@@ -175,14 +175,15 @@ def predictions_table(predictions: Iterable[Json]) -> Table:
 
 
 def difference_table(layers: Iterable[Json]) -> Table:
-    """Return by how much every layer's running statistics differ, one a row; empty where the other has no such layer."""
+    """Return how far every layer's running statistics are apart, one a row; empty where the other has no such layer."""
     figures = (f">{part}\n{summary}" for part in ("mean", "var") for summary in ("min", "avg", "max"))
-    table = _table("~LAYER", ">\nC", *figures, gap=1)
+    table = _table("~LAYER", ">\nC", ">\nDISTANCE", *figures, gap=1)
     for layer in layers:
         parts = [(layer["difference"] or {}).get(name, {}) for name in ("running_mean", "running_var")]
         table.add_row(
             Text(clean(layer["name"])),
             number(layer["num_channels"]),
+            number(layer.get("distance"), 3),
             *(number(part.get(key), 2) for part in parts for key in ("min", "mean", "max")),
         )
     return table
