@@ -1,5 +1,6 @@
 """The commands about checkpoints: ls, download, stats, diff, recalibrate, export, predict, pin, unpin, rm."""
 
+import mimetypes
 from pathlib import Path
 from typing import Annotated
 
@@ -94,7 +95,10 @@ def diff(
 ) -> None:
     """Show how the running statistics of a checkpoint differ from another's: this minus that."""
     with connect(ctx) as client:
-        found = client.statistics(full_id(client, job), step, against=against)
+        job_id = full_id(client, job)
+        found = client.statistics(job_id, step, against=against)
+    if found.get("against") == {"job_id": job_id, "step": found["step"]}:
+        say(f"{step} and {against} are one checkpoint, that of step {found['step']}; name another by --against (`syncbn checkpoints ls`)")
     answer(found, as_json=as_json, show=lambda: console().print(difference_table(found["layers"])))
 
 
@@ -144,6 +148,10 @@ def predict(
     as_json: JsonFlag = False,
 ) -> None:
     """Classify one image by the running statistics of a checkpoint."""
+    if not (mimetypes.guess_type(image.name, strict=False)[0] or "").startswith("image/"):
+        raise UsageError(
+            f"{image} is no image by its name; expected .png, .jpg, .webp, .bmp, .gif or .tiff; give another file, or rename it"
+        )
     with connect(ctx) as client:
         found = client.predict(full_id(client, job), step, image)
     answer(found, as_json=as_json, show=lambda: console().print(predictions_table(found["predictions"])))

@@ -48,6 +48,15 @@ def age(since: str | None, now: datetime | None = None) -> str:
     return f"{max(0, int(seconds))}s"
 
 
+def moment(time: str | None) -> str | None:
+    """Return an RFC 3339 time as the clock on the wall has it, to the second.
+
+    >>> moment("2026-01-31T12:34:56.789012Z")[:4], moment(None)
+    ('2026', None)
+    """
+    return time and datetime.fromisoformat(time).astimezone().strftime("%Y-%m-%d %H:%M:%S")
+
+
 def state_text(state: str) -> Text:
     """Return a state in its colour."""
     return Text(clean(state), style=_STYLES.get(state, ""))
@@ -80,7 +89,7 @@ def job_table(job: Json) -> Table:
     facts = {
         "id": job["id"], "name": job["name"], "state": job["state"], "reason": job["reason"], "message": job["message"],
         "step": f"{progress['step']}/{number(progress['total_steps'])}", "epoch": number(progress["epoch"]), "samples": progress["samples"],
-        "workers": job["world_size"], "created": job["created_at"], "started": job["started_at"], "finished": job["finished_at"],
+        "workers": job["world_size"], **{what: moment(job[f"{what}_at"]) for what in ("created", "started", "finished")},
         "labels": ", ".join(f"{key}={value}" for key, value in job["labels"].items()),
     }  # fmt: skip
     facts |= {name: number(value, 6) for name, value in sorted(job["metrics"].items())}
@@ -89,7 +98,8 @@ def job_table(job: Json) -> Table:
             table.add_row(Text(clean(name), style="bold"), Text(clean(value)))
     for change in job["transitions"]:
         table.add_row(
-            Text(f"  {change['at']}"), Text(clean(f"{change['state']} ({change['reason']})" if change["reason"] else change["state"]))
+            Text(f"  {moment(change['at'])}"),
+            Text(clean(f"{change['state']} ({change['reason']})" if change["reason"] else change["state"])),
         )
     return table
 

@@ -251,12 +251,33 @@ def test_statistics_show_drift_spread_health_and_difference(look, filled):
     view.page.get_by_role("combobox", name="Show").select_option("variance_drift")
     expect(view.find("#drift")).to_have_attribute("aria-label", re.compile(r"most 0\.445"))
     view.page.get_by_role("combobox", name="Compare with").select_option("100")
-    view.sees("change of mean")
+    view.sees("farthest from step 100")
     expect(view.row("layer1.1.bn2").last).to_contain_text("dead_channels")
-    view.button("layer1.1.bn2").click()
+    # Nothing was chosen: the layer that is not sound is looked at first.
+    expect(view.find("[data-key=layer] h2").first).to_contain_text("layer1.1.bn2")
+    view.sees("1 with findings")
     expect(view.find("#running_mean")).to_have_attribute("aria-label", re.compile("step 200: 64 channels .* step 100: 64 channels"))
+    expect(view.find("#layer-channels")).to_have_attribute("aria-label", re.compile("step 200: 64 channels; step 100: 64 channels"))
+    view.button("layer2.0.bn1").click()
+    expect(view.find("[data-key=layer] h2").first).to_contain_text("layer2.0.bn1")
+    expect(view.find("#running_mean")).to_have_attribute("aria-label", re.compile("step 200: 128 channels"))
     view.page.get_by_label("Only layers").fill("layer3")
     expect(view.find("#drift")).to_have_attribute("aria-label", re.compile("4 layers"))
+
+
+def test_a_layer_is_chosen_in_the_heat_map(look, filled):
+    """A click on its row; the row is marked, and a calm job does not look like a storm."""
+    view = look(f"#/jobs/{filled.job}/statistics")
+    view.find("#drift .nsewdrag").click(position={"x": 40, "y": 4})
+    expect(view.find("[data-key=layer] h2").first).to_contain_text("layer1.0.bn1")
+    assert view.page.evaluate("document.getElementById('drift').layout.shapes[0].y0") == -0.5
+    assert view.page.evaluate("document.getElementById('drift').data[0].zmax") >= 0.5
+
+
+def test_a_job_that_keeps_no_statistics_says_so(look, filled):
+    """Not that something is still to come."""
+    job_id = filled.world.start(name="grouped", norm={"kind": "group_norm"})
+    look(f"#/jobs/{job_id}/statistics").sees("group_norm keeps no running statistics, so nothing can drift")
 
 
 def test_a_download_is_checked_against_its_digest(look, filled):
