@@ -3,6 +3,7 @@
 import re
 
 import pytest
+import yaml
 from playwright.sync_api import expect
 
 from service.states import State
@@ -10,7 +11,7 @@ from tests.browser.filled import HOSTILE, NUM_JOBS, PEAK
 from tests.service.api.served import served
 from tests.service.store.ranks import metrics, said
 from tests.support.predictions import digit, published, small_model
-from worker.contract import EventType
+from worker.contract import EventType, parse_spec
 
 pytestmark = pytest.mark.browser
 
@@ -50,7 +51,9 @@ def test_an_empty_service_shows_how_to_begin(look, tmp_path):
     """Where there is nothing to see, I am told how to submit the first job."""
     with served(tmp_path) as world:
         view = look(url=str(world.client.base_url), token=world.settings.files.token.read_text().strip())
-        view.sees("syncbn submit")
+        command = view.find("main pre").inner_text()
+        assert command.startswith("syncbn submit - ")
+        assert parse_spec(yaml.safe_load(command.split("SPEC")[1])).resources.workers == 2  # it can be pasted as it is
         expect(view.page.get_by_role("link", name="fill in a form")).to_have_attribute("href", "#/submit")
         view.picture("empty")
 
