@@ -30,7 +30,8 @@ check: $(INSTALLED) ## lint, types, import contracts
 docs: $(INSTALLED) ## the documentation as a site, in build/site; whatever its builder warns about is an error
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet --strict
 
-format: $(INSTALLED) ## what `check` would complain about, where it can be mended by machine; the synchronous client from the other
+format: $(INSTALLED) ## what `check` would complain about, where it can be mended by machine; the types of answers; the synchronous client from the other
+	$(BIN)/python -m tests.support.answers
 	$(BIN)/python -m tests.support.synchronous
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .

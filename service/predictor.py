@@ -44,7 +44,7 @@ class Predictor:
         self._endings: set[asyncio.Task[None]] = set()
 
     async def predict(self, checkpoint: Checkpoint, spec: JobSpec, image: bytes) -> list[dict[str, Any]]:
-        """Return the most probable classes of an encoded image, most probable first: `{label, probability}`.
+        """Return the most probable classes of an encoded image, most probable first: `{label, name, probability}`.
 
         Raises:
             ConflictError: this checkpoint is none that images are classified with here.

@@ -33,14 +33,16 @@ async def read_statistics(
         artifacts: where the files are.
         checkpoint: the one to read.
         layer: only this layer, and its vectors; None for a summary of all.
-        against: a checkpoint of the same layers; each layer then has the difference, this minus that.
+        against: a checkpoint of the same layers; each layer then has the difference, this minus that, and how far they are apart.
     Raises:
         NotFoundError: no such layer.
         DamagedError: a file is not what its manifest says.
     """
     layers = _chosen(checkpoint, layer)
     ours = await _load(artifacts, checkpoint, layers)
-    theirs = {} if against is None else await _load(artifacts, against, _common(layers, against))
+    common = [] if against is None else _common(layers, against)
+    other_eps = {entry.name: entry.eps for entry in common}
+    theirs = {} if against is None else await _load(artifacts, against, common)
     health: dict[str, list[dict[str, str]]] = {entry.name: [] for entry in layers}
     for finding in checkpoint.manifest.health.findings:
         if finding.layer in health:
@@ -53,7 +55,9 @@ async def read_statistics(
     for entry in layers:
         shown = _layer(entry, ours[entry.name], has_vectors=has_vectors) | {"health": health[entry.name]}
         if against is not None:
-            shown["difference"] = _difference(ours[entry.name], theirs.get(entry.name), has_vectors=has_vectors)
+            other = theirs.get(entry.name)
+            shown["difference"] = _difference(ours[entry.name], other, has_vectors=has_vectors)
+            shown |= _measures(ours[entry.name], other, entry.eps, other_eps.get(entry.name, entry.eps))
         answer["layers"].append(shown)
     return answer
 
@@ -126,3 +130,25 @@ def _difference(ours: Vectors, theirs: Vectors | None, *, has_vectors: bool) -> 
         name: summarize([a - b for a, b in zip(getattr(ours, name), getattr(theirs, name), strict=True)], has_vectors=has_vectors)
         for name in _BUFFERS
     }
+
+
+def _measures(ours: Vectors, theirs: Vectors | None, eps: float, other_eps: float) -> dict[str, float | None]:
+    """Return `mean_shift` and `distance` as `syncbn.compare_statistics` defines them; None where they cannot be measured."""
+    unmeasured: dict[str, float | None] = {"mean_shift": None, "distance": None}
+    if theirs is None or not ours.running_mean or len(ours.running_mean) != len(theirs.running_mean):
+        return unmeasured
+    if not (_is_measurable(ours) and _is_measurable(theirs)):
+        return unmeasured
+    shift, distances = 0.0, []
+    for mean, variance, other_mean, other_variance in zip(
+        ours.running_mean, ours.running_var, theirs.running_mean, theirs.running_var, strict=True
+    ):
+        v, other_v = variance + eps, other_variance + other_eps
+        delta = mean - other_mean
+        shift = max(shift, abs(delta) / math.sqrt(other_v))
+        distances.append((v / other_v + other_v / v + delta * delta * (1 / v + 1 / other_v)) / 2 - 1)
+    return {"mean_shift": shift, "distance": max(0.0, math.fsum(distances) / len(distances))}
+
+
+def _is_measurable(vectors: Vectors) -> bool:
+    return all(map(math.isfinite, [*vectors.running_mean, *vectors.running_var])) and min(vectors.running_var) >= 0

@@ -50,6 +50,7 @@ def test_a_checkpoint_is_re_estimated_tried_out_and_exported(client, serving, tm
     manifest = client.manifest(again["id"], "latest")
 
     assert manifest["spec"]["initialize_from"] == f"{trained['id']}/checkpoints/20"
+    assert manifest["inputs"]["class_names"] == list("0123456789")
     assert manifest["metrics"]["before/val/accuracy"] == pytest.approx(trained["metrics"]["val/accuracy"])
     assert client.metrics(again["id"], ["before/val/loss"])["series"][0]["points"][0][0] == 0
     difference = client.statistics(again["id"], "latest", against=f"{trained['id']}/checkpoints/20")["layers"]
@@ -63,6 +64,7 @@ def test_a_checkpoint_is_re_estimated_tried_out_and_exported(client, serving, tm
     predicted = client.predict(again["id"], "latest", image)["predictions"]
     directory = serving.home / "storage" / checkpoints_directory(again["id"]) / checkpoint_name(0)
     assert predicted[0]["label"] == predict(directory, 1).samples[0].predicted
+    assert predicted[0]["name"] == str(predicted[0]["label"])
 
     files = client.download(again["id"], "latest", tmp_path)["files"]
     assert {"plain.safetensors", "folded.safetensors", "model.onnx"} < set(files)

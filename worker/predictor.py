@@ -3,7 +3,7 @@
     python -m worker.predictor
 
 On stdin: the manifest, model.safetensors, then one encoded image after the other. On stdout: for the first two together and for each image
-one JSON object: `{"ready": true}`, `{"predictions": [{"label", "probability"}, ...]}`, or `{"error": {"code", "message"}}`. Each
+one JSON object: `{"ready": true}`, `{"predictions": [{"label", "name", "probability"}, ...]}`, or `{"error": {"code", "message"}}`. Each
 message is its length in 8 bytes, big-endian, and then itself. The end of stdin is the end.
 
 Owns the process, its limits and the way from an image to a sample. Whoever sends images is not trusted: the process reads no file and no
@@ -87,7 +87,11 @@ class Predictor:
             )
         probabilities, classes = shares_C.topk(min(TOP, len(shares_C)))
         pairs = zip(classes.tolist(), probabilities.tolist(), strict=True)
-        return [{"label": number, "probability": probability} for number, probability in pairs]
+        names = self.inputs.class_names or ()
+        return [
+            {"label": number, "name": names[number] if number < len(names) else None, "probability": probability}
+            for number, probability in pairs
+        ]
 
 
 def sample_of(content: bytes, spec: JobSpec, inputs: InputEntry) -> Array:

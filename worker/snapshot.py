@@ -12,7 +12,7 @@ from torch import nn
 import syncbn
 from worker.contract.assignment import Assignment
 from worker.contract.manifest import Finding, Health, InputEntry, LayerEntry, Manifest
-from worker.data.split import Inputs
+from worker.data.split import Inputs, class_names_of
 from worker.sampler import Plan
 
 
@@ -44,6 +44,6 @@ def draft_manifest(
             LayerEntry(name=name, kind=layer.kind, num_channels=layer.num_channels, eps=layer.eps, momentum=layer.momentum)
             for name, layer in statistics.items()
         ),
-        inputs=InputEntry(image_shape=tuple(inputs.image_shape), num_classes=inputs.num_classes),
+        inputs=InputEntry(image_shape=tuple(inputs.image_shape), num_classes=inputs.num_classes, class_names=class_names_of(inputs)),
         files={},
     )

@@ -12,6 +12,10 @@ from syncbn import LayerTelemetry
 from worker.contract.telemetry import LayerRecord, TelemetryRecord
 
 INTERVAL_STEPS = 100
+SHORTEST_INTERVAL_STEPS = 10
+"""Of a job that is so short that it would be watched fewer than twenty times."""
+FIRST_STEPS = (2, 5, 10, 20, 50)
+"""Where running statistics leave their initial values behind, drift is largest. Not the first one of all: it warms up."""
 MAX_SAMPLES = 500
 """Of one job: longer jobs are watched more seldom."""
 MAX_LAYERS = 256
@@ -21,15 +25,16 @@ Layers = Mapping[str, LayerTelemetry]
 
 
 def is_watched(step: int, total_steps: int) -> bool:
-    """Whether a step, counted from 0, is watched: every 100th, of a long job at most 500 in all, and the last one.
+    """Whether a step, counted from 0, is watched: every 100th, some early ones, and the last; in short jobs more, in long ones at most 500.
 
     A function of the step alone, so that all ranks, also one that has just replaced another, take part in the collective of the same steps.
 
-    >>> [step for step in range(220) if is_watched(step, 220)]
-    [99, 199, 219]
+    >>> [step + 1 for step in range(48) if is_watched(step, 48)]
+    [2, 5, 10, 20, 30, 40, 48]
     """
-    interval = max(INTERVAL_STEPS, math.ceil(total_steps / MAX_SAMPLES))
-    return (step + 1) % interval == 0 or step + 1 == total_steps
+    usual = min(INTERVAL_STEPS, max(SHORTEST_INTERVAL_STEPS, total_steps // 20))
+    interval = max(usual, math.ceil(total_steps / (MAX_SAMPLES - len(FIRST_STEPS) - 1)))
+    return (step + 1) % interval == 0 or step + 1 == total_steps or step + 1 in FIRST_STEPS
 
 
 def record_of(step: int, layers: Layers) -> TelemetryRecord:

@@ -1,6 +1,6 @@
 """Routes of checkpoints: list, manifest, statistics, pin, delete. The files are in `downloads`."""
 
-from typing import Annotated, Any
+from typing import Annotated
 
 from fastapi import APIRouter, Query
 
@@ -8,6 +8,7 @@ from service import jobs as use_cases
 from service.api.context import READ, Context, InContext
 from service.api.parameters import MAX_SEQ, JobId, Step
 from service.api.schemas import CheckpointPage, CheckpointShape
+from service.api.statistics import StatisticsShape
 from service.statistics import read_statistics
 from service.store.ids import JOB_ID_PATTERN
 from service.store.records import Checkpoint
@@ -65,13 +66,13 @@ async def unpin_checkpoint(job_id: JobId, step: Step, context: InContext) -> Che
     return CheckpointShape.of(await context.artifacts.unpin(job_id, step))
 
 
-@router.get("/jobs/{job_id}/checkpoints/{step}/statistics")
-async def get_statistics(job_id: JobId, step: Step, context: InContext, layer: Layer = None, against: Against = None) -> dict[str, Any]:
+@router.get("/jobs/{job_id}/checkpoints/{step}/statistics", response_model_exclude_unset=True)
+async def get_statistics(job_id: JobId, step: Step, context: InContext, layer: Layer = None, against: Against = None) -> StatisticsShape:
     """Show the running statistics of every layer, or of one with its vectors; and how they differ from another checkpoint's."""
     await use_cases.find(context.store, job_id)
     checkpoint = await context.artifacts.find(job_id, step)
     other = None if against is None else await _other(context, job_id, against)
-    return await read_statistics(context.artifacts, checkpoint, layer=layer, against=other)
+    return StatisticsShape.model_validate(await read_statistics(context.artifacts, checkpoint, layer=layer, against=other))
 
 
 async def _other(context: Context, job_id: str, against: str) -> Checkpoint:

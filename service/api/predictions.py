@@ -18,9 +18,10 @@ _DOCUMENTED: Final[dict[str, Any]] = {"requestBody": {"required": True, "content
 
 
 class PredictionShape(Shape):
-    """A class, by its number, and how probable it is."""
+    """A class, by its number and, where the data set has names, by its name, and how probable it is."""
 
     label: int
+    name: str | None
     probability: float
 
 

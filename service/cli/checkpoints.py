@@ -1,7 +1,8 @@
 """The commands about checkpoints: ls, download, stats, diff, recalibrate, export, predict, pin, unpin, rm."""
 
+import mimetypes
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 from rich.console import Console
@@ -15,6 +16,7 @@ from service.cli.output import answer, console, say
 from service.cli.specs import read_changes
 from service.cli.tables import checkpoints_table, difference_table, predictions_table, size, statistics_table
 from service.client import Client
+from service.client.checkpoint_answers import Manifest
 
 app = typer.Typer(help="List, download and inspect checkpoints.", no_args_is_help=True)
 
@@ -51,7 +53,7 @@ def download(
     )
 
 
-def fetch(client: Client, job_id: str, step: int | str, target: Path, out: Console) -> dict[str, Any]:
+def fetch(client: Client, job_id: str, step: int | str, target: Path, out: Console) -> Manifest:
     """Download a checkpoint with a bar per file, or one line per file where nobody can see a bar move; return its manifest."""
     columns = TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TransferSpeedColumn()
     tasks: dict[str, TaskID] = {}
@@ -93,7 +95,10 @@ def diff(
 ) -> None:
     """Show how the running statistics of a checkpoint differ from another's: this minus that."""
     with connect(ctx) as client:
-        found = client.statistics(full_id(client, job), step, against=against)
+        job_id = full_id(client, job)
+        found = client.statistics(job_id, step, against=against)
+    if found.get("against") == {"job_id": job_id, "step": found["step"]}:
+        say(f"{step} and {against} are one checkpoint, that of step {found['step']}; name another by --against (`syncbn checkpoints ls`)")
     answer(found, as_json=as_json, show=lambda: console().print(difference_table(found["layers"])))
 
 
@@ -143,6 +148,10 @@ def predict(
     as_json: JsonFlag = False,
 ) -> None:
     """Classify one image by the running statistics of a checkpoint."""
+    if not (mimetypes.guess_type(image.name, strict=False)[0] or "").startswith("image/"):
+        raise UsageError(
+            f"{image} is no image by its name; expected .png, .jpg, .webp, .bmp, .gif or .tiff; give another file, or rename it"
+        )
     with connect(ctx) as client:
         found = client.predict(full_id(client, job), step, image)
     answer(found, as_json=as_json, show=lambda: console().print(predictions_table(found["predictions"])))

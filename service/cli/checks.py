@@ -33,7 +33,7 @@ def python_version(_: Settings) -> Finding:
 
 def torch(_: Settings) -> Finding:
     """Load torch where the ranks load it: in another process."""
-    program = "import torch; print(torch.__version__, 'CUDA', torch.version.cuda, torch.cuda.device_count())"
+    program = "import torch; print(torch.__version__ + (f' for CUDA {torch.version.cuda}' if torch.version.cuda else ', no CUDA'))"
     remedy = "pip install -c constraints.txt torch"
     try:
         done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=TORCH_TIMEOUT_S, check=False)  # noqa: S603

@@ -14,6 +14,7 @@ from service.cli.output import answer, console, say
 from service.cli.specs import parse, read_spec
 from service.cli.tables import comparison_table
 from service.client import Client
+from service.client.answers import Comparison
 
 _ID = re.compile(r"^cmp_[0-9A-HJKMNP-TV-Z]{26}$")
 _INTERVAL_S = 0.5
@@ -69,7 +70,7 @@ def _varied(norms: str | None, vary: str | None) -> tuple[str, Sequence[Any]]:
     return field, values
 
 
-def _until_ended(client: Client, comparison: dict[str, Any]) -> dict[str, Any]:
+def _until_ended(client: Client, comparison: Comparison) -> Comparison:
     comparison_id = comparison["id"]
     try:
         while comparison["state"] != "ended":
@@ -81,7 +82,7 @@ def _until_ended(client: Client, comparison: dict[str, Any]) -> dict[str, Any]:
     return comparison
 
 
-def _show(comparison: dict[str, Any]) -> None:
+def _show(comparison: Comparison) -> None:
     out = console()
     out.print(f"{comparison['id']}  {comparison['state']}  {comparison['field']}", soft_wrap=True)
     out.print(comparison_table(comparison["rows"]))

@@ -48,7 +48,8 @@ def code_of(error: BaseException) -> int:
         return JOB_FAILED
     if isinstance(error, ServiceError):
         complain(f"{error.detail} ({error.code})")
-        problems(error.errors)
+        if len(error.errors) != 1 or str(error.errors[0].get("remedy")) not in error.detail:  # else all of it is said
+            problems(error.errors)
         return UNREACHABLE if error.status >= 500 or error.status == 429 else USAGE
     complain(str(error))
     if isinstance(error, Unreachable):

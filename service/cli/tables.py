@@ -48,6 +48,15 @@ def age(since: str | None, now: datetime | None = None) -> str:
     return f"{max(0, int(seconds))}s"
 
 
+def moment(time: str | None) -> str | None:
+    """Return an RFC 3339 time as the clock on the wall has it, to the second.
+
+    >>> moment("2026-01-31T12:34:56.789012Z")[:4], moment(None)
+    ('2026', None)
+    """
+    return time and datetime.fromisoformat(time).astimezone().strftime("%Y-%m-%d %H:%M:%S")
+
+
 def state_text(state: str) -> Text:
     """Return a state in its colour."""
     return Text(clean(state), style=_STYLES.get(state, ""))
@@ -80,7 +89,7 @@ def job_table(job: Json) -> Table:
     facts = {
         "id": job["id"], "name": job["name"], "state": job["state"], "reason": job["reason"], "message": job["message"],
         "step": f"{progress['step']}/{number(progress['total_steps'])}", "epoch": number(progress["epoch"]), "samples": progress["samples"],
-        "workers": job["world_size"], "created": job["created_at"], "started": job["started_at"], "finished": job["finished_at"],
+        "workers": job["world_size"], **{what: moment(job[f"{what}_at"]) for what in ("created", "started", "finished")},
         "labels": ", ".join(f"{key}={value}" for key, value in job["labels"].items()),
     }  # fmt: skip
     facts |= {name: number(value, 6) for name, value in sorted(job["metrics"].items())}
@@ -89,7 +98,8 @@ def job_table(job: Json) -> Table:
             table.add_row(Text(clean(name), style="bold"), Text(clean(value)))
     for change in job["transitions"]:
         table.add_row(
-            Text(f"  {change['at']}"), Text(clean(f"{change['state']} ({change['reason']})" if change["reason"] else change["state"]))
+            Text(f"  {moment(change['at'])}"),
+            Text(clean(f"{change['state']} ({change['reason']})" if change["reason"] else change["state"])),
         )
     return table
 
@@ -167,22 +177,23 @@ def checkpoints_table(checkpoints: Iterable[Json]) -> Table:
 
 
 def predictions_table(predictions: Iterable[Json]) -> Table:
-    """Return classes with their probabilities, one a row."""
-    table = _table(">LABEL", ">PROBABILITY")
+    """Return classes with their probabilities, one a row; their names where the data set has them."""
+    table = _table(">LABEL", "~NAME", ">PROBABILITY")
     for row in predictions:
-        table.add_row(str(row["label"]), f"{100 * row['probability']:.1f} %")
+        table.add_row(str(row["label"]), Text(clean(row.get("name") or "-")), f"{100 * row['probability']:.1f} %")
     return table
 
 
 def difference_table(layers: Iterable[Json]) -> Table:
-    """Return by how much every layer's running statistics differ, one a row; empty where the other has no such layer."""
+    """Return how far every layer's running statistics are apart, one a row; empty where the other has no such layer."""
     figures = (f">{part}\n{summary}" for part in ("mean", "var") for summary in ("min", "avg", "max"))
-    table = _table("~LAYER", ">\nC", *figures, gap=1)
+    table = _table("~LAYER", ">\nC", ">\nDISTANCE", *figures, gap=1)
     for layer in layers:
         parts = [(layer["difference"] or {}).get(name, {}) for name in ("running_mean", "running_var")]
         table.add_row(
             Text(clean(layer["name"])),
             number(layer["num_channels"]),
+            number(layer.get("distance"), 3),
             *(number(part.get(key), 2) for part in parts for key in ("min", "mean", "max")),
         )
     return table

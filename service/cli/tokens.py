@@ -1,7 +1,7 @@
 """The commands about tokens: init, create, ls, revoke, rotate."""
 
 import re
-from typing import Annotated, Any, Final
+from typing import Annotated, Final
 
 import typer
 from rich.text import Text
@@ -12,6 +12,7 @@ from service.cli.options import JsonFlag, Target, connect
 from service.cli.output import answer, clean, console, say
 from service.cli.serve import read_settings
 from service.cli.tables import tokens_table
+from service.client.answers import NewToken
 from service.scopes import DEFAULT_PROJECT, Scope
 
 app = typer.Typer(help="Make, list, renew and revoke tokens. Needs an admin's token, such as the home's.", no_args_is_help=True)
@@ -89,6 +90,6 @@ def seconds(text: str) -> float:
     return int(found[1]) * _SECONDS[found[2]]
 
 
-def _show_once(made: dict[str, Any], *, as_json: bool) -> None:
+def _show_once(made: NewToken, *, as_json: bool) -> None:
     answer(made, as_json=as_json, show=lambda: console().print(Text(made["token"]), soft_wrap=True))
     say(f"{made['id']}: keep the token now; it is not shown again.")

@@ -7,6 +7,7 @@ import re
 from collections.abc import Sequence
 from typing import Any, Final
 
+from service.client.answers import Event
 from service.client.errors import MissingExtra
 from service.client.history import flat, points
 from service.client.routes import Json
@@ -46,7 +47,7 @@ class Mirror:
         self.after = str(tags[SEQ_TAG])
         """The number of the last event that is there."""
 
-    def add(self, events: Sequence[Json], job: Json) -> None:
+    def add(self, events: Sequence[Event], job: Json) -> None:
         """Log what events of type `metrics`, those after `after`, measured; and how the job ended, if it has."""
         from mlflow.entities import Metric
 

@@ -39,7 +39,7 @@ export const button = (text, onclick, attributes = {}) => h("button", { type: "b
 export function progress(job) {
   const { step, total_steps: total } = job.progress;
   if (!total) return h("span", { class: "quiet" }, "–");
-  return h("span", { class: "progress" }, h("progress", { max: total, value: step, "aria-label": `progress of ${job.name}` }), h("span", {}, `${Math.floor((100 * step) / total)} %`));
+  return h("span", { class: "progress" }, h("progress", { max: total, value: step, "aria-label": `progress of ${job.name}` }), h("span", {}, `${Math.min(100, Math.floor((100 * step) / total))} %`));
 }
 
 export const tabs = (label, entries) =>

@@ -38,7 +38,7 @@ export const clock = (time) => new Date(time).toLocaleString("sv-SE") /* 2026-01
 /** How long a running job still takes, in seconds, if it goes on as it went; null where that cannot be said. */
 export function remaining(job) {
   const { step, total_steps: total } = job.progress;
-  if (!total || !step || job.state !== "running" || !job.started_at) return null;
+  if (!total || !step || step >= total || job.state !== "running" || !job.started_at) return null;
   return (secondsBetween(job.started_at, new Date().toISOString()) * (total - step)) / step;
 }
 

@@ -3,6 +3,7 @@
 import re
 
 import pytest
+import yaml
 from playwright.sync_api import expect
 
 from service.states import State
@@ -10,7 +11,7 @@ from tests.browser.filled import HOSTILE, NUM_JOBS, PEAK
 from tests.service.api.served import served
 from tests.service.store.ranks import metrics, said
 from tests.support.predictions import digit, published, small_model
-from worker.contract import EventType
+from worker.contract import EventType, parse_spec
 
 pytestmark = pytest.mark.browser
 
@@ -50,7 +51,9 @@ def test_an_empty_service_shows_how_to_begin(look, tmp_path):
     """Where there is nothing to see, I am told how to submit the first job."""
     with served(tmp_path) as world:
         view = look(url=str(world.client.base_url), token=world.settings.files.token.read_text().strip())
-        view.sees("syncbn submit")
+        command = view.find("main pre").inner_text()
+        assert command.startswith("syncbn submit - ")
+        assert parse_spec(yaml.safe_load(command.split("SPEC")[1])).resources.workers == 2  # it can be pasted as it is
         expect(view.page.get_by_role("link", name="fill in a form")).to_have_attribute("href", "#/submit")
         view.picture("empty")
 
@@ -186,13 +189,17 @@ def test_other_jobs_are_made_of_a_checkpoint(look, filled):
 
 def test_an_image_is_tried_out(look, filled, tmp_path):
     """Chosen or dropped, it is classified by the checkpoint; what is no image is said to be none."""
-    job_id = published(filled.world, small_model(), name="predicts").split("/")[3]
+    job_id = published(filled.world, small_model(), name="predicts", class_names=[f"species {number}" for number in range(10)]).split("/")[
+        3
+    ]
     image = tmp_path / "digit.png"
     image.write_bytes(digit(0)[1])
     view = look(f"#/jobs/{job_id}/checkpoints")
     chooser = view.page.get_by_label("Drop an image here, or choose one")
     chooser.set_input_files(image)
-    expect(view.page.locator("section", has_text="Try it")).to_contain_text(re.compile(r"digit\.png: class \d"), timeout=90_000)
+    expect(view.page.locator("section", has_text="Try it")).to_contain_text(
+        re.compile(r"digit\.png: class (\d), species \1"), timeout=90_000
+    )
     view.picture("light-prediction", is_whole=True)
     assert view.barriers() == []
     dropped = view.page.evaluate_handle(
@@ -247,12 +254,33 @@ def test_statistics_show_drift_spread_health_and_difference(look, filled):
     view.page.get_by_role("combobox", name="Show").select_option("variance_drift")
     expect(view.find("#drift")).to_have_attribute("aria-label", re.compile(r"most 0\.445"))
     view.page.get_by_role("combobox", name="Compare with").select_option("100")
-    view.sees("change of mean")
+    view.sees("farthest from step 100")
     expect(view.row("layer1.1.bn2").last).to_contain_text("dead_channels")
-    view.button("layer1.1.bn2").click()
+    # Nothing was chosen: the layer that is not sound is looked at first.
+    expect(view.find("[data-key=layer] h2").first).to_contain_text("layer1.1.bn2")
+    view.sees("1 with findings")
     expect(view.find("#running_mean")).to_have_attribute("aria-label", re.compile("step 200: 64 channels .* step 100: 64 channels"))
+    expect(view.find("#layer-channels")).to_have_attribute("aria-label", re.compile("step 200: 64 channels; step 100: 64 channels"))
+    view.button("layer2.0.bn1").click()
+    expect(view.find("[data-key=layer] h2").first).to_contain_text("layer2.0.bn1")
+    expect(view.find("#running_mean")).to_have_attribute("aria-label", re.compile("step 200: 128 channels"))
     view.page.get_by_label("Only layers").fill("layer3")
     expect(view.find("#drift")).to_have_attribute("aria-label", re.compile("4 layers"))
+
+
+def test_a_layer_is_chosen_in_the_heat_map(look, filled):
+    """A click on its row; the row is marked, and a calm job does not look like a storm."""
+    view = look(f"#/jobs/{filled.job}/statistics")
+    view.find("#drift .nsewdrag").click(position={"x": 40, "y": 4})
+    expect(view.find("[data-key=layer] h2").first).to_contain_text("layer1.0.bn1")
+    assert view.page.evaluate("document.getElementById('drift').layout.shapes[0].y0") == -0.5
+    assert view.page.evaluate("document.getElementById('drift').data[0].zmax") >= 0.5
+
+
+def test_a_job_that_keeps_no_statistics_says_so(look, filled):
+    """Not that something is still to come."""
+    job_id = filled.world.start(name="grouped", norm={"kind": "group_norm"})
+    look(f"#/jobs/{job_id}/statistics").sees("group_norm keeps no running statistics, so nothing can drift")
 
 
 def test_a_download_is_checked_against_its_digest(look, filled):

@@ -156,6 +156,7 @@ def test_checkpoints_are_compared_pinned_and_deleted(run, spec):
     against = ("--against", f"{other}/checkpoints/best")
     assert json.loads(run("checkpoints", "diff", job, *against, "--json").stdout)["against"] == {"job_id": other, "step": 3}
     assert "bn1" in run("checkpoints", "diff", job, "best", *against).stdout
+    assert "best and latest are one checkpoint, that of step 3; name another" in run("checkpoints", "diff", job).stderr
     assert "checkpoint 3 is pinned" in run("checkpoints", "pin", job).output
     assert "pinned" in run("checkpoints", "ls", job).stdout
     assert "is pinned; expected one that is not" in run("checkpoints", "rm", job, "3").stderr
@@ -179,7 +180,8 @@ def test_jobs_are_made_of_a_checkpoint(run, spec):
     assert followed.exit_code == 0, followed.output
     assert "succeeded" in followed.stdout
     assert "--format onnx" in _error(run("checkpoints", "export", job), 2)
-    assert "formats.0" in run("checkpoints", "export", job, "--format", "tflite").stderr
+    assert run("checkpoints", "export", job, "--format", "tflite").stderr.count("formats.0 is") == 1
+    assert "notes.txt is no image by its name" in run("checkpoints", "predict", job, "notes.txt").stderr
 
 
 def test_the_beginning_of_an_id_is_enough_where_it_is_unique(run, spec):

@@ -4,6 +4,7 @@ import httpx
 import pytest
 
 from service.client import BadRequest, Client, ClientError, Conflict, Denied, Failing, NotFound, Unreachable
+from service.client.answers import Event
 from service.client.following import Following
 from service.client.patience import Patience
 from service.client.sse import Decoder, Message
@@ -155,7 +156,7 @@ def test_a_stream_that_stays_away_is_given_up():
     now = iter(range(0, 1000, 7))
     transport = _client_of(Script(*[httpx.ConnectError("away")] * 100))._transport
     with pytest.raises(Unreachable, match=r"the stream was lost for 30 s: no service answers"):
-        list(follow(transport, "/v1/x", following=Following("/v1/x", None, 30, lambda: next(now))))
+        list(follow(Event, transport, "/v1/x", following=Following("/v1/x", None, 30, lambda: next(now))))
 
 
 def test_a_stream_that_is_refused_is_not_tried_again():

@@ -30,7 +30,7 @@ def small_model():
     return found.eval()
 
 
-def published(world, trained, *, inputs=(1, 8, 8), **changes):
+def published(world, trained, *, inputs=(1, 8, 8), class_names=None, **changes):
     """Start a job and publish a model as its checkpoint; return the address of its predictions."""
     job_id = world.start(**SMALL | changes)
     content = save(trained.state_dict())
@@ -40,7 +40,7 @@ def published(world, trained, *, inputs=(1, 8, 8), **changes):
         10,
         seq=1,
         spec=world.client.get(f"/v1/jobs/{job_id}").json()["spec"],
-        inputs={"image_shape": list(inputs), "num_classes": 10},
+        inputs={"image_shape": list(inputs), "num_classes": 10, "class_names": class_names},
         files={"model.safetensors": entry},
     )
     (world.directory(job_id, 10) / "model.safetensors").write_bytes(content)

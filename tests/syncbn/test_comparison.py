@@ -13,7 +13,7 @@ from torch import nn
 from torch.distributions import Normal, kl_divergence
 
 import syncbn
-from service.statistics import Vectors, _difference
+from service.statistics import Vectors, _difference, _measures
 from syncbn import InputError, LayerStatistics, compare_statistics, layer_statistics
 
 
@@ -75,6 +75,9 @@ def test_the_service_says_the_same(drawn, spoiled, has_vectors) -> None:
     for name, part in wanted.items():
         assert {key: value for key, value in shown[name].items() if key != "mean"} == {k: v for k, v in part.items() if k != "mean"}
         assert shown[name]["mean"] == (None if part["mean"] is None else pytest.approx(part["mean"], rel=1e-12, abs=1e-12))
+    whole = compared(layer(mean_a, var_a), layer(mean_b, var_b)).to_dict()
+    for name, value in _measures(Vectors(mean_a, var_a, 7), Vectors(mean_b, var_b, 7), 1e-5, 1e-5).items():
+        assert whole[name] == (None if value is None else pytest.approx(value, rel=1e-9, abs=1e-12))
 
 
 UNMEASURED = [

@@ -88,6 +88,8 @@ class InputEntry(Frozen):
     image_shape: tuple[int, ...]
     """Channels, then the size in each dimension, after the transforms."""
     num_classes: int
+    class_names: tuple[str, ...] | None = None
+    """In the order of the classes; None where the data set knows no names, and in checkpoints of before."""
 
 
 class ExportEntry(Frozen):

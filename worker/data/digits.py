@@ -37,6 +37,7 @@ class Digits:
     seed: int
     shift: int
     num_classes: int = NUM_CLASSES
+    class_names: tuple[str, ...] = tuple(map(str, range(NUM_CLASSES)))
     image_shape: tuple[int, int, int] = (1, SIDE, SIDE)
 
     @property

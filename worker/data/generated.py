@@ -6,7 +6,7 @@ from functools import cached_property
 import numpy as np
 
 from worker.data.pipeline import Pipeline
-from worker.data.split import Array, Indices, Split
+from worker.data.split import Array, Indices, Split, class_names_of
 
 
 @dataclass(frozen=True)
@@ -25,6 +25,11 @@ class Transformed:
     def num_classes(self) -> int:
         """Classes of the split."""
         return self.split.num_classes
+
+    @property
+    def class_names(self) -> tuple[str, ...] | None:
+        """Of the split, where it has names."""
+        return class_names_of(self.split)
 
     @cached_property
     def image_shape(self) -> tuple[int, ...]:

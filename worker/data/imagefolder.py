@@ -2,7 +2,7 @@
 
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -38,8 +38,14 @@ class ClassFolders:
     files: Names
     """Relative to the root. Bytes of fixed width: a million names as Python strings cost each loader process ten times the memory."""
     labels: npt.NDArray[np.int64]
-    num_classes: int
+    class_names: tuple[str, ...]
+    """The directories' names, sorted, as far as they are text."""
     mode: Mode
+
+    @property
+    def num_classes(self) -> int:
+        """Directories."""
+        return len(self.class_names)
 
     @property
     def num_samples(self) -> int:
@@ -49,6 +55,11 @@ class ClassFolders:
     def read(self, index: int) -> tuple[Array, Array]:
         """Return (C, H, W), uint8 or uint16, and ()."""
         return decode(self._path(index), self.mode), self.labels[index]
+
+    def numbered_as(self, names: tuple[str, ...]) -> "ClassFolders":
+        """Return the same files with the classes numbered as in another data set, which has all of them."""
+        numbers = np.array([names.index(name) for name in self.class_names], dtype=np.int64)
+        return replace(self, class_names=names, labels=numbers[self.labels])
 
     def describe(self, index: int) -> str:
         """Return the path."""
@@ -97,7 +108,8 @@ def _classes(root: Path, mode: Mode) -> ClassFolders:
             f" expected at least two, one per class, with files of {' '.join(ENDINGS)}; use targets: masks for images/ and masks/"
         )
     labels = np.repeat(np.arange(len(names)), [len(files) for files in listed]).astype(np.int64)
-    return ClassFolders(root, _packed([file for files in listed for file in files]), labels, len(names), mode)
+    readable = tuple(os.fsencode(name).decode("utf-8", "replace") for name in names)
+    return ClassFolders(root, _packed([file for files in listed for file in files]), labels, readable, mode)
 
 
 def _masks(root: Path, mode: Mode, num_classes: int) -> MaskFolders:

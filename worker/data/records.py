@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 import numpy.typing as npt
@@ -36,6 +36,16 @@ class Records(Protocol):
 
     def describe(self, index: int) -> str:
         """Name a sample for a person: its file, and the place in it."""
+
+
+@runtime_checkable
+class Numbered(Protocol):
+    """Records whose classes have names, and got their numbers by them."""
+
+    class_names: tuple[str, ...]
+
+    def numbered_as(self, names: tuple[str, ...]) -> Records:
+        """Return the same records with the classes numbered as in another data set, which has all of them."""
 
 
 def files_of(path: str, endings: Sequence[str]) -> list[Path]:

@@ -13,7 +13,7 @@ from worker.contract.data import DataSpec, SplitSpec
 from worker.data import digits, pipeline, synthetic
 from worker.data.division import held_out
 from worker.data.generated import Transformed
-from worker.data.records import Records
+from worker.data.records import Numbered, Records
 from worker.data.split import Splits
 from worker.data.stored import StoredSplit
 from worker.errors import DataError, blame
@@ -73,8 +73,7 @@ def build_data(spec: DataSpec, seed: int) -> Splits:
         read = READERS[spec.name]
         records, split = read(spec.path, args), spec.split or SplitSpec()
         if isinstance(split.validation, str):
-            other = read(split.validation, args)
-            _require_like(records, other, spec.path, split.validation)
+            other = _like(records, read(split.validation, args), spec.path, split.validation)
             numbers, other_numbers = np.arange(records.num_samples), np.arange(other.num_samples)
         else:
             labels = np.zeros(records.num_samples, np.int64) if records.labels is None else records.labels
@@ -85,9 +84,19 @@ def build_data(spec: DataSpec, seed: int) -> Splits:
         return Splits(StoredSplit(records, numbers, training), StoredSplit(other, other_numbers, evaluation))
 
 
-def _require_like(train: Records, validation: Records, path: str, other_path: str) -> None:
+def _like(train: Records, validation: Records, path: str, other_path: str) -> Records:
+    """Return the validation data with the classes numbered as in training: where both have names, by these."""
     if validation.num_classes > train.num_classes:
         raise DataError(
             f"data.split.validation {other_path} has {validation.num_classes} classes; expected at most the {train.num_classes} of {path};"
             " train on all classes that are validated"
         )
+    if isinstance(train, Numbered) and isinstance(validation, Numbered):
+        strange = sorted(set(validation.class_names) - set(train.class_names))
+        if strange:
+            raise DataError(
+                f"data.split.validation {other_path} has the classes {', '.join(strange[:3])}; expected those of {path};"
+                " train on all classes that are validated"
+            )
+        return validation.numbered_as(train.class_names)
+    return validation

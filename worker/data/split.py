@@ -1,7 +1,7 @@
 """What training needs to know of a data set."""
 
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Final, Protocol, runtime_checkable
 
 import numpy as np
 import numpy.typing as npt
@@ -23,6 +23,29 @@ class Inputs(Protocol):
     @property
     def image_shape(self) -> tuple[int, ...]:
         """Channels, then the size in each dimension."""
+
+
+@runtime_checkable
+class Named(Protocol):
+    """What knows its classes by name, too."""
+
+    @property
+    def class_names(self) -> tuple[str, ...] | None:
+        """In the order of the classes; None where this one has none after all."""
+
+
+MAX_NAMES: Final = 10_000
+"""Every manifest has the names: of more classes than these they stay out."""
+
+
+def class_names_of(source: object) -> tuple[str, ...] | None:
+    """Return the names of the classes that a data set tells apart, None where it knows none, or too many.
+
+    >>> class_names_of(object()) is None
+    True
+    """
+    names = source.class_names if isinstance(source, Named) else None
+    return None if names is None or len(names) > MAX_NAMES else names
 
 
 class Split(Inputs, Protocol):

@@ -13,7 +13,7 @@ from worker.data.bad import BadSample
 from worker.data.noise import bits
 from worker.data.pipeline import Pipeline
 from worker.data.records import Records
-from worker.data.split import Array, Indices
+from worker.data.split import Array, Indices, class_names_of
 from worker.errors import BadDataError, DataError
 
 SUBSTITUTE_LANE = 16
@@ -40,6 +40,11 @@ class StoredSplit:
     def num_classes(self) -> int:
         """Classes of the whole set."""
         return self.records.num_classes
+
+    @property
+    def class_names(self) -> tuple[str, ...] | None:
+        """Of the whole set, where the format has names."""
+        return class_names_of(self.records)
 
     @property
     def image_shape(self) -> tuple[int, ...]:

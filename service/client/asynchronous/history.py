@@ -2,29 +2,31 @@
 
 from collections.abc import AsyncIterator, Sequence
 
+from service.client.answers import Event, LogLine, Metrics
 from service.client.asynchronous.requests import Requests
 from service.client.asynchronous.streams import follow
-from service.client.routes import Json, given, route
+from service.client.checkpoint_answers import Telemetry
+from service.client.routes import given, route
 
 
 class HistoryCalls(Requests):
     """Events, logs and figures of a job, so far and live."""
 
-    def events(self, job_id: str, types: Sequence[str] = (), *, after: str | None = None, limit: int | None = None) -> AsyncIterator[Json]:
+    def events(self, job_id: str, types: Sequence[str] = (), *, after: str | None = None, limit: int | None = None) -> AsyncIterator[Event]:
         """Yield what has happened so far, oldest first; of all types unless named."""
-        return self._pages(route("jobs", job_id, "events"), {"type": list(types) or None, "after": after}, limit, size=1000)
+        return self._pages(Event, route("jobs", job_id, "events"), {"type": list(types) or None, "after": after}, limit, size=1000)
 
-    def follow_events(self, job_id: str, *, after: str | None = None) -> AsyncIterator[Json]:
+    def follow_events(self, job_id: str, *, after: str | None = None) -> AsyncIterator[Event]:
         """Yield what has happened and what happens, each event once, until the `end` event, which is the last one."""
-        return follow(self._transport, route("jobs", job_id, "events"), after=after)
+        return follow(Event, self._transport, route("jobs", job_id, "events"), after=after)
 
-    def logs(self, job_id: str, *, rank: int | None = None, after: str | None = None, limit: int | None = None) -> AsyncIterator[Json]:
+    def logs(self, job_id: str, *, rank: int | None = None, after: str | None = None, limit: int | None = None) -> AsyncIterator[LogLine]:
         """Yield the lines written so far, oldest first."""
-        return self._pages(route("jobs", job_id, "logs"), {"rank": rank, "after": after}, limit, size=1000)
+        return self._pages(LogLine, route("jobs", job_id, "logs"), {"rank": rank, "after": after}, limit, size=1000)
 
-    async def follow_logs(self, job_id: str, *, rank: int | None = None, after: str | None = None) -> AsyncIterator[Json]:
+    async def follow_logs(self, job_id: str, *, rank: int | None = None, after: str | None = None) -> AsyncIterator[LogLine]:
         """Yield lines as they are written, until the job ends."""
-        async for line in follow(self._transport, route("jobs", job_id, "logs"), params=given(rank=rank), after=after):
+        async for line in follow(LogLine, self._transport, route("jobs", job_id, "logs"), params=given(rank=rank), after=after):
             if "message" in line:  # the end event is none
                 yield line
 
@@ -36,12 +38,12 @@ class HistoryCalls(Requests):
         max_points: int | None = None,
         from_step: int | None = None,
         to_step: int | None = None,
-    ) -> Json:
+    ) -> Metrics:
         """Return the series of a job's metrics, all of them unless named, thinned out to max_points each between the two steps."""
         params = given(name=list(names) or None, max_points=max_points, from_step=from_step, to_step=to_step)
-        return await self._json("GET", route("jobs", job_id, "metrics"), params=params)
+        return await self._answer(Metrics, "GET", route("jobs", job_id, "metrics"), params=params)
 
-    async def layers(self, job_id: str, names: Sequence[str] = (), *, max_points: int | None = None) -> Json:
+    async def layers(self, job_id: str, names: Sequence[str] = (), *, max_points: int | None = None) -> Telemetry:
         """Return what the normalization layers do: drift, cost of synchronizing, variance between ranks; all of them unless named."""
         params = given(layer=list(names) or None, max_points=max_points)
-        return await self._json("GET", route("jobs", job_id, "statistics"), params=params)
+        return await self._answer(Telemetry, "GET", route("jobs", job_id, "statistics"), params=params)

@@ -3,7 +3,9 @@
 from collections.abc import Sequence
 from typing import Any, Protocol, final
 
+from service.client.answers import Metrics
 from service.client.figures import figure
+from service.client.job_fields import JobFields
 from service.client.notebook import job_html
 from service.client.routes import Json
 
@@ -11,12 +13,12 @@ from service.client.routes import Json
 class MetricsSource(Protocol):
     """Whoever answers for a job's metrics: the client."""
 
-    async def metrics(self, job_id: str, names: Sequence[str] = (), *, max_points: int | None = None) -> Json:
+    async def metrics(self, job_id: str, names: Sequence[str] = (), *, max_points: int | None = None) -> Metrics:
         """Return series of metrics."""
 
 
 @final
-class AsyncJob(dict[str, Any]):
+class AsyncJob(JobFields):
     """A job as docs/api.md describes it; as it was when it was asked for."""
 
     def __init__(self, document: Json, source: MetricsSource) -> None:
@@ -26,9 +28,9 @@ class AsyncJob(dict[str, Any]):
     @property
     def id(self) -> str:
         """The job's id."""
-        return str(self["id"])
+        return self["id"]
 
-    async def metrics(self, *names: str, max_points: int | None = None) -> dict[str, list[list[float]]]:
+    async def metrics(self, *names: str, max_points: int | None = None) -> dict[str, list[list[int | float]]]:
         """Return the points [step, value] of each metric, all metrics unless named, as they are now."""
         answer = await self._source.metrics(self.id, names, max_points=max_points)
         return {series["name"]: series["points"] for series in answer["series"]}

@@ -5,6 +5,7 @@ from collections.abc import AsyncIterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from service.client.answers import Code
 from service.client.asynchronous import blocking
 from service.client.asynchronous.history import HistoryCalls
 from service.client.asynchronous.job import AsyncJob
@@ -35,7 +36,7 @@ class JobCalls(HistoryCalls):
         self, *, state: str | None = None, label: str | None = None, search: str | None = None, limit: int | None = None
     ) -> AsyncIterator[AsyncJob]:
         """Yield jobs, newest first, fetching pages as they are needed. label: `key=value`; search: a part of name or id."""
-        async for row in self._pages("/v1/jobs", {"state": state, "label": label, "search": search}, limit):
+        async for row in self._pages(dict, "/v1/jobs", {"state": state, "label": label, "search": search}, limit):
             yield AsyncJob(row, self)
 
     async def job(self, job_id: str) -> AsyncJob:
@@ -47,18 +48,18 @@ class JobCalls(HistoryCalls):
         change = given(priority=priority, labels=None if labels is None else dict(labels))
         return await self._job("PATCH", route("jobs", job_id), json=change, is_repeatable=True)
 
-    async def upload_code(self, path: Path) -> Json:
+    async def upload_code(self, path: Path) -> Code:
         """Upload a directory with Python packages, or a .zip or .tar.gz of one; a spec names its `id` as `code`.
 
         Raises:
             PackError: it cannot be packed or read.
         """
         content, media_type = await blocking.run(lambda: bundle(path))
-        return await self._json("POST", "/v1/code", content=content, headers={"Content-Type": media_type}, is_repeatable=True)
+        return await self._answer(Code, "POST", "/v1/code", content=content, headers={"Content-Type": media_type}, is_repeatable=True)
 
-    def code(self, *, limit: int | None = None) -> AsyncIterator[Json]:
+    def code(self, *, limit: int | None = None) -> AsyncIterator[Code]:
         """Yield uploaded code, newest first."""
-        return self._pages("/v1/code", {}, limit)
+        return self._pages(Code, "/v1/code", {}, limit)
 
     async def delete_code(self, code_id: str) -> None:
         """Delete uploaded code that no job names."""

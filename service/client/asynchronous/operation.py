@@ -4,6 +4,7 @@ import uuid
 from collections.abc import AsyncIterator, Mapping, Sequence
 from typing import Any
 
+from service.client.answers import Catalogue, Comparison, ComparisonEntry, NewToken, Queued, Token, Usage
 from service.client.asynchronous.requests import Requests
 from service.client.routes import Json, ahead_s, route
 from service.scopes import DEFAULT_PROJECT
@@ -14,19 +15,19 @@ class OperationCalls(Requests):
 
     async def compare(
         self, spec: Mapping[str, Any], values: Sequence[Any], *, field: str = "norm.kind", idempotency_key: str | None = None
-    ) -> Json:
+    ) -> Comparison:
         """Submit one spec once for each value of a field, all or none, and return the comparison. Tried again where needed."""
         headers = {"Idempotency-Key": idempotency_key or uuid.uuid4().hex}
         ask = {"spec": dict(spec), "field": field, "values": list(values)}
-        return await self._json("POST", "/v1/comparisons", json=ask, headers=headers, is_repeatable=True)
+        return await self._answer(Comparison, "POST", "/v1/comparisons", json=ask, headers=headers, is_repeatable=True)
 
-    def comparisons(self, *, limit: int | None = None) -> AsyncIterator[Json]:
+    def comparisons(self, *, limit: int | None = None) -> AsyncIterator[ComparisonEntry]:
         """Yield comparisons, newest first, without their tables."""
-        return self._pages("/v1/comparisons", {}, limit)
+        return self._pages(ComparisonEntry, "/v1/comparisons", {}, limit)
 
-    async def comparison(self, comparison_id: str) -> Json:
+    async def comparison(self, comparison_id: str) -> Comparison:
         """Return a comparison with its table."""
-        return await self._json("GET", route("comparisons", comparison_id))
+        return await self._answer(Comparison, "GET", route("comparisons", comparison_id))
 
     async def delete_comparison(self, comparison_id: str) -> None:
         """Delete a comparison whose jobs have ended. The jobs stay."""
@@ -34,18 +35,18 @@ class OperationCalls(Requests):
 
     async def create_token(
         self, name: str, scopes: Sequence[str], *, project: str = DEFAULT_PROJECT, expires_in_s: float | None = None
-    ) -> Json:
+    ) -> NewToken:
         """Make a token. Its `token` is in this answer and nowhere else."""
         document = {"name": name, "scopes": list(scopes), "project": project, "expires_in_s": expires_in_s}
-        return await self._json("POST", "/v1/tokens", json=document)
+        return await self._answer(NewToken, "POST", "/v1/tokens", json=document)
 
-    def tokens(self, *, limit: int | None = None) -> AsyncIterator[Json]:
+    def tokens(self, *, limit: int | None = None) -> AsyncIterator[Token]:
         """Yield tokens, newest first, expired and revoked ones too."""
-        return self._pages("/v1/tokens", {}, limit)
+        return self._pages(Token, "/v1/tokens", {}, limit)
 
-    async def rotate_token(self, token_id: str, *, overlap_s: float = 3600) -> Json:
+    async def rotate_token(self, token_id: str, *, overlap_s: float = 3600) -> NewToken:
         """Make a token like another one, which ends after the overlap."""
-        return await self._json("POST", route("tokens", token_id, "rotate"), params={"overlap_s": overlap_s})
+        return await self._answer(NewToken, "POST", route("tokens", token_id, "rotate"), params={"overlap_s": overlap_s})
 
     async def revoke_token(self, token_id: str) -> None:
         """Have a token admitted no more."""
@@ -55,25 +56,25 @@ class OperationCalls(Requests):
         """Return what the cluster has and what is in use."""
         return await self._json("GET", "/v1/cluster")
 
-    async def usage(self) -> Json:
+    async def usage(self) -> Usage:
         """Return what the groups of every quota use of it."""
-        return await self._json("GET", "/v1/usage")
+        return await self._answer(Usage, "GET", "/v1/usage")
 
-    def queue(self, *, limit: int | None = None) -> AsyncIterator[Json]:
+    def queue(self, *, limit: int | None = None) -> AsyncIterator[Queued]:
         """Yield the jobs that wait, in the order in which they may start, and why each waits."""
-        return self._pages("/v1/queue", {}, limit)
+        return self._pages(Queued, "/v1/queue", {}, limit)
 
-    async def models(self) -> Json:
+    async def models(self) -> Catalogue:
         """Return the models that a spec may name, with a JSON schema of their arguments."""
-        return await self._json("GET", "/v1/models")
+        return await self._answer(Catalogue, "GET", "/v1/models")
 
-    async def datasets(self) -> Json:
+    async def datasets(self) -> Catalogue:
         """Return the data sets that a spec may name, with a JSON schema of their arguments."""
-        return await self._json("GET", "/v1/datasets")
+        return await self._answer(Catalogue, "GET", "/v1/datasets")
 
-    async def norms(self) -> Json:
+    async def norms(self) -> Catalogue:
         """Return the kinds of normalization that a spec may name, with a JSON schema of their arguments."""
-        return await self._json("GET", "/v1/norms")
+        return await self._answer(Catalogue, "GET", "/v1/norms")
 
     async def describe(self) -> Json:
         """Return the service's OpenAPI document; its version is that of the service."""

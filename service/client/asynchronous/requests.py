@@ -2,7 +2,7 @@
 
 from collections.abc import AsyncIterator, Mapping
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Self, TypeVar, cast
 
 import httpx
 
@@ -12,6 +12,7 @@ from service.client.patience import Patience
 from service.client.routes import Json, decoded, given
 
 PAGE = 100
+Answer = TypeVar("Answer")
 
 
 class Requests:
@@ -47,13 +48,21 @@ class Requests:
     async def _json(self, method: str, path: str, **options: Any) -> Json:
         return decoded(await self._transport.request(method, path, **options))
 
-    async def _pages(self, path: str, params: Mapping[str, Any], limit: int | None, *, size: int = PAGE) -> AsyncIterator[Json]:
+    async def _answer(self, kind: type[Answer], method: str, path: str, **options: Any) -> Answer:
+        """Return a decoded answer as what the service describes it to be; it is not checked."""
+        del kind
+        return cast("Answer", await self._json(method, path, **options))
+
+    async def _pages(
+        self, kind: type[Answer], path: str, params: Mapping[str, Any], limit: int | None, *, size: int = PAGE
+    ) -> AsyncIterator[Answer]:
+        del kind
         cursor, left = params.get("after"), limit
         while left is None or left > 0:
             num_wanted = size if left is None else min(size, left)
             page = await self._json("GET", path, params=given(**{**params, "after": cursor, "limit": num_wanted}))
             for row in page["data"]:
-                yield row
+                yield cast("Answer", row)
             left = None if left is None else left - len(page["data"])
             if not page.get("has_more") or not page["data"]:
                 return

@@ -1,7 +1,7 @@
 """Live streams that outlive their connection: reconnect after the last event seen, until the `end` event."""
 
 from collections.abc import AsyncIterator, Mapping
-from typing import Any
+from typing import Any, TypeVar, cast
 
 import httpx
 
@@ -12,23 +12,27 @@ from service.client.following import OUTAGE_S, Following
 from service.client.patience import SILENCE_S
 from service.client.sse import Decoder
 
+Answer = TypeVar("Answer")
 _TIMEOUT = httpx.Timeout(10.0, read=SILENCE_S)
 
 
 async def follow(
+    kind: type[Answer],
     transport: Transport,
     path: str,
     *,
     params: Mapping[str, Any] | None = None,
     after: str | None = None,
     following: Following | None = None,
-) -> AsyncIterator[dict[str, Any]]:
+) -> AsyncIterator[Answer]:
     """Yield every event of a stream once, in order, the `end` event last, across restarts of the controller.
 
     Args:
+        kind: what the events are, for who reads the types; they are not checked.
         after: the id of the last event already seen.
         following: Default: one that gives up after a minute without the service.
     """
+    del kind
     seen = following or Following(path, after, OUTAGE_S)
     while True:
         try:
@@ -38,7 +42,7 @@ async def follow(
                 decoder = Decoder()
                 async for chunk in response.aiter_bytes():
                     for message in decoder.feed(chunk):
-                        yield seen.see(message)
+                        yield cast("Answer", seen.see(message))
                         if message.event == "end":
                             return
             cause = "the stream ended without an end event"

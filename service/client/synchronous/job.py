@@ -4,7 +4,9 @@
 from collections.abc import Sequence
 from typing import Any, Protocol, final
 
+from service.client.answers import Metrics
 from service.client.figures import figure
+from service.client.job_fields import JobFields
 from service.client.notebook import job_html
 from service.client.routes import Json
 
@@ -12,12 +14,12 @@ from service.client.routes import Json
 class MetricsSource(Protocol):
     """Whoever answers for a job's metrics: the client."""
 
-    def metrics(self, job_id: str, names: Sequence[str] = (), *, max_points: int | None = None) -> Json:
+    def metrics(self, job_id: str, names: Sequence[str] = (), *, max_points: int | None = None) -> Metrics:
         """Return series of metrics."""
 
 
 @final
-class Job(dict[str, Any]):
+class Job(JobFields):
     """A job as docs/api.md describes it; as it was when it was asked for."""
 
     def __init__(self, document: Json, source: MetricsSource) -> None:
@@ -27,9 +29,9 @@ class Job(dict[str, Any]):
     @property
     def id(self) -> str:
         """The job's id."""
-        return str(self["id"])
+        return self["id"]
 
-    def metrics(self, *names: str, max_points: int | None = None) -> dict[str, list[list[float]]]:
+    def metrics(self, *names: str, max_points: int | None = None) -> dict[str, list[list[int | float]]]:
         """Return the points [step, value] of each metric, all metrics unless named, as they are now."""
         answer = self._source.metrics(self.id, names, max_points=max_points)
         return {series["name"]: series["points"] for series in answer["series"]}

@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from service.client.answers import Code
 from service.client.history import points
 from service.client.mlflow import Mirror
 from service.client.pack import bundle
@@ -36,7 +37,7 @@ class JobCalls(HistoryCalls):
         self, *, state: str | None = None, label: str | None = None, search: str | None = None, limit: int | None = None
     ) -> Iterator[Job]:
         """Yield jobs, newest first, fetching pages as they are needed. label: `key=value`; search: a part of name or id."""
-        for row in self._pages("/v1/jobs", {"state": state, "label": label, "search": search}, limit):
+        for row in self._pages(dict, "/v1/jobs", {"state": state, "label": label, "search": search}, limit):
             yield Job(row, self)
 
     def job(self, job_id: str) -> Job:
@@ -48,18 +49,18 @@ class JobCalls(HistoryCalls):
         change = given(priority=priority, labels=None if labels is None else dict(labels))
         return self._job("PATCH", route("jobs", job_id), json=change, is_repeatable=True)
 
-    def upload_code(self, path: Path) -> Json:
+    def upload_code(self, path: Path) -> Code:
         """Upload a directory with Python packages, or a .zip or .tar.gz of one; a spec names its `id` as `code`.
 
         Raises:
             PackError: it cannot be packed or read.
         """
         content, media_type = blocking.run(lambda: bundle(path))
-        return self._json("POST", "/v1/code", content=content, headers={"Content-Type": media_type}, is_repeatable=True)
+        return self._answer(Code, "POST", "/v1/code", content=content, headers={"Content-Type": media_type}, is_repeatable=True)
 
-    def code(self, *, limit: int | None = None) -> Iterator[Json]:
+    def code(self, *, limit: int | None = None) -> Iterator[Code]:
         """Yield uploaded code, newest first."""
-        return self._pages("/v1/code", {}, limit)
+        return self._pages(Code, "/v1/code", {}, limit)
 
     def delete_code(self, code_id: str) -> None:
         """Delete uploaded code that no job names."""

@@ -5,6 +5,7 @@ import uuid
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+from service.client.answers import Catalogue, Comparison, ComparisonEntry, NewToken, Queued, Token, Usage
 from service.client.routes import Json, ahead_s, route
 from service.client.synchronous.requests import Requests
 from service.scopes import DEFAULT_PROJECT
@@ -15,36 +16,38 @@ class OperationCalls(Requests):
 
     def compare(
         self, spec: Mapping[str, Any], values: Sequence[Any], *, field: str = "norm.kind", idempotency_key: str | None = None
-    ) -> Json:
+    ) -> Comparison:
         """Submit one spec once for each value of a field, all or none, and return the comparison. Tried again where needed."""
         headers = {"Idempotency-Key": idempotency_key or uuid.uuid4().hex}
         ask = {"spec": dict(spec), "field": field, "values": list(values)}
-        return self._json("POST", "/v1/comparisons", json=ask, headers=headers, is_repeatable=True)
+        return self._answer(Comparison, "POST", "/v1/comparisons", json=ask, headers=headers, is_repeatable=True)
 
-    def comparisons(self, *, limit: int | None = None) -> Iterator[Json]:
+    def comparisons(self, *, limit: int | None = None) -> Iterator[ComparisonEntry]:
         """Yield comparisons, newest first, without their tables."""
-        return self._pages("/v1/comparisons", {}, limit)
+        return self._pages(ComparisonEntry, "/v1/comparisons", {}, limit)
 
-    def comparison(self, comparison_id: str) -> Json:
+    def comparison(self, comparison_id: str) -> Comparison:
         """Return a comparison with its table."""
-        return self._json("GET", route("comparisons", comparison_id))
+        return self._answer(Comparison, "GET", route("comparisons", comparison_id))
 
     def delete_comparison(self, comparison_id: str) -> None:
         """Delete a comparison whose jobs have ended. The jobs stay."""
         self._transport.request("DELETE", route("comparisons", comparison_id))
 
-    def create_token(self, name: str, scopes: Sequence[str], *, project: str = DEFAULT_PROJECT, expires_in_s: float | None = None) -> Json:
+    def create_token(
+        self, name: str, scopes: Sequence[str], *, project: str = DEFAULT_PROJECT, expires_in_s: float | None = None
+    ) -> NewToken:
         """Make a token. Its `token` is in this answer and nowhere else."""
         document = {"name": name, "scopes": list(scopes), "project": project, "expires_in_s": expires_in_s}
-        return self._json("POST", "/v1/tokens", json=document)
+        return self._answer(NewToken, "POST", "/v1/tokens", json=document)
 
-    def tokens(self, *, limit: int | None = None) -> Iterator[Json]:
+    def tokens(self, *, limit: int | None = None) -> Iterator[Token]:
         """Yield tokens, newest first, expired and revoked ones too."""
-        return self._pages("/v1/tokens", {}, limit)
+        return self._pages(Token, "/v1/tokens", {}, limit)
 
-    def rotate_token(self, token_id: str, *, overlap_s: float = 3600) -> Json:
+    def rotate_token(self, token_id: str, *, overlap_s: float = 3600) -> NewToken:
         """Make a token like another one, which ends after the overlap."""
-        return self._json("POST", route("tokens", token_id, "rotate"), params={"overlap_s": overlap_s})
+        return self._answer(NewToken, "POST", route("tokens", token_id, "rotate"), params={"overlap_s": overlap_s})
 
     def revoke_token(self, token_id: str) -> None:
         """Have a token admitted no more."""
@@ -54,25 +57,25 @@ class OperationCalls(Requests):
         """Return what the cluster has and what is in use."""
         return self._json("GET", "/v1/cluster")
 
-    def usage(self) -> Json:
+    def usage(self) -> Usage:
         """Return what the groups of every quota use of it."""
-        return self._json("GET", "/v1/usage")
+        return self._answer(Usage, "GET", "/v1/usage")
 
-    def queue(self, *, limit: int | None = None) -> Iterator[Json]:
+    def queue(self, *, limit: int | None = None) -> Iterator[Queued]:
         """Yield the jobs that wait, in the order in which they may start, and why each waits."""
-        return self._pages("/v1/queue", {}, limit)
+        return self._pages(Queued, "/v1/queue", {}, limit)
 
-    def models(self) -> Json:
+    def models(self) -> Catalogue:
         """Return the models that a spec may name, with a JSON schema of their arguments."""
-        return self._json("GET", "/v1/models")
+        return self._answer(Catalogue, "GET", "/v1/models")
 
-    def datasets(self) -> Json:
+    def datasets(self) -> Catalogue:
         """Return the data sets that a spec may name, with a JSON schema of their arguments."""
-        return self._json("GET", "/v1/datasets")
+        return self._answer(Catalogue, "GET", "/v1/datasets")
 
-    def norms(self) -> Json:
+    def norms(self) -> Catalogue:
         """Return the kinds of normalization that a spec may name, with a JSON schema of their arguments."""
-        return self._json("GET", "/v1/norms")
+        return self._answer(Catalogue, "GET", "/v1/norms")
 
     def describe(self) -> Json:
         """Return the service's OpenAPI document; its version is that of the service."""

@@ -3,7 +3,7 @@
 
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Self, TypeVar, cast
 
 import httpx
 
@@ -13,6 +13,7 @@ from service.client.routes import Json, decoded, given
 from service.client.synchronous.transport import Transport
 
 PAGE = 100
+Answer = TypeVar("Answer")
 
 
 class Requests:
@@ -48,13 +49,19 @@ class Requests:
     def _json(self, method: str, path: str, **options: Any) -> Json:
         return decoded(self._transport.request(method, path, **options))
 
-    def _pages(self, path: str, params: Mapping[str, Any], limit: int | None, *, size: int = PAGE) -> Iterator[Json]:
+    def _answer(self, kind: type[Answer], method: str, path: str, **options: Any) -> Answer:
+        """Return a decoded answer as what the service describes it to be; it is not checked."""
+        del kind
+        return cast("Answer", self._json(method, path, **options))
+
+    def _pages(self, kind: type[Answer], path: str, params: Mapping[str, Any], limit: int | None, *, size: int = PAGE) -> Iterator[Answer]:
+        del kind
         cursor, left = params.get("after"), limit
         while left is None or left > 0:
             num_wanted = size if left is None else min(size, left)
             page = self._json("GET", path, params=given(**{**params, "after": cursor, "limit": num_wanted}))
             for row in page["data"]:
-                yield row
+                yield cast("Answer", row)
             left = None if left is None else left - len(page["data"])
             if not page.get("has_more") or not page["data"]:
                 return

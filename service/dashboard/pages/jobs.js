@@ -11,6 +11,12 @@ const COLUMNS = [
   { name: "workers", isNumber: true, isWide: true }, { name: "left", isWide: true }, { name: "why", isWide: true }, { name: "age", isWide: true },
 ];
 
+// Complete as it is: whoever installed a package has no file to submit yet.
+const FIRST = `syncbn submit - --watch <<SPEC
+{name: digits, model: {name: resnet18, args: {width: 16}}, data: {name: digits},
+ epochs: 3, optimizer: {name: sgd, lr: 0.05}, resources: {workers: 2}}
+SPEC`;
+
 const chosen = new Map(); // of all pages of the list: id -> state
 
 export function open(query, redraw) {
@@ -65,10 +71,13 @@ function row(job, redraw) {
     cells: [
       h("input", { type: "checkbox", "aria-label": `choose ${job.name}`, onchange: choose }),
       h("a", { href: `#/jobs/${job.id}`, class: "name" }, job.name), state(job.state), progress(job), percent(job.metrics["val/accuracy"]),
-      job.spec.norm?.kind ?? "–", job.world_size, left === null ? "–" : duration(left), h("span", { class: "why", title: job.message }, job.message || job.reason), ago(job.created_at),
+      job.spec.norm?.kind ?? "–", job.world_size, left === null ? "–" : duration(left), why(job), ago(job.created_at),
     ],
   };
 }
+
+/** Why a job is as it is; that one which succeeded did all it should goes without saying. */
+const why = (job) => h("span", { class: "why", title: job.message || null }, job.state === "succeeded" && job.reason === "completed" ? "–" : job.message || job.reason);
 
 const selection = (redraw) => h("span", { class: "row end", id: "chosen" }, whatToDo(redraw));
 
@@ -96,6 +105,6 @@ function whatToDo(redraw) {
 
 const emptyState = () => [
   h("h1", {}, "No jobs yet"),
-  card("Submit the first one", h("p", {}, "Here: ", h("a", { href: "#/submit" }, "fill in a form"), ". Or from a shell on this machine:"), h("pre", {}, "syncbn submit service/cli/digits.yaml --follow"),
+  card("Submit the first one", h("p", {}, "Here: ", h("a", { href: "#/submit" }, "fill in a form"), ". Or from a shell on this machine:"), h("pre", {}, FIRST),
     quiet("It appears here as soon as it is queued. ", code("syncbn demo"), " shows the whole path on real data.")),
 ];

@@ -40,7 +40,8 @@ export function open(id, query, redraw) {
     if (isMore) box.append(...shown.slice(drawn.length).map((line) => row(line, wanted)));
     else box.replaceChildren(...shown.map((line) => row(line, wanted)));
     drawn = [...shown]; // a copy: the lines grow
-    document.getElementById("log-said").textContent = `${shown.length} of ${lines.length} lines${oldest ? ", older ones not read yet" : ""}`;
+    box.classList.toggle("empty", !lines.length);
+    document.getElementById("log-said").textContent = lines.length ? `${shown.length} of ${lines.length} lines${oldest ? ", older ones not read yet" : ""}` : "no lines: what a model, a task or a data set prints or logs comes here; what happens to the job is under Events";
     if (isFollowing) box.scrollTop = box.scrollHeight;
   }
   return {

@@ -7,13 +7,14 @@ import { card, state, table } from "../elements.js";
 import { between, clock } from "../format.js";
 
 const MAX_POINTS = 1000, MAX_MARKS = 20;
-// What is drawn together. A series that is in none of them gets a chart of its own.
+// What is drawn together. Of the rest, what has the same last word is.
 const CHARTS = [
   ["loss", "Loss", (name) => name.endsWith("/loss")],
   ["accuracy", "Accuracy", (name) => name.endsWith("/accuracy")],
   ["lr", "Learning rate", (name) => name === "lr"],
   ["throughput", "Throughput, samples per second", (name) => name === "throughput/samples_per_s"],
 ];
+const TITLES = { "data/wait_s": "Waiting for data, seconds a step", "sync/time_s": "Synchronizing statistics, seconds a step", "sync/bytes": "Synchronizing statistics, bytes a step" };
 
 export function open(id) {
   let charts = [], marks = [];
@@ -47,8 +48,15 @@ export function open(id) {
 
 function arranged(series) {
   const together = CHARTS.map(([id, title, isOf]) => ({ id, title, series: series.filter(({ name }) => isOf(name)) }));
-  const others = series.filter(({ name }) => !CHARTS.some(([, , isOf]) => isOf(name)));
-  return [...together, ...others.map((one, at) => ({ id: `other-${at}`, title: one.name, series: [one] }))];
+  const others = Map.groupBy(series.filter(({ name }) => !CHARTS.some(([, , isOf]) => isOf(name))), familyOf);
+  return [...together, ...[...others].map(([family, members], at) => ({ id: `other-${at}`, title: TITLES[family] ?? family, series: members }))];
+}
+
+/** train/top5 and val/top5 are one chart; so are val/iou/0, val/iou/1 and their like. */
+function familyOf({ name }) {
+  const parts = name.split("/");
+  if (name in TITLES || !["train", "val"].includes(parts[0])) return name;
+  return parts[1];
 }
 
 /** Each state with how long the job was in it; the strip above shows the same to scale. */

@@ -42,6 +42,11 @@ function verdict(name, answer) {
   if (!name) return quiet("The image goes through the transforms of the evaluation and is classified alone. It is not stored.");
   if (!answer) return quiet(`${name}: …`);
   if (answer.error) return h("div", { class: "reason failed" }, problem(answer.error));
-  const rows = answer.predictions.map(({ label, probability }) => [String(label), `${(100 * probability).toFixed(1)} %`]);
-  return [h("p", {}, `${name}: class ${answer.predictions[0].label}`), table(`Classes of ${name}`, [{ name: "class", isNumber: true }, { name: "probability", isNumber: true }], rows)];
+  const share = (probability) => [h("meter", { min: 0, max: 1, value: probability, "aria-hidden": "true" }), ` ${(100 * probability).toFixed(1)} %`];
+  const rows = answer.predictions.map((one) => [String(one.label), one.name ?? "–", share(one.probability)]);
+  const [first] = answer.predictions;
+  return [
+    h("p", {}, `${name}: class ${first.label}`, first.name && first.name !== String(first.label) ? [", ", h("strong", {}, first.name)] : null),
+    table(`Classes of ${name}`, [{ name: "class", isNumber: true }, "name", { name: "probability", isNumber: true }], rows),
+  ];
 }

@@ -22,7 +22,7 @@ class _Portal:
         self._loop = loop
 
     def call(self, function: Any) -> Any:
-        return asyncio.run_coroutine_threadsafe(function(), self._loop).result(20)
+        return asyncio.run_coroutine_threadsafe(function(), self._loop).result(180)
 
 
 @contextmanager

@@ -102,6 +102,15 @@ def test_too_many_bytes_and_another_type_are_refused(shared, address):
     )
 
 
+def test_classes_have_the_names_that_the_data_set_knows(shared, model):
+    """Beside their numbers; null where it knows none."""
+    names = [f"species {number}" for number in range(10)]
+    for class_names in (names, None):
+        answer = shared.client.post(published(shared, model, class_names=class_names), content=digit(1)[1], headers=PNG)
+        told = answer.json()["predictions"]
+        assert [one["name"] for one in told] == [class_names and class_names[one["label"]] for one in told]
+
+
 def test_a_process_that_is_killed_is_503_and_the_next_image_starts_another(shared, address):
     """Killed while it is idle, it is replaced at once."""
     assert shared.client.post(address, content=digit(4)[1], headers=PNG).status_code == 200

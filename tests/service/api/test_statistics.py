@@ -61,6 +61,10 @@ def test_two_checkpoints_can_be_compared(world):
     difference = answer["layers"][0]["difference"]
     assert difference["running_mean"] == {"min": 0, "max": 20, "mean": 5, "values": [0, 0, 0, 20]}
     assert difference["running_var"] == {"min": 0, "max": 0, "mean": 0, "values": [0, 0, 0, 0]}
+    # One channel of four has moved by 20 and varies by 5: (20^2 (1/5 + 1/5) / 2) / 4.
+    assert answer["layers"][0]["distance"] == pytest.approx(20.0, rel=1e-4)
+    assert answer["layers"][0]["mean_shift"] == pytest.approx(20 / math.sqrt(5), rel=1e-4)
+    assert [layer["distance"] is None for layer in get(10, "against=30")["layers"]] == [False, True]
     assert [layer["difference"] is None for layer in get(10, "against=30")["layers"]] == [False, True]
     assert get(10, "against=11")["code"] == "checkpoint_not_found"
     assert get(10, "against=first")["code"] == "invalid_request"

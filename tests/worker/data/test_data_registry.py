@@ -8,6 +8,7 @@ from worker.contract import DATASETS
 from worker.contract.data import DataSpec
 from worker.data.division import held_out
 from worker.data.registry import BUILDERS, READERS, build_data
+from worker.data.split import class_names_of
 from worker.errors import DataError
 
 CROP = {"name": "random_crop", "size": 10}
@@ -64,6 +65,33 @@ def test_validation_may_have_a_path_of_its_own(tmp_path):
     assert (splits.train.num_samples, splits.test.num_samples) == (5, 2)
     with pytest.raises(DataError, match="more has 3 classes; expected at most the 2 of"):
         build_data(DataSpec(**spec, split={"validation": str(tmp_path / "more")}), 0)
+
+
+def test_validation_numbers_its_classes_as_training_does(tmp_path):
+    """By the names of their directories, also where a class has no image to validate; a class that was not trained on is refused."""
+    write_classes(tmp_path / "train", {"ant": 2, "bee": 2, "cat": 2})
+    write_classes(tmp_path / "val", {"ant": 1, "cat": 1})
+    write_classes(tmp_path / "strange", {"ant": 1, "dog": 1})
+    spec = {"name": "imagefolder", "path": str(tmp_path / "train")}
+    splits = build_data(DataSpec(**spec, split={"validation": str(tmp_path / "val")}), 0)
+
+    assert splits.test.batch(np.arange(2), 0)[1].tolist() == [0, 2]
+    assert (splits.test.num_classes, splits.test.class_names) == (3, ("ant", "bee", "cat"))
+    with pytest.raises(DataError, match="strange has the classes dog; expected those of"):
+        build_data(DataSpec(**spec, split={"validation": str(tmp_path / "strange")}), 0)
+
+
+def test_a_data_set_that_names_its_classes_says_so(tmp_path, monkeypatch):
+    """Directories and digits do, also behind transforms; numbers alone have no names, nor have too many classes."""
+    write_classes(tmp_path, {"zebra": 2, "ant": 3})
+    folders = build_data(DataSpec(name="imagefolder", path=str(tmp_path)), 0)
+    digits = build_data(DataSpec(name="digits"), 0), build_data(DataSpec(name="digits", transforms=[CROP | {"size": 8}]), 0)
+
+    assert class_names_of(folders.train) == class_names_of(folders.test) == ("ant", "zebra")
+    assert [class_names_of(one.train) for one in digits] == [tuple("0123456789")] * 2
+    assert class_names_of(build_data(DataSpec(name="synthetic"), 0).train) is None
+    monkeypatch.setattr("worker.data.split.MAX_NAMES", 1)
+    assert class_names_of(folders.train) is None
 
 
 def test_validation_is_not_augmented(tmp_path):
