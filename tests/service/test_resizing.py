@@ -88,6 +88,7 @@ def test_without_room_for_a_lost_rank_the_others_go_on(tmp_path):
             gang.has_room, world.cluster.cpus = False, 2
             gang.dead.add(0)
             await _until(lambda: gang.places == (1, 2) and gang.generation == 2 and not gang.is_torn)
+            assert gang.needed == [False], "not waited for longer than it takes to see that there is no room"
             assert [(told.rank, told.world_size) for told in gang.assignments] == [(0, 2), (1, 2)]
             _train(gang)
             job = await world.until(job_id, State.RUNNING)
@@ -106,6 +107,7 @@ def test_below_its_least_number_a_job_starts_again(tmp_path):
             gang.has_room = False
             gang.dead.add(0)
             await world.train(job_id, attempt=2)
+            assert gang.needed == [True]
             assert await _resizes(world, job_id) == []
 
     run(tmp_path, scenario)

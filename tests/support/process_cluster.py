@@ -109,8 +109,9 @@ class ProcessGang:
             await _off_loop(rank.call, "assign", assignment(rank.rank, "127.0.0.1", port).model_dump(mode="json"))
             rank.generation = generation
 
-    async def replace(self, lost: Collection[int], generation: int, is_given_up: Callable[[], bool]) -> None:
+    async def replace(self, lost: Collection[int], generation: int, is_given_up: Callable[[], bool], *, is_needed: bool) -> None:
         """See RunningGang."""
+        del is_needed
         self._require_room()
         for rank in lost:
             await _off_loop(self.ranks[rank].kill)
@@ -156,9 +157,9 @@ class ProcessGang:
         self.is_dissolved = True
 
     async def _tell(self, what: str) -> None:
+        """Tell every rank, without waiting for one that is stopped or minding one that is gone."""
         for rank in self.ranks.values():
-            with contextlib.suppress(RankDiedError):
-                await _off_loop(rank.call, what)
+            _POOL.submit(rank.call, what)
 
 
 class ProcessCluster:
@@ -188,8 +189,11 @@ class ProcessCluster:
         """Return none."""
         return []
 
-    async def form(self, job_id: str, attempt: int, world_size: int, *, cpus: float, gpus: int) -> ProcessGang:
+    async def form(
+        self, job_id: str, attempt: int, world_size: int, *, cpus: float, gpus: int, is_given_up: Callable[[], bool]
+    ) -> ProcessGang:
         """Start the processes."""
+        del is_given_up
         assert (cpus, gpus) == (1, 0)
         gang = self.gangs[job_id, attempt] = await _off_loop(ProcessGang, world_size, self.faults if attempt == 1 else None)
         return gang
