@@ -14,7 +14,7 @@ from weakref import WeakValueDictionary
 
 from service import embedded
 from service.doorway import no_listener, open_door
-from service.places import free_places, places_of
+from service.places import places_of
 from service.room import Node, Room
 from service.settings import export_ray_patience, export_ray_token
 from worker.contract import Assignment, Drain
@@ -59,8 +59,11 @@ class RunningGang(Protocol):
         where the gang can go on without them (`is_needed` is false), as soon as there is no room for them.
         """
 
-    async def enlist(self, number: int, generation: int, is_given_up: Callable[[], bool]) -> tuple[int, ...]:
-        """Start processes in new places, no part of the gang before `regroup`, which also ends them; NoRoomError as in `replace`."""
+    async def enlist(self, places: Sequence[int], preview: Callable[[int, str, int], Assignment], is_given_up: Callable[[], bool]) -> None:
+        """Start processes in new places, and have them build data and model for what `preview` makes of the arguments as in `assign`.
+
+        They are no part of the gang before `regroup`, which also ends them. Raises NoRoomError as `replace` does.
+        """
 
     async def regroup(self, places: Sequence[int]) -> None:
         """Have the gang consist of these places from now on, and return when every process in another one is gone.
@@ -176,14 +179,13 @@ class RayGang:
         wanted = self._who | {"is_given_up": is_given_up, "is_needed": is_needed}
         self.members = await _off_loop(gang.replace, self.members, lost, generation, **wanted)
 
-    async def enlist(self, number: int, generation: int, is_given_up: Callable[[], bool]) -> tuple[int, ...]:
+    async def enlist(self, places: Sequence[int], preview: Callable[[int, str, int], Assignment], is_given_up: Callable[[], bool]) -> None:
         """See RunningGang."""
-        from worker import gang
+        from worker import gang, gang_members
 
-        places = free_places(self.places, number)
         wanted = self._who | {"is_given_up": is_given_up, "is_needed": False}
-        self.recruits = await _off_loop(gang.replace, (), places, generation, **wanted)
-        return places
+        self.recruits = await _off_loop(gang.replace, (), places, self.generation + 1, **wanted)
+        await _off_loop(gang_members.prepare, self.recruits, preview, is_given_up)
 
     async def regroup(self, places: Sequence[int]) -> None:
         """See RunningGang."""

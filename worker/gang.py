@@ -19,6 +19,8 @@ from worker.contract.assignment import Assignment
 from worker.family import EXIT_TIMEOUT_S, end_families, wake_families
 from worker.gang_members import (
     ANSWER_TIMEOUT_S,
+    GIVEN_UP,
+    LOOK_S,
     GangError,
     Member,
     NoRoomError,
@@ -34,11 +36,8 @@ from worker.vacancy import Vacancy, given_up
 
 STORE_TIMEOUT_S = 60.0
 """How long rank 0 may take to import torch and serve the store."""
-LOOK_S = 0.2
-"""How often it is looked whether new processes are still wanted."""
 IDENTIFY_DOOMED_S = 2.0
 """How long ranks that are to be killed may take to say which processes they are, before Ray is asked."""
-GIVEN_UP = "nobody wants the new processes any more"
 MAX_CONCURRENCY = 64
 """Calls that an actor serves at once. A controller that was killed leaves its long polls behind, for as long as one lasts."""
 

@@ -3,17 +3,24 @@
 Owns the mapping of Ray's exceptions to what is known of a rank. Every wait is bounded; torch-free.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import ray
 
+from worker.contract.assignment import Assignment
 from worker.contract.events import Drain
 
 ANSWER_TIMEOUT_S = 10.0
 """How long a live actor may take to answer a call that does no work."""
+
+PREPARE_TIMEOUT_S = 600.0
+"""How long new processes may take to build data and model while the others train on; these then wait for the rest of it."""
+LOOK_S = 0.2
+"""How often it is looked whether new processes are still wanted."""
+GIVEN_UP = "nobody wants the new processes any more"
 
 
 class GangError(RuntimeError):
@@ -60,6 +67,26 @@ class Member:
     def process(self) -> Process:
         """Where its process runs."""
         return Process(self.node_id, self.pid, self.created)
+
+
+def prepare(members: Sequence[Member], preview: Callable[[int, str, int], Assignment], is_given_up: Callable[[], bool]) -> None:
+    """Have new processes build data and model for a group that is to be; return when they have, have failed, or after PREPARE_TIMEOUT_S.
+
+    Args:
+        members: the new processes.
+        preview: makes the assignment of a place, for which it is not known yet where the ranks meet.
+        is_given_up: looked at while waiting.
+    Raises:
+        RankDiedError, UnreachableError: one is gone, or cannot be reached.
+        NoRoomError: the wait was given up.
+    """
+    told = {member.place: preview(member.place, "", 0).model_dump(mode="json") for member in members}
+    calls = {member.handle.prepare.remote(told[member.place], PREPARE_TIMEOUT_S): member.place for member in members}
+    while calls and ray.wait(list(calls), num_returns=len(calls), timeout=LOOK_S)[1]:
+        if is_given_up():
+            raise NoRoomError(GIVEN_UP)
+    for call, place in calls.items():
+        answer(call, ANSWER_TIMEOUT_S, f"rank {place}")
 
 
 def drain(member: Member, after_seq: int, timeout_s: float) -> "Future[Any]":

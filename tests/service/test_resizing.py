@@ -51,6 +51,7 @@ def test_a_job_starts_with_what_there_is_room_for_and_grows_when_there_is_more(t
             assert not other_gang.is_dissolved
             assert (await world.store.jobs.get(job_id)).world_size == 4
             assert await _resizes(world, job_id) == [(3, 4, "room_returned")]
+            assert [(told.rank, told.world_size, told.generation, told.begins) for told in gang.previews] == [(3, 4, 2, False)]
             assert [(told.rank, told.world_size, told.generation) for told in gang.assignments] == [(rank, 4, 2) for rank in range(4)]
 
     run(tmp_path, scenario)

@@ -5,7 +5,7 @@ from collections.abc import Callable, Collection, Sequence
 from typing import Any
 
 from service.cluster import ClusterError, NoRoomError, RankDiedError
-from service.places import free_places, places_of
+from service.places import places_of
 from service.room import Node, Room
 from worker.contract import Assignment, Drain, EventType
 from worker.progress import EventBuffer
@@ -25,6 +25,7 @@ class FakeGang:
         self.generation = 0
         """The newest that was begun to be told."""
         self.enlisted: tuple[int, ...] = ()
+        self.previews: list[Assignment] = []
         self.replaced: list[tuple[int, ...]] = []
         self.needed: list[bool] = []
         """Whether the gang could not have gone on without them, of every replacement that was asked for."""
@@ -77,15 +78,15 @@ class FakeGang:
         if self.is_cut_off:
             await asyncio.sleep(3600)
 
-    async def enlist(self, number: int, generation: int, is_given_up: Callable[[], bool]) -> tuple[int, ...]:
-        """Start ranks in new places, unless the test took the room away."""
+    async def enlist(self, places: Sequence[int], preview: Callable[[int, str, int], Assignment], is_given_up: Callable[[], bool]) -> None:
+        """Start ranks in new places, unless the test took the room away; remember what they were told beforehand."""
         if not self.has_room:
             raise NoRoomError("there is no room")
-        self.enlisted = free_places(self.places, number)
+        self.enlisted = tuple(places)
+        self.previews = [preview(place, "", 0) for place in places]
         for place in self.enlisted:
             self.buffers[place] = EventBuffer()
             self.generations[place] = 0
-        return self.enlisted
 
     async def regroup(self, places: Sequence[int]) -> None:
         """Let ranks go, and take new ones in, unless the test cuts the controller off before it."""

@@ -17,13 +17,13 @@ from typing import Any
 import psutil
 
 from service.cluster import ClusterError, NoRoomError, RankDiedError
-from service.places import free_places
 from service.room import Node, Room
 from tests.support.calling import Caller, FailedError, GoneError, answer_calls
 from tests.support.ranks import _find as find_program
 from worker.contract import Assignment, Drain
 
 POLL_S = 5.0
+PREPARE_S = 60.0
 Faults = tuple[str, str, Any]
 """A function to be called in every new process of the first attempt, with (rank, generation of its making, argument):
 its file, its name, the argument."""
@@ -119,11 +119,13 @@ class ProcessGang:
         if is_given_up():
             raise NoRoomError("given up")
 
-    async def enlist(self, number: int, generation: int, is_given_up: Callable[[], bool]) -> tuple[int, ...]:
+    async def enlist(self, places: Sequence[int], preview: Callable[[int, str, int], Assignment], is_given_up: Callable[[], bool]) -> None:
         """See RunningGang."""
+        del is_given_up
         self._require_room()
-        self._recruits = {place: RankProcess(place, generation, self._faults) for place in free_places(self.places, number)}
-        return tuple(self._recruits)
+        self._recruits = {place: RankProcess(place, self.generation + 1, self._faults) for place in places}
+        for place, recruit in self._recruits.items():
+            await _off_loop(recruit.call, "prepare", preview(place, "", 0).model_dump(mode="json"), PREPARE_S)
 
     async def regroup(self, places: Sequence[int]) -> None:
         """See RunningGang."""
