@@ -45,7 +45,7 @@ def _one_growth(client: Client, job_id: str) -> tuple[float, float]:
     asked_after = max(event["seq"] for event in client.events(job_id))
     client.resize(job_id, 2)
     _trains_on(client, job_id, 2)
-    events = list(client.events(job_id, after=str(asked_after - 50)))
+    events = list(client.events(job_id, after=str(max(asked_after - 50, 0))))
     [resize] = [event for event in events if event["type"] == "resize" and event["seq"] > asked_after]
     steps = [_at(event) for event in events if event["type"] == "metrics" and "train/loss" in event["data"]["values"]]
     pauses = [(later - earlier, earlier) for earlier, later in pairwise(steps)]
