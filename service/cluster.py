@@ -14,7 +14,7 @@ from weakref import WeakValueDictionary
 
 from service import embedded
 from service.doorway import no_listener, open_door
-from service.places import free_places, places_of
+from service.places import places_of
 from service.room import Node, Room
 from service.settings import export_ray_patience, export_ray_token
 from worker.contract import Assignment, Drain
@@ -53,13 +53,16 @@ class RunningGang(Protocol):
     async def assign(self, generation: int, assignment: Callable[[int, str, int], Assignment]) -> None:
         """Give every rank its assignment of a generation, made by `assignment(place, store_host, store_port)`."""
 
-    async def replace(self, lost: Collection[int], generation: int, is_given_up: Callable[[], bool]) -> None:
-        """Put new processes into the places of lost ranks. Raises NoRoomError where a place does not come back, or on giving up."""
+    async def replace(self, lost: Collection[int], generation: int, is_given_up: Callable[[], bool], *, is_needed: bool) -> None:
+        """Put new processes into the places of lost ranks. Raises NoRoomError where a place does not come back, or on giving up:
 
-    async def enlist(self, number: int, generation: int, is_given_up: Callable[[], bool]) -> tuple[int, ...]:
-        """Start processes in new places and return these. They are no part of the gang before `regroup`, which also ends them.
+        where the gang can go on without them (`is_needed` is false), as soon as there is no room for them.
+        """
 
-        Raises NoRoomError where there is none, or on giving up.
+    async def enlist(self, places: Sequence[int], preview: Callable[[int, str, int], Assignment], is_given_up: Callable[[], bool]) -> None:
+        """Start processes in new places, and have them build data and model for what `preview` makes of the arguments as in `assign`.
+
+        They are no part of the gang before `regroup`, which also ends them. Raises NoRoomError as `replace` does.
         """
 
     async def regroup(self, places: Sequence[int]) -> None:
@@ -99,8 +102,10 @@ class Cluster(Protocol):
     async def nodes(self) -> list[dict[str, Any]]:
         """Return the nodes, for people."""
 
-    async def form(self, job_id: str, attempt: int, world_size: int, *, cpus: float, gpus: int) -> RunningGang:
-        """Start the ranks of an attempt, all or none."""
+    async def form(
+        self, job_id: str, attempt: int, world_size: int, *, cpus: float, gpus: int, is_given_up: Callable[[], bool]
+    ) -> RunningGang:
+        """Start the ranks of an attempt, all or none. Raises NoRoomError where they do not fit, or on giving up."""
 
     async def adopt(self, job_id: str, attempt: int, world_size: int, *, cpus: float, gpus: int) -> RunningGang | None:
         """Return the gang that runs already, or None where not one rank is alive that was told what to do.
@@ -117,24 +122,20 @@ class Cluster(Protocol):
 
 async def _off_loop(function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
     """Run a blocking call of the gang in a thread, and turn its errors into ours."""
-    from worker import gang
-
     try:
         return await asyncio.to_thread(function, *args, **kwargs)
-    except gang.GangError as error:
-        raise _translated(error) from error
     except Exception as error:
-        raise ClusterError(f"Ray: {type(error).__name__}: {error}") from error
+        raise _translated(error) from error
 
 
 def _translated(error: Exception) -> ClusterError:
-    from worker import gang
+    from worker import gang_members
 
-    if isinstance(error, gang.NoRoomError):
+    if isinstance(error, gang_members.NoRoomError):
         return NoRoomError(str(error))
-    if isinstance(error, gang.RankDiedError):
+    if isinstance(error, gang_members.RankDiedError):
         return RankDiedError(str(error))
-    return ClusterError(str(error))
+    return ClusterError(str(error) if isinstance(error, gang_members.GangError) else f"Ray: {type(error).__name__}: {error}")
 
 
 @dataclass
@@ -169,21 +170,22 @@ class RayGang:
         self.told = generation
         self.members = await _off_loop(gang.assign, self.members, generation, assignment)
 
-    async def replace(self, lost: Collection[int], generation: int, is_given_up: Callable[[], bool]) -> None:
+    async def replace(self, lost: Collection[int], generation: int, is_given_up: Callable[[], bool], *, is_needed: bool) -> None:
         """See RunningGang."""
         from worker import gang
 
         if any(member.place not in self.places for member in self.members):
             await self.regroup(self.places)
-        self.members = await _off_loop(gang.replace, self.members, lost, generation, **self._who, is_given_up=is_given_up)
+        wanted = self._who | {"is_given_up": is_given_up, "is_needed": is_needed}
+        self.members = await _off_loop(gang.replace, self.members, lost, generation, **wanted)
 
-    async def enlist(self, number: int, generation: int, is_given_up: Callable[[], bool]) -> tuple[int, ...]:
+    async def enlist(self, places: Sequence[int], preview: Callable[[int, str, int], Assignment], is_given_up: Callable[[], bool]) -> None:
         """See RunningGang."""
-        from worker import gang
+        from worker import gang, gang_members
 
-        places = free_places(self.places, number)
-        self.recruits = await _off_loop(gang.replace, (), places, generation, **self._who, is_given_up=is_given_up)
-        return places
+        wanted = self._who | {"is_given_up": is_given_up, "is_needed": False}
+        self.recruits = await _off_loop(gang.replace, (), places, self.generation + 1, **wanted)
+        await _off_loop(gang_members.prepare, self.recruits, preview, is_given_up)
 
     async def regroup(self, places: Sequence[int]) -> None:
         """See RunningGang."""
@@ -200,30 +202,32 @@ class RayGang:
 
     async def drain(self, rank: int, after_seq: int) -> Drain:
         """See RunningGang."""
-        from worker import gang
+        from worker import gang_members
 
         member = next((member for member in self.members if member.place == rank), None)
         if member is None:
             raise RankDiedError(f"rank {rank} is not alive")
         try:
-            answer = asyncio.wrap_future(gang.drain(member, after_seq, POLL_S))
-            return gang.read_drain(await asyncio.wait_for(answer, POLL_S + gang.ANSWER_TIMEOUT_S))
+            answer = asyncio.wrap_future(gang_members.drain(member, after_seq, POLL_S))
+            return gang_members.read_drain(await asyncio.wait_for(answer, POLL_S + gang_members.ANSWER_TIMEOUT_S))
         except TimeoutError as error:
-            raise ClusterError(f"rank {rank} of {self.job_id} did not answer within {POLL_S + gang.ANSWER_TIMEOUT_S:.0f} s") from error
+            raise ClusterError(
+                f"rank {rank} of {self.job_id} did not answer within {POLL_S + gang_members.ANSWER_TIMEOUT_S:.0f} s"
+            ) from error
         except Exception as error:
-            raise _translated(gang.read_failure(error)) from error
+            raise _translated(gang_members.read_failure(error)) from error
 
     async def pause(self) -> None:
         """See RunningGang."""
-        from worker import gang
+        from worker import gang_members
 
-        await _off_loop(gang.pause, self.members)
+        await _off_loop(gang_members.pause, self.members)
 
     async def stop(self) -> None:
         """See RunningGang."""
-        from worker import gang
+        from worker import gang_members
 
-        await _off_loop(gang.stop, self.members)
+        await _off_loop(gang_members.stop, self.members)
 
     async def dissolve(self) -> None:
         """See RunningGang."""
@@ -290,11 +294,13 @@ class RayCluster:
 
         return [_described(node) for node in await _off_loop(ray.nodes)]
 
-    async def form(self, job_id: str, attempt: int, world_size: int, *, cpus: float, gpus: int) -> RunningGang:
+    async def form(
+        self, job_id: str, attempt: int, world_size: int, *, cpus: float, gpus: int, is_given_up: Callable[[], bool]
+    ) -> RunningGang:
         """See Cluster."""
-        from worker import gang
+        from worker.gang import form
 
-        members = await _off_loop(gang.form, job_id, attempt, world_size, cpus=cpus, gpus=gpus)
+        members = await _off_loop(form, job_id, attempt, world_size, cpus=cpus, gpus=gpus, is_given_up=is_given_up)
         return self._known(RayGang(job_id, attempt, tuple(range(world_size)), cpus, gpus, members))
 
     async def adopt(self, job_id: str, attempt: int, world_size: int, *, cpus: float, gpus: int) -> RunningGang | None:

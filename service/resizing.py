@@ -12,6 +12,7 @@ import structlog
 
 from service.assignments import Assignments
 from service.cluster import ClusterError, RunningGang
+from service.places import free_places
 from service.retrying import Resize, Verdict, Wait, Why
 from service.store.records import Job
 from service.store.store import Store
@@ -45,8 +46,8 @@ class Resizer:
 
     async def _grow(self, gang: RunningGang, wish: Resize) -> Verdict | None:
         is_given_up = threading.Event()
-        number = wish.workers - len(gang.places)
-        enlisting = asyncio.create_task(gang.enlist(number, gang.generation + 1, is_given_up.is_set))
+        places = free_places(gang.places, wish.workers - len(gang.places))
+        enlisting = asyncio.create_task(self._enlist(gang, places, is_given_up))
         try:
             verdict = await self._watch.until_decided(gang, meanwhile=enlisting)
         except BaseException:
@@ -55,7 +56,7 @@ class Resizer:
         finally:
             is_given_up.set()
         try:
-            places = await enlisting
+            await enlisting
         except (ClusterError, OSError) as error:
             log.warning("gang_not_enlarged", job=self._job.id, workers=wish.workers, error=str(error))
         else:
@@ -63,6 +64,12 @@ class Resizer:
                 return None
         await self._leave_as_it_is(gang)
         return None if isinstance(verdict, Wait) else verdict
+
+    async def _enlist(self, gang: RunningGang, places: Sequence[int], is_given_up: threading.Event) -> None:
+        """Start processes beside a gang and have them get ready for the group that is to be: the others wait for the meeting alone."""
+        job = await self._store.jobs.get(self._job.id) or self._job
+        preview = await self._assignments.prepare(job, [*gang.places, *places], gang.generation + 1)
+        await gang.enlist(places, preview, is_given_up.is_set)
 
     async def regroup(self, gang: RunningGang, places: Sequence[int], why: Why) -> bool:
         """Have a gang consist of these places, and all ranks meet anew; what fails on the way, the watch finds, and has it mended.

@@ -56,10 +56,11 @@ class Supervisor:
     async def form(self) -> None:
         """Form the gang of a new attempt and see it through. The attempt was stored before."""
         resources = self._job.spec.resources
-        cpus, gpus = resources.cpus_per_worker, resources.gpus_per_worker
+        cpus, gpus, is_given_up = resources.cpus_per_worker, resources.gpus_per_worker, lambda: self._watch.is_ending
+        whose = self._job.id, self._job.attempt, self._job.world_size
         try:
             assignment = await self._assignments.prepare(self._job, range(self._job.world_size))
-            gang = await self._cluster.form(self._job.id, self._job.attempt, self._job.world_size, cpus=cpus, gpus=gpus)
+            gang = await self._cluster.form(*whose, cpus=cpus, gpus=gpus, is_given_up=is_given_up)
             await self._confirm(gang)
         except NoRoomError as error:
             await self._give_up(State.QUEUED, "no_room", str(error))
@@ -72,7 +73,7 @@ class Supervisor:
             await self._give_up(State.FAILED, FailureCode.GANG_START_FAILED, f"the gang could not be started: {error}")
         else:
             with contextlib.suppress(ClusterError):  # a rank that died meanwhile: the watch sees which, and has it replaced
-                await gang.assign(1, assignment)
+                await self._watch.unless_cancelled(gang.assign(1, assignment))
             await self._see_through(gang)
 
     async def _confirm(self, gang: RunningGang) -> None:
@@ -131,7 +132,8 @@ class Supervisor:
             await asyncio.sleep(RETRY_S)
             return None
         try:
-            await gang.replace(lost, generation, lambda: self._watch.is_cancelled)
+            is_needed = len(gang.places) - len(lost) < job.spec.resources.min_workers
+            await gang.replace(lost, generation, lambda: self._watch.is_cancelled, is_needed=is_needed)
             # Raises where this controller was stopped meanwhile and has lost the job: whoever has it tells the ranks where to meet.
             await self._store.jobs.set_message(job.id, FailureCode.RANK_LOST, message)
             assignment = await self._assignments.prepare(job, gang.places, generation)

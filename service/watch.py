@@ -36,7 +36,7 @@ from service.store.records import Job
 from service.store.store import Store
 from worker.contract import Drain, EventType, Reading
 
-CANCEL_GRACE_S = 5.0
+CANCEL_GRACE_S = 4.0
 """How long ranks may take to come to the end of a step after a cancel."""
 RETRY_S = 1.0
 """Pause before polling a rank again that did not answer."""
@@ -105,6 +105,11 @@ class Watch:
         """Have `until_decided` stop the ranks and return Cancel."""
         self.is_cancelled = True
         self._changed.set()
+
+    @property
+    def is_ending(self) -> bool:
+        """Whether the job is not wanted to train any more."""
+        return self.is_cancelled or self.is_pausing
 
     async def unless_cancelled(self, telling: Coroutine[Any, Any, None]) -> None:
         """Wait for what tells the ranks something, unless the job is cancelled: a rank that does not listen must not hold that up."""

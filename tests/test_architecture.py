@@ -14,7 +14,7 @@ PACKAGES = ("syncbn", "worker", "service")
 # One file (or folder) per outside world: what may import it.
 OUTSIDE_WORLDS = {
     "torch.distributed": {"syncbn/collectives.py", "worker/meeting.py", "worker/ranks.py"},
-    "ray": {"worker/gang.py", "worker/rank_actor.py", "service/cluster.py"},
+    "ray": {"worker/gang.py", "worker/gang_members.py", "worker/rooms.py", "worker/rank_actor.py", "service/cluster.py"},
     "sqlalchemy": {"service/store/"},
     "alembic": {"service/store/"},
     "opentelemetry": {"service/tracing.py"},

@@ -16,7 +16,7 @@ import psutil
 
 from worker.settings import FAMILY_VARIABLE, export_family
 
-EXIT_TIMEOUT_S = 10.0
+EXIT_TIMEOUT_S = 6.0
 """How long killed processes may take to be gone."""
 RAY_TITLE = "ray::"
 """What the name of a process begins with that runs an actor."""

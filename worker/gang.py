@@ -1,104 +1,85 @@
-"""A gang on Ray: per rank a placement group and a detached, named actor in it. Form, adopt, drain, replace, stop, dissolve.
+"""A gang on Ray: per rank a placement group and a detached, named actor in it. Form, adopt, replace, dissolve.
 
-Owns the names of actors and placement groups and the mapping of Ray's exceptions. Synchronous and blocking, every wait bounded;
-torch-free, so that the controller can use it. Decides nothing: what a lost rank means is the caller's business.
+Synchronous and blocking, every wait bounded; torch-free, so that the controller can use it. Decides nothing: what a lost rank means is the
+caller's business. What single ranks are asked and answer is `worker.gang_members`.
 """
 
 import contextlib
 import dataclasses
 import time
-from collections.abc import Callable, Collection, Iterable, Sequence
-from concurrent.futures import Future
-from dataclasses import dataclass
-from typing import Any, NamedTuple
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from typing import Any
 
 import ray
-from ray.util import placement_group, placement_group_table, remove_placement_group
-from ray.util.placement_group import PlacementGroup, get_placement_group
+from ray.util.placement_group import PlacementGroup
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy, PlacementGroupSchedulingStrategy
 
+from worker import rooms
 from worker.contract.assignment import Assignment
-from worker.contract.events import Drain
 from worker.family import EXIT_TIMEOUT_S, end_families, wake_families
+from worker.gang_members import (
+    ANSWER_TIMEOUT_S,
+    GIVEN_UP,
+    LOOK_S,
+    GangError,
+    Member,
+    NoRoomError,
+    Process,
+    RankDiedError,
+    UnreachableError,
+    answer,
+    identified,
+)
 from worker.gang_names import NAMESPACE, actor_name, attempt_in, group_name, is_of, place_in
 from worker.rank_actor import RankActor
+from worker.vacancy import Vacancy, given_up
 
-ANSWER_TIMEOUT_S = 10.0
-"""How long a live actor may take to answer a call that does no work."""
 STORE_TIMEOUT_S = 60.0
 """How long rank 0 may take to import torch and serve the store."""
-REPLACE_TIMEOUT_S = 30.0
-"""How long the place of a dead rank may take to be free and to have a new process in it."""
 IDENTIFY_DOOMED_S = 2.0
 """How long ranks that are to be killed may take to say which processes they are, before Ray is asked."""
 MAX_CONCURRENCY = 64
 """Calls that an actor serves at once. A controller that was killed leaves its long polls behind, for as long as one lasts."""
 
 
-class GangError(RuntimeError):
-    """A gang could not be formed, reached or dissolved. System fault; trying again may help."""
-
-
-class NoRoomError(GangError):
-    """The cluster has no room for the whole gang."""
-
-
-class RankDiedError(GangError):
-    """The process of a rank is gone."""
-
-
-class UnreachableError(GangError):
-    """Ray does not answer, or the actor cannot be reached now. Nothing is known; never a reason to declare anything dead."""
-
-
-class _Process(NamedTuple):
-    """Where a process runs."""
-
-    node_id: str
-    pid: int
-    created: float
-    """Its start time; 0 where that is not known."""
-
-
-@dataclass(frozen=True)
-class Member:
-    """One rank's actor and the process that it is."""
-
-    place: int
-    """Its number in the gang, as long as it lives: see `service.places`."""
-    handle: Any
-    pid: int
-    created: float
-    """Start time of the process, seconds since the epoch: tells it from a later process with the same pid."""
-    node_id: str
-    node_ip: str
-    generation: int
-    """That of its newest assignment; 0 where it has been given none."""
-
-    @property
-    def process(self) -> _Process:
-        """Where its process runs."""
-        return _Process(self.node_id, self.pid, self.created)
-
-
-def form(job_id: str, attempt: int, world_size: int, *, cpus: float, gpus: int, timeout_s: float = 60.0) -> list[Member]:
+def form(
+    job_id: str,
+    attempt: int,
+    world_size: int,
+    *,
+    cpus: float,
+    gpus: int,
+    is_given_up: Callable[[], bool] = lambda: False,
+    timeout_s: float = 60.0,
+) -> list[Member]:
     """Reserve room for the whole gang and start its actors; all or nothing.
 
+    Args:
+        job_id, attempt, world_size, cpus, gpus: which gang, of how many ranks, and what each of them may use.
+        is_given_up: looked at while waiting; ends the wait.
+        timeout_s: for the room, and again for the actors.
     Raises:
-        NoRoomError: the placement group was not placed within `timeout_s`.
+        NoRoomError: the placement group was not placed within `timeout_s`, or the wait was given up.
         GangError: an actor died or did not come up within `timeout_s`. Whatever was made is dissolved before either is raised.
     """
     deadline = time.monotonic() + timeout_s
     groups: list[PlacementGroup] = []
+
+    def look(left: Collection[int], waited_s: float) -> None:
+        if is_given_up():
+            raise NoRoomError(GIVEN_UP)
+        if waited_s > timeout_s:
+            raise UnreachableError(f"{len(left)} of the {world_size} ranks of {job_id} did not answer within {timeout_s:.0f} s")
+
     try:
         for place in range(world_size):
             near = groups[-1] if groups else None
-            groups.append(_reserve(group_name(job_id, attempt, place), near, cpus=cpus, gpus=gpus))
-            if not groups[-1].wait(max(deadline - time.monotonic(), 0.0)):
+            groups.append(rooms.reserve(group_name(job_id, attempt, place), near, cpus=cpus, gpus=gpus))
+            if not rooms.await_room(groups[-1], deadline, is_given_up):
                 raise NoRoomError(f"no room for {world_size} workers of {cpus:g} CPUs and {gpus} GPUs within {timeout_s:.0f} s")
         names = [actor_name(job_id, attempt, place, 1) for place in range(world_size)]
         handles = [_create(group, name, place, cpus=cpus, gpus=gpus) for place, (group, name) in enumerate(zip(groups, names, strict=True))]
-        return [_identify(f"rank {place} of {job_id}", handle, timeout_s) for place, handle in enumerate(handles)]
+        return _started(dict(enumerate(handles)), job_id, look)
     except BaseException:
         dissolve(job_id, attempt)
         raise
@@ -114,10 +95,10 @@ def assign(members: Sequence[Member], generation: int, assignment: Callable[[int
     """
     # One that has been at work is the quickest to serve: it has loaded torch.
     host = max(members, key=lambda member: (member.generation, -member.place))
-    port = _get(host.handle.host_store.remote(generation), STORE_TIMEOUT_S, f"rank {host.place}")
+    port = answer(host.handle.host_store.remote(generation), STORE_TIMEOUT_S, f"rank {host.place}")
     calls = [member.handle.assign.remote(assignment(member.place, host.node_ip, port).model_dump(mode="json")) for member in members]
     for member, call in zip(members, calls, strict=True):
-        _get(call, ANSWER_TIMEOUT_S, f"rank {member.place}")
+        answer(call, ANSWER_TIMEOUT_S, f"rank {member.place}")
     return [dataclasses.replace(member, generation=generation) for member in members]
 
 
@@ -131,6 +112,7 @@ def replace(
     cpus: float,
     gpus: int,
     is_given_up: Callable[[], bool] = lambda: False,
+    is_needed: bool = True,
 ) -> list[Member]:
     """Put new processes into places: of lost ranks, once the old ones are surely gone, or into new ones.
 
@@ -140,10 +122,11 @@ def replace(
         generation: the one that the new processes will begin with; in their names, so that nobody makes them twice.
         job_id, attempt, cpus, gpus: which gang, and what each rank of it may use.
         is_given_up: looked at while waiting; ends the wait.
+        is_needed: whether the gang cannot go on without the new processes; else they are given up sooner (`worker.vacancy`).
     Returns:
         All members, in the order of places; the new ones have no assignment yet.
     Raises:
-        NoRoomError: there was no room within REPLACE_TIMEOUT_S, or the wait was given up. What was made is left for `dissolve`.
+        NoRoomError: the new processes are given up. What was made is left for `dissolve`.
         GangError: an old process does not end, or a new one did not come up.
     """
     gone = [member for member in members if member.place in lost]
@@ -151,55 +134,23 @@ def replace(
     _on_their_nodes(end_families, (member.process for member in gone))
     for member in gone:
         ray.kill(member.handle, no_restart=True)
-    handles = {}
-    for place in sorted(lost):
-        group = _reserve(group_name(job_id, attempt, place), None, cpus=cpus, gpus=gpus)
-        handles[place] = _create(group, actor_name(job_id, attempt, place, generation), place, cpus=cpus, gpus=gpus)
-    calls = {place: handle.identify.remote() for place, handle in handles.items()}
-    deadline = time.monotonic() + REPLACE_TIMEOUT_S
-    while left := ray.wait(list(calls.values()), num_returns=len(calls), timeout=0.2)[1] if calls else []:
-        if is_given_up() or time.monotonic() > deadline:
-            raise NoRoomError(f"{len(left)} of {len(calls)} new processes did not come up within {REPLACE_TIMEOUT_S:.0f} s")
-    new = [Member(handle=handles[place], **_get(call, ANSWER_TIMEOUT_S, f"rank {place} of {job_id}")) for place, call in calls.items()]
+    groups = {place: rooms.reserve(group_name(job_id, attempt, place), None, cpus=cpus, gpus=gpus) for place in sorted(lost)}
+    handles = {
+        place: _create(group, actor_name(job_id, attempt, place, generation), place, cpus=cpus, gpus=gpus)
+        for place, group in groups.items()
+    }
+
+    def look(left: Collection[int], waited_s: float) -> None:
+        if is_given_up():
+            raise NoRoomError(GIVEN_UP)
+        # First what is free: a room that is given between the two looks is free in neither.
+        num_fitting = rooms.num_fitting(cpus=cpus, gpus=gpus)
+        num_without_room = sum(not rooms.is_given(groups[place]) for place in left)
+        if reason := given_up(Vacancy(len(left), num_without_room, num_fitting, waited_s), is_needed=is_needed):
+            raise NoRoomError(reason)
+
+    new = _started(handles, job_id, look)
     return sorted([*(member for member in members if member.place not in lost), *new], key=lambda member: member.place)
-
-
-def drain(member: Member, after_seq: int, timeout_s: float) -> "Future[Any]":
-    """Ask a rank for its events after `after_seq`; the answer comes at once if there are some, else within `timeout_s`.
-
-    Returns:
-        A future whose result is the argument of `read_drain`, and whose exception that of `read_failure`.
-    """
-    future: Future[Any] = member.handle.drain.remote(after_seq, timeout_s).future()
-    return future
-
-
-def pause(members: Sequence[Member]) -> None:
-    """Ask every rank to save after the present step, and to end. Does not wait, and does not mind a rank that is gone."""
-    for member in members:
-        member.handle.pause.remote()
-
-
-def stop(members: Sequence[Member]) -> None:
-    """Ask every rank to stop at the next step. Does not wait, and does not mind a rank that is gone."""
-    for member in members:
-        member.handle.stop.remote()
-
-
-def read_drain(answer: Any) -> Drain:
-    """Turn the result of a `drain` future into a Drain."""
-    return Drain.model_validate(answer)
-
-
-def read_failure(error: BaseException) -> GangError:
-    """Map an exception of Ray to one of ours: the actor is known dead, or nothing is known."""
-    if isinstance(error, GangError):
-        return error
-    if isinstance(error, ray.exceptions.ActorUnavailableError):
-        return UnreachableError(f"the rank cannot be reached now: {error}")
-    if isinstance(error, ray.exceptions.ActorDiedError):
-        return RankDiedError(_first_line(error))
-    return UnreachableError(f"Ray did not answer: {type(error).__name__}: {_first_line(error)}")
 
 
 def find(job_id: str, attempt: int) -> list[Member]:
@@ -214,7 +165,7 @@ def find(job_id: str, attempt: int) -> list[Member]:
     _on_their_nodes(wake_families, (process for process in _located(list(named.values())) if not process.created))
     for name, handle in named.items():
         with contextlib.suppress(RankDiedError):
-            member = _identify(name, handle, ANSWER_TIMEOUT_S)
+            member = identified(name, handle, handle.identify.remote(), ANSWER_TIMEOUT_S)
             made = int(name.rpartition("/")[2])
             found[member.place] = max(found.get(member.place, (0, member)), (made, member), key=lambda entry: entry[0])
     return [found[place][1] for place in sorted(found)]
@@ -235,16 +186,13 @@ def dissolve(job_id: str, attempt: int, members: Sequence[Member] = (), *, keep:
     _on_their_nodes(end_families, [*(member.process for member in members if member.place not in keep), *_located(handles)])
     for handle in handles:
         ray.kill(handle, no_restart=True)
-    for entry in placement_group_table().values():
-        if entry["state"] != "REMOVED" and is_of(entry["name"], job_id, attempt) and place_in(entry["name"]) not in keep:
-            _remove_group(entry["name"])
+    rooms.give_back(name for name in rooms.names() if is_of(name, job_id, attempt) and place_in(name) not in keep)
 
 
 def present() -> set[tuple[str, int]]:
     """Return (job id, attempt) of everything of ours that is on the cluster: living actors, and placement groups."""
-    names = [entry["name"] for entry in ray.util.list_named_actors(all_namespaces=True) if entry["namespace"] == NAMESPACE]
-    names += [entry["name"] for entry in placement_group_table().values() if entry["state"] != "REMOVED"]
-    return {attempt for attempt in map(attempt_in, names) if attempt is not None}
+    actors = [entry["name"] for entry in ray.util.list_named_actors(all_namespaces=True) if entry["namespace"] == NAMESPACE]
+    return {attempt for attempt in map(attempt_in, [*actors, *rooms.names()]) if attempt is not None}
 
 
 def _named(job_id: str, attempt: int) -> dict[str, Any]:
@@ -257,16 +205,17 @@ def _named(job_id: str, attempt: int) -> dict[str, Any]:
     return handles
 
 
-def _reserve(name: str, near: PlacementGroup | None, *, cpus: float, gpus: int) -> PlacementGroup:
-    """Ask for the room of one rank, on the node of another where that has room; return what was asked for before, if it was.
+def _started(handles: Mapping[int, Any], job_id: str, look: Callable[[Collection[int], float], None]) -> list[Member]:
+    """Return the new processes in these places once all have answered.
 
-    Each rank has a group of its own, because Ray can neither enlarge one nor give a part of it back.
+    `look` is called again and again with the places of those that have not, and for how many seconds they have been waited for; it raises
+    where that is to end.
     """
-    with contextlib.suppress(ValueError):  # none of that name
-        return get_placement_group(name)
-    bundle = {"CPU": cpus, **({"GPU": gpus} if gpus else {})}
-    node_id = None if near is None else placement_group_table(near)["bundles_to_node_id"][0]
-    return placement_group([bundle], strategy="STRICT_PACK", name=name, lifetime="detached", _soft_target_node_id=node_id)
+    calls = {handle.identify.remote(): place for place, handle in handles.items()}
+    began = time.monotonic()
+    while left := ray.wait(list(calls), num_returns=len(calls), timeout=LOOK_S)[1] if calls else []:
+        look([calls[call] for call in left], time.monotonic() - began)
+    return [Member(handle=handles[place], **answer(call, ANSWER_TIMEOUT_S, f"rank {place} of {job_id}")) for call, place in calls.items()]
 
 
 def _create(group: PlacementGroup, name: str, place: int, *, cpus: float, gpus: int) -> Any:
@@ -281,22 +230,7 @@ def _create(group: PlacementGroup, name: str, place: int, *, cpus: float, gpus: 
     )  # fmt: skip
 
 
-def _identify(name: str, handle: Any, timeout_s: float) -> Member:
-    return Member(handle=handle, **_get(handle.identify.remote(), timeout_s, name))
-
-
-def _get(reference: Any, timeout_s: float, whom: str) -> Any:
-    try:
-        return ray.get(reference, timeout=timeout_s)
-    except ray.exceptions.GetTimeoutError as error:
-        raise UnreachableError(f"{whom} did not answer within {timeout_s:.0f} s") from error
-    except ray.exceptions.RayActorError as error:
-        raise read_failure(error) from error
-    except ray.exceptions.RayTaskError as error:
-        raise GangError(f"{whom} failed to start: {_first_line(error.cause or error)}") from error
-
-
-def _located(handles: Sequence[Any]) -> list[_Process]:
+def _located(handles: Sequence[Any]) -> list[Process]:
     """Return where living actors run: as they say, or, where they do not answer, as Ray has it, without their start time."""
     calls = {handle.identify.remote(): handle for handle in handles}
     answered = ray.wait(list(calls), num_returns=len(calls), timeout=IDENTIFY_DOOMED_S)[0] if calls else []
@@ -305,17 +239,17 @@ def _located(handles: Sequence[Any]) -> list[_Process]:
         said = None
         if call in answered:
             with contextlib.suppress(GangError):
-                said = _get(call, ANSWER_TIMEOUT_S, "a rank")
+                said = answer(call, ANSWER_TIMEOUT_S, "a rank")
         # Stopped, or its user code keeps Python's lock. There is no public name for what Ray knows of a single actor.
         known = {} if said else ray._private.state.actors(handle._actor_id.hex())  # noqa: SLF001
         if said:
-            processes.append(_Process(said["node_id"], said["pid"], said["created"]))
+            processes.append(Process(said["node_id"], said["pid"], said["created"]))
         elif known.get("State") == "ALIVE":
-            processes.append(_Process(known["Address"]["NodeID"], known["Pid"], 0.0))
+            processes.append(Process(known["Address"]["NodeID"], known["Pid"], 0.0))
     return processes
 
 
-def _on_their_nodes(act: Callable[[list[tuple[int, float]]], list[int]], processes: Iterable[_Process]) -> None:
+def _on_their_nodes(act: Callable[[list[tuple[int, float]]], list[int]], processes: Iterable[Process]) -> None:
     """Act on processes and what they have started, on the node where each runs.
 
     Ending is not left to Ray, which forgets an actor before its process has died, and knows nothing of what that has forked.
@@ -331,20 +265,8 @@ def _on_their_nodes(act: Callable[[list[tuple[int, float]]], list[int]], process
         elif node_id in alive:
             place = NodeAffinitySchedulingStrategy(node_id=node_id, soft=False)
             undertaker = ray.remote(act).options(num_cpus=0, scheduling_strategy=place)
-            left = _get(undertaker.remote(heads), EXIT_TIMEOUT_S * 3, f"node {node_id}")
+            left = answer(undertaker.remote(heads), EXIT_TIMEOUT_S * 3, f"node {node_id}")
         else:
             continue  # the node is gone, and its processes with it
         if left:
             raise GangError(f"processes {left} on node {node_id} did not end within {EXIT_TIMEOUT_S:.0f} s")
-
-
-def _remove_group(name: str) -> None:
-    try:
-        remove_placement_group(get_placement_group(name))
-    except ValueError:
-        return  # never made, or removed already
-
-
-def _first_line(error: BaseException) -> str:
-    text = str(error).strip()
-    return text.splitlines()[0] if text else type(error).__name__

@@ -52,14 +52,25 @@ class Mailbox:
         """Begin to train, or go on in a new group; returns at once. One that is not newer is ignored: it may come twice."""
         with self._starting:
             parsed = Assignment.model_validate(assignment)
-            if not self._orders.assign(parsed) or self._thread is not None:
-                return
-            self._fence = parsed.fence
-            self._events.begin_after(parsed.after_seq)
-            self._thread = threading.Thread(
-                target=self._train, args=(parsed.rank, parsed.world_size), name=f"rank-{parsed.rank}", daemon=True
-            )
-            self._thread.start()
+            if self._orders.assign(parsed) and self._thread is None:
+                self._begin(parsed)
+
+    def prepare(self, preview: dict[str, Any], timeout_s: float) -> None:
+        """Build data and model for a group that is to be, so that its other ranks need not wait for that.
+
+        Returns once that is done, or has failed, which is the rank's last word; or after `timeout_s`, and it goes on.
+        """
+        with self._starting:
+            if self._thread is None:
+                self._orders.preview = Assignment.model_validate(preview)
+                self._begin(self._orders.preview)
+        self._orders.ready.wait(timeout_s)
+
+    def _begin(self, first: Assignment) -> None:
+        self._fence = first.fence
+        self._events.begin_after(first.after_seq)
+        self._thread = threading.Thread(target=self._train, args=(first.rank, first.world_size), name=f"rank-{first.rank}", daemon=True)
+        self._thread.start()
 
     def drain(self, after_seq: int, timeout_s: float) -> dict[str, Any]:
         """Return a Drain, as data, but for the rank."""
@@ -99,6 +110,7 @@ class Mailbox:
             except BaseException as error:  # noqa: BLE001 - recorded as the rank's last word
                 ending = {"outcome": "failed", "failure": to_failure(error, rank).model_dump(mode="json")}
         self._events.emit(EventType.END, ending)
+        self._orders.ready.set()
 
 
 def load_torch() -> None:

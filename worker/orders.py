@@ -32,6 +32,10 @@ class Orders:
     def __init__(self) -> None:
         self._changed = threading.Condition()
         self._assignment: Assignment | None = None
+        self.preview: Assignment | None = None
+        """Of the assignment that this rank is going to be given; where the ranks meet is not known yet."""
+        self.ready = threading.Event()
+        """Set once this rank holds data and model, or never will."""
         self._hosted: tuple[int, Any] = (0, None)
         self._interrupt: tuple[int, Callable[[], None]] | None = None
         self._is_pause_asked = False

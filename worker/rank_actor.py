@@ -35,6 +35,10 @@ class RankActor:
         """See Mailbox."""
         return self._mailbox.host_store(generation)
 
+    def prepare(self, preview: dict[str, Any], timeout_s: float) -> None:
+        """See Mailbox."""
+        self._mailbox.prepare(preview, timeout_s)
+
     def assign(self, assignment: dict[str, Any]) -> None:
         """See Mailbox."""
         self._mailbox.assign(assignment)

@@ -1,10 +1,15 @@
 """What rank 0 says while training: metrics at a bearable rate, and phases. Owns the shapes of these events and the throughput."""
 
 import math
+import resource
+import sys
 import time
 from collections import deque
 from collections.abc import Mapping, Sequence
+from itertools import pairwise
 from typing import Any
+
+import torch
 
 from worker.contract.events import EventType
 from worker.progress import EventBuffer
@@ -16,6 +21,7 @@ from worker.training import StepResult
 EVERY_STEP_UP_TO = 5000
 INTERVAL_S = 0.2
 THROUGHPUT_WINDOW = 20
+"""Steps over which throughput and the times of steps are taken."""
 KEPT_REPORTS = 1000
 """How many of the last reports every rank keeps, for the day when rank 0 dies before it was heard."""
 
@@ -28,7 +34,7 @@ class Reporter:
 
     def __init__(self, events: EventBuffer, plan: Plan) -> None:
         self._events, self._plan = events, plan
-        self._reported_at = 0.0
+        self._reported_at = self._paced_at = 0.0
         # (time, samples trained on by then) of the last steps.
         self._marks: deque[tuple[float, int]] = deque(maxlen=THROUGHPUT_WINDOW)
         self._kept: deque[dict[str, Any]] = deque(maxlen=KEPT_REPORTS)
@@ -54,7 +60,7 @@ class Reporter:
             self._reported_at = now
             values = {f"train/{name}": value for name, value in result.metrics.items()}
             values |= {} if result.layers is None else cost(result.layers)
-            self.metrics(step, values | {"lr": result.learning_rate, "data/wait_s": result.wait_s} | self._throughput())
+            self.metrics(step, values | {"lr": result.learning_rate, "data/wait_s": result.wait_s} | self._throughput() | self._pace(now))
 
     def warn(self, code: str, message: str) -> None:
         """Say what went wrong and was mended, on any rank; may be called in any thread."""
@@ -94,3 +100,28 @@ class Reporter:
     def _throughput(self) -> dict[str, float]:
         (started_at, samples_before), (now, samples) = self._marks[0], self._marks[-1]
         return {"throughput/samples_per_s": (samples - samples_before) / (now - started_at)} if now > started_at else {}
+
+    def _pace(self, now: float) -> dict[str, float]:
+        """Return how long steps took and what memory this rank has taken at most, now and then: they change slowly."""
+        if len(self._marks) < 2 or now - self._paced_at < INTERVAL_S:
+            return {}
+        self._paced_at = now
+        took_s = sorted(later - earlier for (earlier, _), (later, _) in pairwise(self._marks))
+        return {"step/p50_s": _percentile(took_s, 0.5), "step/p95_s": _percentile(took_s, 0.95), **_memory()}
+
+
+def _percentile(values: Sequence[float], share: float) -> float:
+    """Return the least of sorted values that so large a share of them does not exceed (nearest rank).
+
+    >>> _percentile([1.0, 2.0, 3.0, 4.0], 0.5), _percentile([1.0, 2.0, 3.0, 4.0], 0.95), _percentile([1.0], 0.5)
+    (2.0, 4.0, 1.0)
+    """
+    return values[math.ceil(share * len(values)) - 1]
+
+
+def _memory() -> dict[str, float]:
+    unit = 1 if sys.platform == "darwin" else 1024
+    taken = {"memory/peak_bytes": float(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit)}
+    if torch.cuda.is_available():
+        taken["memory/gpu_peak_bytes"] = float(torch.cuda.max_memory_allocated())
+    return taken

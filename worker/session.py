@@ -61,8 +61,8 @@ class _Rank:
 
     def __init__(self, orders: Orders, events: EventBuffer, pulse: Pulse) -> None:
         self.orders, self.events, self.pulse = orders, events, pulse
-        assignment = orders.await_newer(0, 0)
-        assert assignment is not None, "run_rank comes after the first assignment"
+        assignment = orders.await_newer(0, 0) or orders.preview
+        assert assignment is not None, "run_rank comes after the first assignment, or a preview of it"
         self.assignment = assignment
         self.holding: Holding | None = None
         self.publisher: Publisher | None = None
@@ -72,10 +72,9 @@ class _Rank:
 
     def run(self) -> Outcome:
         """Go from group to group until the training has ended."""
-        self.events.emit(EventType.STATE, {"phase": "starting", "generation": self.assignment.generation, "step": 0})
         while True:
             try:
-                return self._in_one_group()
+                return self._in_one_group() if self._is_told() else "stopped"
             except BaseException as error:
                 self._break_off(error)
                 if not isinstance(error, Exception):
@@ -94,9 +93,22 @@ class _Rank:
                 return "stopped"
             self.assignment = following
 
+    def _is_told(self) -> bool:
+        """Return whether there is a group to go to; where it is only to be, get ready for it and wait. False: this rank is to stop."""
+        preview, self.orders.preview = self.orders.preview, None
+        if self.assignment is preview:
+            self._hold(preview)
+            self.orders.ready.set()
+            following = self._await_next(0, "was to join others")
+            if following is None:
+                return False
+            self.assignment = following
+        if self.holding is None or preview is not None:
+            self.events.emit(EventType.STATE, {"phase": "starting", "generation": self.assignment.generation, "step": 0})
+        return True
+
     def _in_one_group(self) -> Outcome:
         assignment = self.assignment
-        export_rank(assignment.rank, assignment.world_size, assignment.store_host, assignment.store_port)
         holding = self._hold(assignment)
         holding.reporter.generation = assignment.generation
         store = self.orders.store_of(assignment.generation) or connect_store(assignment.store_host, assignment.store_port)
@@ -125,6 +137,7 @@ class _Rank:
     def _hold(self, assignment: Assignment) -> Holding:
         """Return what this rank holds, made from the assignment the first time. Done before the ranks meet: who is new is waited for."""
         spec = assignment.spec
+        export_rank(assignment.rank, assignment.world_size, assignment.store_host, assignment.store_port)
         if self.holding is None:
             torch.set_num_threads(max(1, int(spec.resources.cpus_per_worker)))
             storage = _shared_storage(assignment)
@@ -150,13 +163,16 @@ class _Rank:
     def _park(self, holding: Holding, reason: str) -> Assignment | None:
         """Say that this rank waits, and wait for the next assignment; None when it is to stop."""
         holding.reporter.phase("parked", holding.step, reason)
+        return self._await_next(self.assignment.generation, f"lost its peers at step {holding.step}", f" ({reason})")
+
+    def _await_next(self, generation: int, what: str, why: str = "") -> Assignment | None:
+        """Wait for the assignment after that of a generation; None when this rank is to stop. `what` has happened to it, for people."""
         timeout_s = read_settings().park_timeout_s
-        following = self.orders.await_newer(self.assignment.generation, timeout_s)
+        following = self.orders.await_newer(generation, timeout_s)
         if following is None and not self.orders.stop.is_set():
             raise PeerLostError(
-                f"rank {self.assignment.rank} lost its peers at step {holding.step} and was told nothing by the controller for"
-                f" {timeout_s:g} s; expected the assignment of generation {self.assignment.generation + 1}; see whether the controller runs"
-                f" ({reason})"
+                f"rank {self.assignment.rank} {what} and was told nothing by the controller for {timeout_s:g} s; expected the assignment of"
+                f" generation {generation + 1}; see whether the controller runs{why}"
             )
         return following
 

@@ -24,7 +24,9 @@ class WorkerSettings:
     batch_timeout_s: float = 300.0
     """SYNCBN_BATCH_TIMEOUT_S: longest wait of a step for its batch; above the time that one process takes to load one."""
     data_roots: tuple[str, ...] = ()
-    """SYNCBN_DATA_ROOTS: JSON list of directories that data.path may lie under; none: wherever this process may read."""
+    """SYNCBN_DATA_ROOTS: JSON list of directories and URI prefixes that data.path may lie under; none: wherever this process may read."""
+    data_cache: str = ""
+    """SYNCBN_DATA_CACHE: directory for this node's copies of data from object stores; empty: one below that for temporary files."""
     storage_profiles: str = ""
     """SYNCBN_STORAGE_PROFILES: TOML file of the named ways into object stores; empty where there is none."""
 
@@ -42,6 +44,7 @@ def read_settings() -> WorkerSettings:
         park_timeout_s=_seconds("SYNCBN_PARK_TIMEOUT_S", defaults.park_timeout_s),
         batch_timeout_s=_seconds("SYNCBN_BATCH_TIMEOUT_S", defaults.batch_timeout_s),
         data_roots=_directories("SYNCBN_DATA_ROOTS"),
+        data_cache=os.environ.get("SYNCBN_DATA_CACHE", ""),
         storage_profiles=os.environ.get("SYNCBN_STORAGE_PROFILES", ""),
     )
 
@@ -88,8 +91,8 @@ def _directories(name: str) -> tuple[str, ...]:
         found = json.loads(raw) if raw else []
     except ValueError:
         found = None
-    if not isinstance(found, list) or not all(isinstance(path, str) and path.startswith("/") for path in found):
-        raise ValueError(f'{name} is {raw!r}; expected a JSON list of absolute paths; write it like ["/data"]')
+    if not isinstance(found, list) or not all(isinstance(path, str) and path.startswith(("/", "s3://", "gs://")) for path in found):
+        raise ValueError(f'{name} is {raw!r}; expected a JSON list of absolute paths and URIs; write it like ["/data", "s3://lake/photos"]')
     return tuple(found)
 
 

@@ -5,6 +5,7 @@ import multiprocessing
 import os
 import signal
 import sys
+import time
 from concurrent.futures import ThreadPoolExecutor
 from types import SimpleNamespace
 
@@ -13,9 +14,10 @@ import pytest
 
 import worker
 from service import embedded
-from service.cluster import ClusterError, RankDiedError, RayCluster
+from service.cluster import ClusterError, NoRoomError, RankDiedError, RayCluster
 from tests.support.fake_cluster import FakeCluster
 from tests.support.serving import is_alive
+from worker import vacancy
 from worker.contract import Assignment, EventType, parse_spec
 
 JOB_ID = "job_00000000000000000000000001"
@@ -50,12 +52,12 @@ async def _last_word(gang, rank, after_seq=0):
     return events
 
 
-async def _suite(cluster, tmp_path, finish, kill):
+async def _suite(cluster, tmp_path, finish, kill, without_room=None):
     await cluster.connect()
     try:
         assert await cluster.adopt(JOB_ID, 1, 2, **ROOM) is None
         before = await cluster.room()
-        gang = await cluster.form(JOB_ID, 1, 2, cpus=1, gpus=0)
+        gang = await cluster.form(JOB_ID, 1, 2, **ROOM, is_given_up=lambda: False)
         assert await cluster.adopt(JOB_ID, 1, 2, **ROOM) is None, "formed, but never told what to do"
         assert await cluster.present() == {(JOB_ID, 1)}
 
@@ -74,7 +76,7 @@ async def _suite(cluster, tmp_path, finish, kill):
             await _last_word(adopted, 1, after_seq=10**6)
         assert (await _last_word(adopted, 0))[-1] == events[-1], "the other rank is still there"
 
-        await adopted.replace([1], 2, lambda: False)
+        await adopted.replace([1], 2, lambda: False, is_needed=True)
         torn = await cluster.adopt(JOB_ID, 1, 2, **ROOM)
         assert (torn.generation, torn.is_torn) == (1, True), "the new process has not been told anything"
         await torn.assign(2, _assignment(tmp_path, generation=2, after_seq=100))
@@ -82,7 +84,7 @@ async def _suite(cluster, tmp_path, finish, kill):
         finish(torn)
         assert (await _last_word(torn, 1, after_seq=100))[0].seq == 101, "numbered on from the dead one's last"
 
-        assert await torn.enlist(1, 3, lambda: False) == (2,)
+        await torn.enlist([2], _assignment(tmp_path, generation=3), lambda: False)
         assert (torn.places, torn.is_torn) == ((0, 1), False), "it trains on meanwhile"
         left_over = await cluster.adopt(JOB_ID, 1, 2, **ROOM)
         assert left_over.places == (0, 1), "who was never told anything is no member"
@@ -96,6 +98,8 @@ async def _suite(cluster, tmp_path, finish, kill):
                 await asyncio.sleep(0.05)
 
         adopted = smaller
+        if without_room is not None:
+            await without_room(cluster, adopted)
         await adopted.stop()
         await adopted.dissolve()
         await adopted.dissolve()
@@ -119,10 +123,25 @@ def test_a_cluster_in_memory(tmp_path):
     asyncio.run(_suite(FakeCluster(), tmp_path, finish, lambda gang, rank: gang.dead.add(rank)))
 
 
+async def _without_room(cluster, gang):
+    """What there is no room for is given up as soon as nobody wants it, or, where the gang goes on without it, as nobody can have it."""
+    began = time.monotonic()
+    wanted = iter([True, True, False, False])
+    with pytest.raises(NoRoomError):
+        await cluster.form(JOB_ID, 2, 2, cpus=10_000, gpus=0, is_given_up=lambda: not next(wanted))
+    assert await cluster.present() == {(JOB_ID, 1)}
+    gang.cpus = 10_000
+    with pytest.raises(NoRoomError, match="no living node has room for 1 of the new processes"):
+        await gang.enlist([9], lambda *_: None, lambda: False)
+    await gang.regroup(gang.places)
+    assert time.monotonic() - began < vacancy.START_S
+
+
 def _real(tmp_path):
-    gang = asyncio.run(
-        _suite(RayCluster(tmp_path, ""), tmp_path, lambda _: None, lambda gang, rank: os.kill(gang.members[rank].pid, signal.SIGKILL))
-    )
+    def kill(gang, rank):
+        os.kill(gang.members[rank].pid, signal.SIGKILL)
+
+    gang = asyncio.run(_suite(RayCluster(tmp_path, ""), tmp_path, lambda _: None, kill, _without_room))
     assert not any(is_alive(member.pid) for member in gang.members)
 
 

@@ -16,6 +16,8 @@ from tests.support.unruly import unruly
 
 pytestmark = pytest.mark.ray
 STEPS = 150
+END_S = 15
+"""How long a job may take to leave nothing running, however its processes behave."""
 
 
 @pytest.fixture(scope="module")
@@ -134,7 +136,7 @@ def test_a_paused_job_gives_its_room_back_and_goes_on_from_the_very_step(serving
     job_id = client.submit(spec(STEPS))["id"]
     _at_step(client, job_id, 10)
     assert client.pause(job_id)["state"] == "pausing"
-    until(lambda: client.job(job_id)["state"] == "paused", 30, "the pause")
+    until(lambda: client.job(job_id)["state"] == "paused", END_S, "the pause")
     assert not serving.ranks()
     paused_at = client.job(job_id)["progress"]["step"]
     assert next(client.checkpoints(job_id))["step"] == paused_at
@@ -170,11 +172,24 @@ def test_cancelled_means_that_the_processes_are_gone(serving, client):
     ranks = serving.ranks()
     assert len(ranks) == 2
     assert client.cancel(job_id)["state"] == "cancelling"
-    until(lambda: client.job(job_id)["state"] == "cancelled", 20, "the cancel")
+    until(lambda: client.job(job_id)["state"] == "cancelled", END_S, "the cancel")
 
     assert not any(is_alive(process.pid) for process in ranks)
     with pytest.raises(Conflict):
         client.cancel(client.wait(client.submit(spec(1))["id"], timeout_s=60)["id"])
+
+
+@pytest.mark.parametrize(("ask", "ends_as"), [("cancel", "cancelled"), ("pause", "paused")])
+def test_a_job_ends_at_once_while_its_processes_start(serving, client, ask, ends_as):
+    """Asked in the moment in which the attempt begins: no process is left, and the room is free."""
+    room = client.cluster()["room"]["free_cpus"]
+    job_id = client.submit(spec(100_000))["id"]
+    until(lambda: client.job(job_id)["state"] == "starting", 30, "the attempt to begin")
+    getattr(client, ask)(job_id)
+    until(lambda: client.job(job_id)["state"] == ends_as, END_S, "the end")
+
+    assert not serving.ranks()
+    until(lambda: client.cluster()["room"]["free_cpus"] == room, END_S, "its room")
 
 
 def _unruly(client, tmp_path, *, keeps_lock):
@@ -193,7 +208,7 @@ def test_what_user_code_has_started_ends_with_its_ranks(client, tmp_path):
     job_id, pids = _unruly(client, tmp_path, keeps_lock=False)
     assert all(is_alive(pid) for pid in pids)
     client.pause(job_id)
-    until(lambda: client.job(job_id)["state"] == "paused", 30, "the pause")
+    until(lambda: client.job(job_id)["state"] == "paused", END_S, "the pause")
 
     assert [pid for pid in pids if is_alive(pid)] == []
 
@@ -204,7 +219,7 @@ def test_ranks_that_answer_nobody_are_cancelled_also_by_a_controller_that_never_
     serving.kill()
     with serving.start() as next_client:
         next_client.cancel(job_id)
-        until(lambda: next_client.job(job_id)["state"] == "cancelled", 30, "the cancel")
+        until(lambda: next_client.job(job_id)["state"] == "cancelled", END_S, "the cancel")
 
     assert [pid for pid in pids if is_alive(pid)] == []
 
@@ -231,7 +246,7 @@ def test_a_terminated_controller_ends_well_and_leaves_its_jobs_running(serving, 
     assert {process.pid for process in serving.ranks()} == ranks
     with serving.start() as again:
         again.cancel(job_id)
-        assert again.wait(job_id, timeout_s=30)["state"] == "cancelled"
+        assert again.wait(job_id, timeout_s=END_S)["state"] == "cancelled"
 
 
 def test_after_a_power_cut_a_job_goes_on_from_its_last_checkpoint(serving, client):

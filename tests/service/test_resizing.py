@@ -51,6 +51,7 @@ def test_a_job_starts_with_what_there_is_room_for_and_grows_when_there_is_more(t
             assert not other_gang.is_dissolved
             assert (await world.store.jobs.get(job_id)).world_size == 4
             assert await _resizes(world, job_id) == [(3, 4, "room_returned")]
+            assert [(told.rank, told.world_size, told.generation, told.begins) for told in gang.previews] == [(3, 4, 2, False)]
             assert [(told.rank, told.world_size, told.generation) for told in gang.assignments] == [(rank, 4, 2) for rank in range(4)]
 
     run(tmp_path, scenario)
@@ -88,6 +89,7 @@ def test_without_room_for_a_lost_rank_the_others_go_on(tmp_path):
             gang.has_room, world.cluster.cpus = False, 2
             gang.dead.add(0)
             await _until(lambda: gang.places == (1, 2) and gang.generation == 2 and not gang.is_torn)
+            assert gang.needed == [False], "not waited for longer than it takes to see that there is no room"
             assert [(told.rank, told.world_size) for told in gang.assignments] == [(0, 2), (1, 2)]
             _train(gang)
             job = await world.until(job_id, State.RUNNING)
@@ -106,6 +108,7 @@ def test_below_its_least_number_a_job_starts_again(tmp_path):
             gang.has_room = False
             gang.dead.add(0)
             await world.train(job_id, attempt=2)
+            assert gang.needed == [True]
             assert await _resizes(world, job_id) == []
 
     run(tmp_path, scenario)

@@ -4,9 +4,11 @@ import asyncio
 
 import pytest
 
+from service import jobs, reconciler, watch
 from service.cluster import ClusterError
 from service.states import TERMINAL, State
 from tests.support.world import World, run
+from worker import family, gang
 from worker.contract import EventType
 
 
@@ -176,13 +178,36 @@ def test_a_job_that_was_to_pause_while_its_gang_was_formed_is_paused(tmp_path):
     run(tmp_path, scenario)
 
 
+@pytest.mark.parametrize(("ask", "ends_as"), [(jobs.cancel, State.CANCELLED), (jobs.pause, State.PAUSED)])
+def test_a_cancel_or_a_pause_does_not_wait_for_the_gang_to_be_formed(tmp_path, ask, ends_as):
+    """There is no room after all, and nobody waits for it; what was made is ended."""
+
+    async def scenario(world: World) -> None:
+        world.cluster.is_room_kept_back = True
+        async with world.controller():
+            job_id = await world.submit()
+            await world.until(job_id, State.STARTING)
+            await ask(world.store, job_id)
+            await world.until(job_id, ends_as, timeout_s=3)
+        assert world.cluster.gangs == {}
+
+    run(tmp_path, scenario)
+
+
+def test_nothing_is_left_15_seconds_after_a_cancel():
+    """Whatever ranks do: what each part of the way may take makes no more than that, the kernel's time to end processes included."""
+    parts = [reconciler.ROUND_S, watch.LOOK_S, watch.CANCEL_GRACE_S, gang.IDENTIFY_DOOMED_S, family.EXIT_TIMEOUT_S]
+
+    assert sum(parts) <= 15
+
+
 def test_an_attempt_cut_off_while_forming_is_begun_anew(tmp_path):
     """No second gang for one job: what was half formed is dissolved before the next attempt."""
 
     async def scenario(world: World) -> None:
         job_id = await world.submit()
         await world.store.attempts.begin(job_id, "submitted", 2)
-        half = await world.cluster.form(job_id, 1, 2, cpus=1, gpus=0)
+        half = await world.cluster.form(job_id, 1, 2, cpus=1, gpus=0, is_given_up=lambda: False)
         async with world.controller():
             gang = await world.cluster.gang(job_id, attempt=2)
 

@@ -58,7 +58,7 @@ def test_one_look_is_not_enough(tmp_path):
     async def scenario(world: World) -> None:
         job_id = await world.submit()
         await world.store.attempts.begin(job_id, "submitted", 2)
-        gang = await world.cluster.form(job_id, 1, 2, cpus=1, gpus=0)
+        gang = await world.cluster.form(job_id, 1, 2, cpus=1, gpus=0, is_given_up=lambda: False)
         assert await sweeping.sweep(world.store, world.cluster, set()) == set()
         await world.store.jobs.transition(job_id, State.FAILED, from_={State.STARTING}, reason="x")
         suspects = await sweeping.sweep(world.store, world.cluster, set())

@@ -5,7 +5,7 @@ from collections.abc import Callable, Collection, Sequence
 from typing import Any
 
 from service.cluster import ClusterError, NoRoomError, RankDiedError
-from service.places import free_places, places_of
+from service.places import places_of
 from service.room import Node, Room
 from worker.contract import Assignment, Drain, EventType
 from worker.progress import EventBuffer
@@ -25,7 +25,10 @@ class FakeGang:
         self.generation = 0
         """The newest that was begun to be told."""
         self.enlisted: tuple[int, ...] = ()
+        self.previews: list[Assignment] = []
         self.replaced: list[tuple[int, ...]] = []
+        self.needed: list[bool] = []
+        """Whether the gang could not have gone on without them, of every replacement that was asked for."""
         self.has_room = True
         self.is_cut_off = False
         self.is_asked_to_pause = False
@@ -60,8 +63,9 @@ class FakeGang:
                 self.buffers[place].begin_after(told.after_seq)
             self.generations[place] = generation
 
-    async def replace(self, lost: Collection[int], generation: int, is_given_up: Callable[[], bool]) -> None:
+    async def replace(self, lost: Collection[int], generation: int, is_given_up: Callable[[], bool], *, is_needed: bool) -> None:
         """Put new ranks into the places of lost ones, unless the test took the room away or cuts the controller off after it."""
+        self.needed.append(is_needed)
         if not self.has_room:
             raise NoRoomError("the place did not come back")
         if self.generations.keys() - set(self.places):
@@ -74,15 +78,15 @@ class FakeGang:
         if self.is_cut_off:
             await asyncio.sleep(3600)
 
-    async def enlist(self, number: int, generation: int, is_given_up: Callable[[], bool]) -> tuple[int, ...]:
-        """Start ranks in new places, unless the test took the room away."""
+    async def enlist(self, places: Sequence[int], preview: Callable[[int, str, int], Assignment], is_given_up: Callable[[], bool]) -> None:
+        """Start ranks in new places, unless the test took the room away; remember what they were told beforehand."""
         if not self.has_room:
             raise NoRoomError("there is no room")
-        self.enlisted = free_places(self.places, number)
+        self.enlisted = tuple(places)
+        self.previews = [preview(place, "", 0) for place in places]
         for place in self.enlisted:
             self.buffers[place] = EventBuffer()
             self.generations[place] = 0
-        return self.enlisted
 
     async def regroup(self, places: Sequence[int]) -> None:
         """Let ranks go, and take new ones in, unless the test cuts the controller off before it."""
@@ -132,6 +136,7 @@ class FakeCluster:
         self.gangs: dict[tuple[str, int], FakeGang] = {}
         self.formed = asyncio.Condition()
         self.form_error: Exception | None = None
+        self.is_room_kept_back = False
         self.lost = False
 
     async def gang(self, job_id: str, attempt: int = 1, timeout_s: float = 5.0) -> FakeGang:
@@ -166,9 +171,15 @@ class FakeCluster:
         """Return one node."""
         return [{"id": "fake", "address": "127.0.0.1", "is_alive": True, "resources": {"CPU": self.cpus}}]
 
-    async def form(self, job_id: str, attempt: int, world_size: int, *, cpus: float, gpus: int) -> FakeGang:
-        """Form a gang of one CPU each; refuses one for a job that has a working one."""
+    async def form(
+        self, job_id: str, attempt: int, world_size: int, *, cpus: float, gpus: int, is_given_up: Callable[[], bool]
+    ) -> FakeGang:
+        """Form a gang of one CPU each; refuses one for a job that has a working one. While the test keeps the room back, wait for it."""
         assert (cpus, gpus) == (1, 0)
+        while self.is_room_kept_back and not is_given_up():
+            await asyncio.sleep(0.005)
+        if is_given_up():
+            raise NoRoomError("given up")
         if self.form_error is not None:
             raise self.form_error
         if world_size > (await self.room()).free_cpus:

@@ -26,7 +26,7 @@ from service.store.jobs import Jobs
 from service.store.leases import Leases
 from service.store.recoveries import Recoveries
 from tests.support import small_ray
-from worker import gang
+from worker import gang, rooms
 from worker.storage.local import LocalStorage
 
 EFFECTS: dict[str, tuple[Any, str]] = {
@@ -52,10 +52,10 @@ EFFECTS: dict[str, tuple[Any, str]] = {
     "stop": (RayGang, "stop"),
     "dissolve": (RayGang, "dissolve"),
     "create actor": (gang, "_create"),
-    "identify": (gang, "_identify"),
+    "identify": (gang, "identified"),
     "end families": (gang, "_on_their_nodes"),
-    "remove group": (gang, "_remove_group"),
-    "reserve room": (gang, "placement_group"),
+    "remove group": (rooms, "_remove"),
+    "reserve room": (rooms, "placement_group"),
     "tell": (small_ray.SmallRay, "call"),
     "kill actor": (small_ray.SmallRay, "kill"),
 }

@@ -17,13 +17,13 @@ from typing import Any
 import psutil
 
 from service.cluster import ClusterError, NoRoomError, RankDiedError
-from service.places import free_places
 from service.room import Node, Room
 from tests.support.calling import Caller, FailedError, GoneError, answer_calls
 from tests.support.ranks import _find as find_program
 from worker.contract import Assignment, Drain
 
 POLL_S = 5.0
+PREPARE_S = 60.0
 Faults = tuple[str, str, Any]
 """A function to be called in every new process of the first attempt, with (rank, generation of its making, argument):
 its file, its name, the argument."""
@@ -109,8 +109,9 @@ class ProcessGang:
             await _off_loop(rank.call, "assign", assignment(rank.rank, "127.0.0.1", port).model_dump(mode="json"))
             rank.generation = generation
 
-    async def replace(self, lost: Collection[int], generation: int, is_given_up: Callable[[], bool]) -> None:
+    async def replace(self, lost: Collection[int], generation: int, is_given_up: Callable[[], bool], *, is_needed: bool) -> None:
         """See RunningGang."""
+        del is_needed
         self._require_room()
         for rank in lost:
             await _off_loop(self.ranks[rank].kill)
@@ -118,11 +119,13 @@ class ProcessGang:
         if is_given_up():
             raise NoRoomError("given up")
 
-    async def enlist(self, number: int, generation: int, is_given_up: Callable[[], bool]) -> tuple[int, ...]:
+    async def enlist(self, places: Sequence[int], preview: Callable[[int, str, int], Assignment], is_given_up: Callable[[], bool]) -> None:
         """See RunningGang."""
+        del is_given_up
         self._require_room()
-        self._recruits = {place: RankProcess(place, generation, self._faults) for place in free_places(self.places, number)}
-        return tuple(self._recruits)
+        self._recruits = {place: RankProcess(place, self.generation + 1, self._faults) for place in places}
+        for place, recruit in self._recruits.items():
+            await _off_loop(recruit.call, "prepare", preview(place, "", 0).model_dump(mode="json"), PREPARE_S)
 
     async def regroup(self, places: Sequence[int]) -> None:
         """See RunningGang."""
@@ -156,9 +159,9 @@ class ProcessGang:
         self.is_dissolved = True
 
     async def _tell(self, what: str) -> None:
+        """Tell every rank, without waiting for one that is stopped or minding one that is gone."""
         for rank in self.ranks.values():
-            with contextlib.suppress(RankDiedError):
-                await _off_loop(rank.call, what)
+            _POOL.submit(rank.call, what)
 
 
 class ProcessCluster:
@@ -188,8 +191,11 @@ class ProcessCluster:
         """Return none."""
         return []
 
-    async def form(self, job_id: str, attempt: int, world_size: int, *, cpus: float, gpus: int) -> ProcessGang:
+    async def form(
+        self, job_id: str, attempt: int, world_size: int, *, cpus: float, gpus: int, is_given_up: Callable[[], bool]
+    ) -> ProcessGang:
         """Start the processes."""
+        del is_given_up
         assert (cpus, gpus) == (1, 0)
         gang = self.gangs[job_id, attempt] = await _off_loop(ProcessGang, world_size, self.faults if attempt == 1 else None)
         return gang

@@ -11,7 +11,7 @@ import ray
 from service.cluster import RayCluster
 from service.room import Node, Room
 from tests.support.actor_host import KEY
-from worker import gang
+from worker import gang, gang_members, rooms
 from worker.gang_names import NAMESPACE
 
 _POOL = ThreadPoolExecutor(256)
@@ -35,7 +35,9 @@ class SmallRay:
         self._address = address
         self.exceptions = ray.exceptions
         self.util = SimpleNamespace(list_named_actors=self._list_named_actors)
-        self._private = SimpleNamespace(state=SimpleNamespace(actors=self._actor))
+        self._private = SimpleNamespace(
+            state=SimpleNamespace(actors=self._actor, available_resources_per_node=lambda: {"here": {"CPU": 64}})
+        )
 
     def ask(self, method: str, *arguments: Any) -> Any:
         """Ask the host, and wait for the answer."""
@@ -135,7 +137,7 @@ def install(address: str) -> None:
     small = SmallRay(address)
 
     def group(name: str) -> Any:
-        return SimpleNamespace(name=name, wait=lambda _timeout_s: True)
+        return SimpleNamespace(name=name)
 
     def reserve(_bundles: Any, *, strategy: str, name: str, lifetime: str, _soft_target_node_id: str | None) -> Any:
         small.ask("reserve", name)
@@ -150,9 +152,9 @@ def install(address: str) -> None:
         rooms = {name: {"name": name, "state": "CREATED", "bundles_to_node_id": {0: "here"}} for name in small.ask("rooms")}
         return rooms if of is None else rooms[of.name]
 
-    gang.ray = small
-    gang.placement_group = reserve
-    gang.get_placement_group = find
-    gang.remove_placement_group = lambda group: small.ask("release", group.name)
-    gang.placement_group_table = table
+    gang.ray = gang_members.ray = rooms.ray = small
+    rooms.placement_group = reserve
+    rooms.get_placement_group = find
+    rooms.remove_placement_group = lambda group: small.ask("release", group.name)
+    rooms.placement_group_table = table
     gang.PlacementGroupSchedulingStrategy = lambda **_: None

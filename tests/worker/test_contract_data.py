@@ -23,14 +23,39 @@ def test_a_spec_comes_back_from_json_as_it_was():
 
 
 @pytest.mark.parametrize(
+    "data",
+    [
+        {"path": "s3://bucket"},
+        {"path": "gs://bucket/photos/part-*.npz"},
+        {"path": "s3://bucket/photos/", "profile": "team"},
+        {"split": {"validation": "s3://bucket/val"}, "profile": "team"},
+    ],
+)
+def test_data_may_lie_in_an_object_store(data):
+    """By the node's own credentials, or by one of the operator's profiles."""
+    parsed = _parse(**_stored(**data)).data
+
+    assert (parsed.path, parsed.profile) == (data.get("path", parsed.path), data.get("profile"))
+
+
+@pytest.mark.parametrize(
     ("data", "message"),
     [
         ({"name": "imagefolder"}, r"data; expected data\.path \(imagefolder is read from files\)"),
         ({"name": "digits", "path": "/data"}, r"data; expected no data\.path and no data\.split \(digits is not read from files\)"),
-        (_stored(path="photos"), "data.path is photos; expected an absolute path that every worker sees; write it like /data/photos"),
+        (_stored(path="photos"), "data.path is photos; expected an absolute path that every worker sees, .*; write it like /data/photos"),
         (_stored(path="/data/../etc"), r"data.path is /data/\.\./etc; expected .*; write the path without \.\."),
         (_stored(path="/a\x00b"), "expected an absolute path"),
-        (_stored(path="s3://bucket/a"), "data.path is s3://bucket/a; expected .*; mount the bucket on every node"),
+        (_stored(path="http://host/a"), "data.path is http://host/a; expected .*; write it like s3://bucket/photos, or mount the data"),
+        (_stored(path="s3://bucket/a?profile=x"), r"data.path is s3://bucket/a\?profile=x; expected .*; a profile goes into data.profile"),
+        (_stored(path="s3://key:secret@bucket/a"), "expected .*; write it like s3://bucket/photos"),
+        (_stored(path="s3://bucket/a/../b"), "expected .*; write it like s3://bucket/photos"),
+        (_stored(path="s3:///a"), "expected .*; write it like s3://bucket/photos"),
+        (
+            _stored(profile="team"),
+            r"data; expected a data\.path of s3:// or gs:// \(data\.profile is for object stores\); remove data\.profile",
+        ),
+        (_stored(path="s3://bucket/a", profile="a/b"), "data.profile is a/b"),
         (_stored(split={"validation": 1}), "data.split.validation is 1; expected a share between 0 and 1, or an absolute path"),
         (_stored(split={"validation": "../val"}), r"data.split.validation is \.\./val; expected an absolute path"),
         (

@@ -35,6 +35,16 @@ def test_long_jobs_report_now_and_then_and_the_last_step():
     assert said[-1]["step"] == EVERY_STEP_UP_TO + 1
 
 
+def test_the_times_of_steps_and_the_memory_are_told_now_and_then():
+    """Median and 95th percentile of the last steps; at most five times a second, however quick the steps are."""
+    said = [data["values"] for data in _reported(1000, EVERY_STEP_UP_TO)]
+    told = [values for values in said if "step/p50_s" in values]
+
+    assert 1 <= len(told) < 100
+    assert 0 < told[0]["step/p50_s"] <= told[0]["step/p95_s"]
+    assert told[0]["memory/peak_bytes"] > 10 << 20
+
+
 def test_only_rank_0_reports_metrics():
     """All ranks know the same; one says it."""
     assert _reported(10, 10, rank=1) == []

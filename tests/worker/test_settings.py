@@ -42,5 +42,5 @@ def test_data_roots_are_a_list_of_absolute_paths(monkeypatch):
 
     for raw in ("/data", '["data"]', "{}"):
         monkeypatch.setenv("SYNCBN_DATA_ROOTS", raw)
-        with pytest.raises(ValueError, match=f"SYNCBN_DATA_ROOTS is '{re.escape(raw)}'; expected a JSON list of absolute paths"):
+        with pytest.raises(ValueError, match=f"SYNCBN_DATA_ROOTS is '{re.escape(raw)}'; expected a JSON list of absolute paths and URIs"):
             read_settings()

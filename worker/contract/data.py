@@ -6,7 +6,7 @@ from pydantic import AfterValidator, BeforeValidator, Field, JsonValue, StrictIn
 
 from worker.contract.catalogue import DATASETS
 from worker.contract.frozen import Frozen
-from worker.contract.rules import StoredPath, refuse, stored_path
+from worker.contract.rules import StoredPath, is_object_uri, refuse, stored_path
 from worker.contract.transforms import Mixup, Transform
 
 
@@ -38,7 +38,10 @@ class DataSpec(Frozen):
 
     name: str
     path: StoredPath | None = None
-    """Of the sets that are read from files: a file, a directory, or for several files a pattern like /data/part-*.npz."""
+    """Of the sets that are read from files: a file, a directory, or for several files a pattern like /data/part-*.npz; or their URI,
+    s3://bucket/part-*.npz or gs://..., of which every node makes itself a copy."""
+    profile: Annotated[str, Field(pattern=r"^[A-Za-z0-9_-]{1,64}$")] | None = None
+    """By which of the operator's named ways into object stores URIs are read; none: by the node's own credentials."""
     args: dict[str, JsonValue] = Field(default_factory=dict)
     split: SplitSpec | None = None
     """Of the sets that are read from files; the generated ones come divided."""
@@ -70,6 +73,9 @@ class DataSpec(Frozen):
             raise refuse(f"{self.name} is read from files", "data.path", "add data.path: /where/the/data/is")
         if not _is_stored(self.name) and (self.path is not None or self.split is not None):
             raise refuse(f"{self.name} is not read from files", "no data.path and no data.split", "remove them")
+        places = (self.path, None if self.split is None else self.split.validation)
+        if self.profile is not None and not any(isinstance(place, str) and is_object_uri(place) for place in places):
+            raise refuse("data.profile is for object stores", "a data.path of s3:// or gs://", "remove data.profile")
         return self
 
     @property

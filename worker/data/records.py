@@ -1,5 +1,7 @@
 """Samples as they are stored: what a format must offer, and which files a path means. Owns no format."""
 
+import os
+import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Protocol, runtime_checkable
@@ -74,11 +76,19 @@ def allowed(path: Path) -> Path:
     """
     roots = read_settings().data_roots
     real = path.resolve()
-    if roots and not any(real.is_relative_to(Path(root).resolve()) for root in roots):
+    # What is copied to this node was allowed when it was copied; nobody comes to it by a path (`worker.data.mirror`).
+    places = [Path(root).resolve() for root in roots if root.startswith("/")] + [copies()]
+    if roots and not any(real.is_relative_to(place) for place in places):
         raise DataError(
             f"data.path {path} may not be read; expected a path under {' or '.join(roots)}; move the data or extend SYNCBN_DATA_ROOTS"
         )
     return path
+
+
+def copies() -> Path:
+    """Return the directory of this node's copies of data from object stores."""
+    chosen = read_settings().data_cache
+    return (Path(chosen) if chosen else Path(tempfile.gettempdir()) / f"syncbn-data-{os.getuid()}").resolve()
 
 
 def checked_mask(mask: Array, num_classes: int) -> Array:

@@ -13,6 +13,7 @@ from worker.contract.data import DataSpec, SplitSpec
 from worker.data import digits, pipeline, synthetic
 from worker.data.division import held_out
 from worker.data.generated import Transformed
+from worker.data.mirror import mirrored
 from worker.data.records import Numbered, Records
 from worker.data.split import Splits
 from worker.data.stored import StoredSplit
@@ -70,10 +71,14 @@ def build_data(spec: DataSpec, seed: int) -> Splits:
             # Without transforms as they are: what is generated in batches is not taken apart.
             train = Transformed(splits.train, training) if training.steps else splits.train
             return Splits(train, Transformed(splits.test, evaluation) if evaluation.steps else splits.test)
-        read = READERS[spec.name]
-        records, split = read(spec.path, args), spec.split or SplitSpec()
+
+        def read(path: str) -> Records:
+            # The classes of a folder are its directories; the other formats lie in one.
+            return READERS[spec.name](mirrored(path, spec.profile or "", is_deep=spec.name == "imagefolder"), args)
+
+        records, split = read(spec.path), spec.split or SplitSpec()
         if isinstance(split.validation, str):
-            other = _like(records, read(split.validation, args), spec.path, split.validation)
+            other = _like(records, read(split.validation), spec.path, split.validation)
             numbers, other_numbers = np.arange(records.num_samples), np.arange(other.num_samples)
         else:
             labels = np.zeros(records.num_samples, np.int64) if records.labels is None else records.labels

@@ -58,10 +58,15 @@ def open_storage(address: str) -> Storage:
     parts = urlsplit(address)
     name = dict(parse_qsl(parts.query)).get("profile", "")
     root = f"{parts.netloc}{unquote(parts.path)}".rstrip("/")
-    return ObjectStorage(_filesystem(parts.scheme, find_profile(name), name), root, address)
+    return ObjectStorage(open_filesystem(parts.scheme, find_profile(name), name), root, address)
 
 
-def _filesystem(scheme: str, profile: Profile, name: str) -> Any:
+def open_filesystem(scheme: str, profile: Profile, name: str) -> Any:
+    """Return the pyarrow.fs.FileSystem of an object store, by a profile of this name; it is not asked anything yet.
+
+    Raises:
+        StorageConfigError: a secret is not set, or pyarrow is missing.
+    """
     try:
         from pyarrow import fs
     except ImportError as error:

@@ -7,6 +7,7 @@ SYNCBN_STORAGE_PROFILES names a TOML file, on the controller and on every node:
     region = "eu-central-1"
     access_key_env = "TEAM_ACCESS_KEY"        # names of environment variables, never the secrets themselves
     secret_key_env = "TEAM_SECRET_KEY"
+    data = ["s3://lake/photos"]               # what jobs may read as their data
 
 and a storage names a profile: `s3://bucket/prefix?profile=team`. Without one, and without the names of variables in it, the provider's own
 chain is asked: AWS_* variables, shared files, the instance's role. A secret is in no argument, log, database or assignment: every process
@@ -38,6 +39,8 @@ class Profile(BaseModel):
     access_key_env: str = ""
     secret_key_env: str = ""
     session_token_env: str = ""
+    data: tuple[str, ...] = ()
+    """What jobs may read by this way as their data, like `s3://bucket/photos`. Empty: nothing, since checkpoints may lie behind it."""
 
 
 def find_profile(name: str) -> Profile:

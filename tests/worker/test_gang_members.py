@@ -2,7 +2,7 @@
 
 import ray
 
-from worker.gang import RankDiedError, UnreachableError, read_failure
+from worker.gang_members import RankDiedError, UnreachableError, read_failure
 
 
 def test_only_a_known_death_is_a_death():
