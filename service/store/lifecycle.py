@@ -70,6 +70,6 @@ async def _put_down(  # noqa: PLR0917 - called from two places above
     write: Write, job_id: str, number: int, attempt: int | None, change: Change, now: datetime
 ) -> None:
     said = {"state": change.to.value, "reason": change.reason, "message": change.message}
-    await write.connection.execute(insert(transitions).values(job_id=job_id, number=number, at=now, **said))
+    await write.connection.execute(insert(transitions), [{"job_id": job_id, "number": number, "at": now, **said}])
     types = [EventType.STATE, EventType.END] if change.to in TERMINAL else [EventType.STATE]
     await append(write, job_id, [Entry(at=now, type=type_, attempt=attempt, data=said) for type_ in types])

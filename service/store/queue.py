@@ -139,16 +139,15 @@ class Queue:
 
 async def store_need(write: Write, job_id: str, spec: JobSpec) -> None:
     """Store what a new job asks for."""
-    await write.connection.execute(
-        needs.insert().values(
-            job_id=job_id,
-            min_workers=spec.resources.min_workers,
-            max_workers=spec.resources.max_workers,
-            cpus_per_worker=spec.resources.cpus_per_worker,
-            gpus_per_worker=spec.resources.gpus_per_worker,
-            timeout_s=spec.timeout_s,
-        )
-    )
+    row = {
+        "job_id": job_id,
+        "min_workers": spec.resources.min_workers,
+        "max_workers": spec.resources.max_workers,
+        "cpus_per_worker": spec.resources.cpus_per_worker,
+        "gpus_per_worker": spec.resources.gpus_per_worker,
+        "timeout_s": spec.timeout_s,
+    }
+    await write.connection.execute(needs.insert(), [row])
 
 
 async def change_need(write: Write, job_id: str, resources: ResourceSpec) -> None:
