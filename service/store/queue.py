@@ -46,6 +46,7 @@ _COLUMNS = (
     needs.c.gpus_per_worker,
     needs.c.timeout_s,
 )
+_INSERT = needs.insert()
 _LONGEST_S = 36_500 * 86_400.0
 _IN_ORDER = (jobs.c.priority.desc(), jobs.c.created_at, jobs.c.id)
 
@@ -147,7 +148,7 @@ async def store_need(write: Write, job_id: str, spec: JobSpec) -> None:
         "gpus_per_worker": spec.resources.gpus_per_worker,
         "timeout_s": spec.timeout_s,
     }
-    await write.connection.execute(needs.insert(), [row])
+    await write.connection.execute(_INSERT, [row])
 
 
 async def change_need(write: Write, job_id: str, resources: ResourceSpec) -> None:
