@@ -22,7 +22,7 @@ _JOB: Final = Query(select(*stored(jobs)).where(jobs.c.id == bindparam("id")))
 async def read_job(snapshot: Snapshot, job_id: str) -> Job | None:
     """Return a job, or None where there is none of that id."""
     found = await snapshot.rows(_JOB, id=job_id)
-    return job_of(found[0]) if found else None
+    return _remembered_job(found[0]) if found else None
 
 
 async def read_page(  # noqa: PLR0917 - called from one place
@@ -42,7 +42,7 @@ async def read_page(  # noqa: PLR0917 - called from one place
     values |= {} if project is None else {"project": project}
     values |= {"words": _escaped(words)} if words else {}
     values |= {} if before is None else {"before": before}
-    return [job_of(row) for row in await snapshot.rows(query, most=limit, **values)]
+    return [_remembered_job(row) for row in await snapshot.rows(query, most=limit, **values)]
 
 
 async def read_transitions(snapshot: Snapshot, job_ids: Sequence[str]) -> dict[str, list[Transition]]:
@@ -50,8 +50,8 @@ async def read_transitions(snapshot: Snapshot, job_ids: Sequence[str]) -> dict[s
     found: dict[str, list[Transition]] = {job_id: [] for job_id in job_ids}
     if not job_ids:
         return found
-    for job_id, _, state, reason, message, at in await snapshot.rows(_transitions(len(job_ids)), **_numbered(job_ids)):
-        found[job_id].append(Transition(State(state), reason, message, instant(at)))
+    for row in await snapshot.rows(_transitions(len(job_ids)), **_numbered(job_ids)):
+        found[row[0]].append(_transition(row))
     return found
 
 
@@ -75,6 +75,16 @@ def job_of(row: Row) -> Job:
         columns[name] = instant(columns[name])
     state, progress = State(columns.pop("state")), Progress(**from_json(columns.pop("progress")))
     return Job(state=state, progress=progress, spec_json=columns.pop("spec"), **columns)
+
+
+# The same jobs are asked for again and again, and change rarely: a row that is the same is the same job, which nobody may change.
+_remembered_job = lru_cache(256)(job_of)
+
+
+@lru_cache(2048)
+def _transition(row: Row) -> Transition:
+    _, _, state, reason, message, at = row
+    return Transition(State(state), reason, message, instant(at))
 
 
 @lru_cache(128)
