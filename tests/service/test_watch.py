@@ -48,7 +48,7 @@ def test_a_cancel_outlives_the_controller(tmp_path):
 
 
 def test_silence_is_no_reason_to_declare_anything(tmp_path):
-    """A cluster that does not answer for a while changes no state; the job shows it, until it answers."""
+    """A cluster that does not answer for a while changes no state."""
 
     async def scenario(world: World) -> None:
         async with world.controller():
@@ -57,13 +57,8 @@ def test_silence_is_no_reason_to_declare_anything(tmp_path):
             before = gang.drains
             while gang.drains < before + 4:
                 await asyncio.sleep(0.01)
-            silent = await world.store.jobs.get(job_id)
-            assert (silent.state, silent.reason) == (State.RUNNING, "not_responding")
-            assert " does not answer: " in silent.message
+            assert (await world.store.jobs.get(job_id)).state is State.RUNNING
             gang.is_silent = False
-            while (heard := await world.store.jobs.get(job_id)).reason == "not_responding":
-                await asyncio.sleep(0.01)
-            assert (heard.state, heard.reason) == (State.RUNNING, (await world.store.jobs.transitions_of([job_id]))[job_id][-1].reason)
             gang.end()
             await world.until(job_id, State.SUCCEEDED)
 
