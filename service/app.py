@@ -8,7 +8,7 @@ from functools import partial
 from importlib.metadata import version
 from typing import Any
 
-from fastapi import APIRouter, Depends, FastAPI
+from fastapi import Depends, FastAPI
 
 from service.api import (
     checkpoints,
@@ -94,11 +94,9 @@ def create_app(settings: Settings, controller: Controller | None = None, tracing
         docs_url=None,
         redoc_url=None,
     )
-    v1 = APIRouter(prefix="/v1", dependencies=[Depends(identity_of)])
     routed = (jobs, streams, telemetry, checkpoints, downloads, derivations, predictions, comparisons, cluster, code, tokens)
     for router in (module.router for module in routed):
-        v1.include_router(router)
-    app.include_router(v1)
+        app.include_router(router, prefix="/v1", dependencies=[Depends(identity_of)])
     app.include_router(health.router)
     dashboard.mount(app)
     problems.install(app)

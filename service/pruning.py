@@ -6,6 +6,7 @@ the next pass goes on. Nothing of a job that has not ended is touched.
 
 import asyncio
 from collections.abc import Awaitable, Callable
+from functools import partial
 from typing import Final
 
 import structlog
@@ -13,7 +14,7 @@ import structlog
 from service.artifacts import Artifacts
 from service.bundles import remove_bundle
 from service.policy import PolicyFile
-from service.retention import Retention
+from service.retention import Retention, steps_to_drop
 from service.store.errors import DatabaseAwayError, LeaseLostError
 from service.store.ids import new_id
 from service.store.prunings import Part
@@ -38,6 +39,8 @@ class Pruner:
         self._storage = storage
         self._policy = policy
         self._holder = new_id("pruner")
+        self._thinned: set[str] = set()
+        """Jobs whose checkpoints have been seen to be as few as they get, so that they are not read every hour."""
 
     async def run(self) -> None:
         """Pass over everything again and again."""
@@ -79,6 +82,8 @@ class Pruner:
         for part, days, step in parts:
             if days is not None:
                 await self._drop(store, part, days, step)
+        if retention.checkpoints_days is not None:
+            await self._drop_checkpoints(store, retention.checkpoints_days)
         if retention.jobs_days is not None:
             await self._drop_jobs(store, retention.jobs_days)
         if retention.code_days is not None:
@@ -90,6 +95,30 @@ class Pruner:
         async for job_id in store.prunings.old(part, days):
             await self._repeat(step, job_id)
             log.info("part_dropped", job=job_id, part=part.value)
+
+    async def _drop_checkpoints(self, store: Store, days: int) -> None:
+        async for job_id in store.prunings.old(Part.CHECKPOINTS, days):
+            job = None if job_id in self._thinned else await store.jobs.get(job_id)
+            if job is None:
+                continue
+            pins = await asyncio.to_thread(self._storage.pins, job_id)
+            manifests = [one.manifest for one in await store.checkpoints.of(job_id)]
+            steps = steps_to_drop(manifests, job.spec.checkpoint.keep_best, pins)
+            if steps and job_id in await store.prunings.needed():
+                continue
+            for step in steps:
+                await self._repeat(partial(self._drop_checkpoint, store, step), job_id)
+            if steps:
+                log.info("checkpoints_dropped", job=job_id, steps=steps)
+            if not pins:
+                self._thinned.add(job_id)
+
+    async def _drop_checkpoint(self, store: Store, step: int, job_id: str) -> bool:
+        await asyncio.to_thread(self._storage.remove, job_id, step, unless_pinned=True)
+        # It may have been pinned just now.
+        if step not in await asyncio.to_thread(self._storage.steps, job_id):
+            await store.checkpoints.drop(job_id, step)
+        return False
 
     async def _drop_jobs(self, store: Store, days: int) -> None:
         artifacts = Artifacts(store, self._storage)

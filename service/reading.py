@@ -4,7 +4,8 @@ import asyncio
 import hashlib
 import time
 from collections import OrderedDict
-from collections.abc import AsyncGenerator, Callable
+from collections.abc import AsyncGenerator, AsyncIterator, Callable
+from contextlib import aclosing, asynccontextmanager
 from typing import Final
 
 from service.artifacts import OpenedFile
@@ -66,14 +67,45 @@ async def read_verified(opened: OpenedFile, verified: Verified) -> AsyncGenerato
         if not is_known:
             await asyncio.to_thread(digest.update, chunk)
         held = chunk
-    if is_known and opened.file.identity() != identity:
-        raise DamagedError(f"file {opened.name} was written to while it was read; nobody may do so; use another checkpoint")
+    if is_known:
+        _require_unwritten(opened, identity)
     if not is_known and digest.hexdigest() != opened.sha256:
         raise DamagedError(f"file {opened.name} has sha256 {digest.hexdigest()}; its manifest says {opened.sha256}; use another checkpoint")
     if not is_known:
         verified.add(opened, since, identity)
     if held:
         yield held
+
+
+@asynccontextmanager
+async def verifying(opened: OpenedFile, verified: Verified) -> AsyncIterator[None]:
+    """Have the digest of a whole file taken meanwhile, unless that was done a while ago; wait for it at the end.
+
+    Raises:
+        DamagedError: at the end: the file is not what the manifest says, or was written to meanwhile.
+    """
+    identity = opened.file.identity()
+    reading = None if verified.holds(opened) else asyncio.create_task(_read_all(opened, verified))
+    try:
+        yield
+        if reading is not None:
+            await reading
+        _require_unwritten(opened, identity)
+    finally:
+        if reading is not None:
+            reading.cancel()
+            await asyncio.gather(reading, return_exceptions=True)  # the file must stay open for it
+
+
+async def _read_all(opened: OpenedFile, verified: Verified) -> None:
+    async with aclosing(read_verified(opened, verified)) as chunks:
+        async for _ in chunks:
+            pass
+
+
+def _require_unwritten(opened: OpenedFile, identity: Identity | None) -> None:
+    if opened.file.identity() != identity:
+        raise DamagedError(f"file {opened.name} was written to while it was read; nobody may do so; use another checkpoint")
 
 
 async def read_chunks(opened: OpenedFile, start: int, end: int) -> AsyncGenerator[bytes]:

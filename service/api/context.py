@@ -5,10 +5,11 @@ A route declares its scope with READ, SUBMIT, CODE or ADMIN among its dependenci
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Annotated, Any, Protocol
+from typing import Annotated, Any, Final, Protocol
 
 from fastapi import Depends, Request, Security
 from fastapi.security import HTTPBearer, SecurityScopes
+from starlette.requests import HTTPConnection
 
 from service.api.metering import Meter
 from service.artifacts import Artifacts
@@ -62,29 +63,49 @@ class Context:
     controller: Controller | None
 
 
-def context_of(request: Request) -> Context:
-    """Return the context of the application that a request is for."""
+async def context_of(request: Request) -> Context:
+    """Return the context of the application that a request is for. FastAPI would run a plain function in a thread."""
     context: Context = request.app.state.context
     return context
 
 
+_IDENTITY: Final = "syncbn.identity"
 InContext = Annotated[Context, Depends(context_of)]
 
-_documented = HTTPBearer(auto_error=False, description="the token that `syncbn serve` printed at its first start, or one made with it")
+
+class _Documented(HTTPBearer):
+    """Says in the OpenAPI document how a token is sent. `identity_of` reads it."""
+
+    async def __call__(self, request: HTTPConnection) -> None:
+        """Do nothing."""
 
 
-async def identity_of(request: Request, context: InContext) -> Token:
-    """Return who asks, and count the request. FastAPI asks once for each request, however many depend on it."""
+_documented = _Documented(
+    scheme_name="HTTPBearer", auto_error=False, description="the token that `syncbn serve` printed at its first start, or one made with it"
+)
+
+
+async def identity_of(request: Request) -> Token:
+    """Return who asks, and count the request: once, however many depend on it.
+
+    Like the other dependencies of every route it depends on nothing: FastAPI resolves each anew for each request, which adds up.
+    """
+    known: Token | None = request.scope.get(_IDENTITY)
+    if known is not None:
+        return known
+    context = await context_of(request)
     token = await authenticate(context.store, request.headers.get("authorization"))
     context.rates.take(token.id)
+    request.scope[_IDENTITY] = token
     return token
 
 
 InIdentity = Annotated[Token, Depends(identity_of)]
 
 
-async def permitted(needed: SecurityScopes, identity: InIdentity, _scheme: Annotated[object, Depends(_documented)]) -> None:
+async def permitted(needed: SecurityScopes, request: Request, _scheme: Annotated[object, Depends(_documented)]) -> None:
     """Let a request pass only with a token that has every scope that the route declares."""
+    identity = await identity_of(request)
     for scope in needed.scopes:
         require(identity, Scope(scope))
 

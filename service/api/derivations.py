@@ -52,27 +52,26 @@ class ExportAsk(Ask):
     formats: list[Literal["plain", "folded", "onnx"]] = Field(min_length=1, max_length=8)
 
 
-@router.post("/jobs/{job_id}/fork", status_code=201, tags=["jobs"])  # noqa: FAST003 - VisibleJob takes it
-async def fork_job(  # noqa: PLR0917 - FastAPI fills them by name
-    job: VisibleJob, response: Response, context: InContext, identity: InIdentity, document: Body, idempotency_key: IdempotencyKey = None
-) -> JobShape:
+@router.post("/jobs/{job_id}/fork", status_code=201, response_model=JobShape, tags=["jobs"])  # noqa: FAST003 - VisibleJob takes it
+async def fork_job(
+    job: VisibleJob, context: InContext, identity: InIdentity, document: Body, idempotency_key: IdempotencyKey = None
+) -> Response:
     """Submit a job like this one that begins with the weights of one of its checkpoints."""
     ask = _read(ForkAsk, document)
     checkpoint = await context.artifacts.find(job.id, ask.step)
     spec = derivation.changed(derivation.fork(job, checkpoint.step), ask.changes)
-    return await stored(response, context, identity, spec, _claim(idempotency_key, "fork", job.id, document))
+    return await stored(context, identity, spec, _claim(idempotency_key, "fork", job.id, document))
 
 
-@router.post("/jobs/{job_id}/checkpoints/{step}/recalibrate", status_code=201, tags=["checkpoints"])  # noqa: FAST003 - VisibleJob takes it
+@router.post("/jobs/{job_id}/checkpoints/{step}/recalibrate", status_code=201, response_model=JobShape, tags=["checkpoints"])  # noqa: FAST003 - VisibleJob takes it
 async def recalibrate_checkpoint(  # noqa: PLR0917 - FastAPI fills them by name
     job: VisibleJob,
     step: Step,
-    response: Response,
     context: InContext,
     identity: InIdentity,
     document: Body,
     idempotency_key: IdempotencyKey = None,
-) -> JobShape:
+) -> Response:
     """Submit a job that re-estimates the running statistics of a checkpoint; its result is a checkpoint of its own."""
     ask = _read(RecalibrateAsk, document)
     checkpoint = await context.artifacts.find(job.id, step)
@@ -83,24 +82,23 @@ async def recalibrate_checkpoint(  # noqa: PLR0917 - FastAPI fills them by name
             code="no_running_statistics",
         )
     spec = derivation.changed(derivation.recalibration(job, checkpoint.step, ask.num_samples, ask.estimator), ask.changes)
-    return await stored(response, context, identity, spec, _claim(idempotency_key, "recalibrate", job.id, step, document))
+    return await stored(context, identity, spec, _claim(idempotency_key, "recalibrate", job.id, step, document))
 
 
-@router.post("/jobs/{job_id}/checkpoints/{step}/export", status_code=201, tags=["checkpoints"])  # noqa: FAST003 - VisibleJob takes it
+@router.post("/jobs/{job_id}/checkpoints/{step}/export", status_code=201, response_model=JobShape, tags=["checkpoints"])  # noqa: FAST003 - VisibleJob takes it
 async def export_checkpoint(  # noqa: PLR0917 - FastAPI fills them by name
     job: VisibleJob,
     step: Step,
-    response: Response,
     context: InContext,
     identity: InIdentity,
     document: Body,
     idempotency_key: IdempotencyKey = None,
-) -> JobShape:
+) -> Response:
     """Submit a job that brings a checkpoint into other formats; they are files of its checkpoint."""
     ask = _read(ExportAsk, document)
     checkpoint = await context.artifacts.find(job.id, step)
     spec = derivation.changed(derivation.export(job, checkpoint.step, ask.formats), ask.changes)
-    return await stored(response, context, identity, spec, _claim(idempotency_key, "export", job.id, step, document))
+    return await stored(context, identity, spec, _claim(idempotency_key, "export", job.id, step, document))
 
 
 def _read(shape: type[AnyAsk], document: Any) -> AnyAsk:

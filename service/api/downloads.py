@@ -3,20 +3,20 @@
 import base64
 import hashlib
 import tarfile
-from collections.abc import AsyncIterator, Sequence
-from contextlib import aclosing
+from collections.abc import Sequence
 from typing import Annotated, Final, Literal
 
 from fastapi import APIRouter, Query, Request
-from starlette.responses import Response, StreamingResponse
+from starlette.responses import Response
 
 from service import jobs as use_cases
 from service.api.context import READ, InContext
 from service.api.parameters import FileName, JobId, Step
-from service.api.ranges import Slice, slice_of
+from service.api.ranges import slice_of
+from service.api.sending import FilesResponse
 from service.artifacts import MODEL_NAME, OpenedFile, close_all
 from service.errors import NotFoundError
-from service.reading import Verified, read_chunks, read_verified
+from service.reading import Verified
 from service.store.records import Checkpoint
 from worker.contract import checkpoint_name
 from worker.storage.tensors import Bytes
@@ -91,23 +91,7 @@ def _sent(request: Request, parts: Sequence[OpenedFile], digest: str, headers: d
     if request.method == "HEAD":
         close_all(parts)
         return Response(status_code=chosen.status, headers=headers)
-    return StreamingResponse(_stream(parts, chosen, verified), chosen.status, headers)
-
-
-async def _stream(parts: Sequence[OpenedFile], chosen: Slice, verified: Verified) -> AsyncIterator[bytes]:
-    """Yield a slice of the parts laid end to end. A part that is sent whole is verified before its last chunk goes out."""
-    try:
-        position = 0
-        for part in parts:
-            start, end = max(chosen.start - position, 0), min(chosen.end - position, part.size)
-            position += part.size
-            if start < end:
-                is_whole = (start, end) == (0, part.size)
-                async with aclosing(read_verified(part, verified) if is_whole else read_chunks(part, start, end)) as chunks:
-                    async for chunk in chunks:
-                        yield chunk
-    finally:
-        close_all(parts)
+    return FilesResponse(parts, chosen, verified, headers)
 
 
 def _in_memory(content: bytes) -> OpenedFile:

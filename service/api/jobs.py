@@ -12,6 +12,7 @@ from service import jobs as use_cases
 from service.admission import admit
 from service.api.bodies import read_json, read_json_or_yaml
 from service.api.context import READ, SUBMIT, Context, InContext, InIdentity
+from service.api.documents import job_json, json_answer, page_json
 from service.api.parameters import JobId, VisibleJob
 from service.api.problems import problems_of
 from service.api.schemas import DryRunShape, JobEdit, JobPage, JobShape, ResizeAsk
@@ -39,7 +40,6 @@ _STATES: Final = ", ".join(State)
 
 @router.post("/jobs", status_code=201, response_model=JobShape, responses={200: {"model": DryRunShape | JobShape}}, dependencies=[SUBMIT])
 async def submit_job(
-    response: Response,
     context: InContext,
     identity: InIdentity,
     *,
@@ -54,23 +54,21 @@ async def submit_job(
         await use_cases.check_references(context.artifacts, spec)
         return JSONResponse({"spec": spec.model_dump(mode="json"), "warnings": [str(problem) for problem in advise(spec)]})
     claim = None if idempotency_key is None else IdempotencyClaim(idempotency_key, fingerprint(document))
-    return await stored(response, context, identity, document, claim)
+    return await stored(context, identity, document, claim)
 
 
-async def stored(response: Response, context: Context, identity: Token, document: Any, claim: IdempotencyClaim | None) -> JobShape:
+async def stored(context: Context, identity: Token, document: Any, claim: IdempotencyClaim | None) -> Response:
     """Store the job that a document asks for, and answer with it; with the one of before, where the same was asked for before."""
     spec = parse_spec(document)
     await admit(context.store, spec, identity, context.settings.data_roots)
     quotas = context.policy.current().quotas
     owner = {"project": identity.project, "submitter": identity.name}
     view, is_new = await use_cases.submit(context.store, context.artifacts, spec, claim, quotas, **owner)
-    response.headers["Location"] = f"/v1/jobs/{view.job.id}"
-    if not is_new:
-        response.headers["Idempotent-Replayed"] = "true"
-    return _shown(view, response)
+    replayed = {} if is_new else {"Idempotent-Replayed": "true"}
+    return _shown(view, 201, Location=f"/v1/jobs/{view.job.id}", **replayed)
 
 
-@router.get("/jobs", dependencies=[READ])
+@router.get("/jobs", response_model=JobPage, dependencies=[READ])
 async def list_jobs(
     context: InContext,
     identity: InIdentity,
@@ -80,26 +78,23 @@ async def list_jobs(
     search: Words = "",
     after: AfterJob = None,
     limit: Annotated[int, Query(ge=1, le=100)] = 20,
-) -> JobPage:
+) -> Response:
     """List jobs, newest first."""
     project = None if identity.is_admin else identity.project
     wanted = JobFilter(_states(state), _labels(label), project, search)
     found = await context.store.jobs.page(wanted, after, limit + 1)
     views = await use_cases.describe_all(context.store, found[:limit])
-    has_more = len(found) > limit
-    return JobPage(data=[JobShape.of(view) for view in views], has_more=has_more, next_cursor=found[limit - 1].id if has_more else None)
+    return json_answer(page_json(views, found[limit - 1].id if len(found) > limit else None))
 
 
-@router.get("/jobs/{job_id}", dependencies=[READ])  # noqa: FAST003 - VisibleJob takes it
-async def get_job(job: VisibleJob, response: Response, context: InContext) -> JobShape:
+@router.get("/jobs/{job_id}", response_model=JobShape, dependencies=[READ])  # noqa: FAST003 - VisibleJob takes it
+async def get_job(job: VisibleJob, context: InContext) -> Response:
     """Show a job."""
-    return _shown(await use_cases.describe(context.store, job), response)
+    return _shown(await use_cases.describe(context.store, job))
 
 
-@router.patch("/jobs/{job_id}", dependencies=[SUBMIT])
-async def edit_job(
-    job_id: JobId, response: Response, context: InContext, document: Annotated[Any, Depends(read_json)], if_match: IfMatch = None
-) -> JobShape:
+@router.patch("/jobs/{job_id}", response_model=JobShape, dependencies=[SUBMIT])
+async def edit_job(job_id: JobId, context: InContext, document: Annotated[Any, Depends(read_json)], if_match: IfMatch = None) -> Response:
     """Change a job's priority or labels."""
     try:
         change = JobEdit.model_validate(document)
@@ -112,53 +107,53 @@ async def edit_job(
         priority=change.priority if "priority" in change.model_fields_set else None,
         labels=change.labels if "labels" in change.model_fields_set else None,
     )
-    return _shown(view, response)
+    return _shown(view)
 
 
 @router.post(
     "/jobs/{job_id}/cancel",
+    response_model=JobShape,
     responses={202: {"model": JobShape, "description": "its processes are being ended"}},
     dependencies=[SUBMIT],
 )
-async def cancel_job(job_id: JobId, response: Response, context: InContext) -> JobShape:
+async def cancel_job(job_id: JobId, context: InContext) -> Response:
     """Have a job end as `cancelled`: at once where it has no processes yet (200), else when the last is gone (202)."""
     view = await use_cases.cancel(context.store, job_id)
-    response.status_code = 202 if view.job.state is State.CANCELLING else 200
-    return _shown(view, response)
+    return _shown(view, 202 if view.job.state is State.CANCELLING else 200)
 
 
 @router.post(
     "/jobs/{job_id}/pause",
+    response_model=JobShape,
     responses={202: {"model": JobShape, "description": "its checkpoint is being written"}},
     dependencies=[SUBMIT],
 )
-async def pause_job(job_id: JobId, response: Response, context: InContext) -> JobShape:
+async def pause_job(job_id: JobId, context: InContext) -> Response:
     """Have a job save and give its room back: `paused` at once where it has no processes (200), else after the present step (202)."""
     view = await use_cases.pause(context.store, job_id)
-    response.status_code = 202 if view.job.state is State.PAUSING else 200
-    return _shown(view, response)
+    return _shown(view, 202 if view.job.state is State.PAUSING else 200)
 
 
-@router.post("/jobs/{job_id}/resume", dependencies=[SUBMIT])
-async def resume_job(job_id: JobId, response: Response, context: InContext) -> JobShape:
+@router.post("/jobs/{job_id}/resume", response_model=JobShape, dependencies=[SUBMIT])
+async def resume_job(job_id: JobId, context: InContext) -> Response:
     """Have a paused job queued again; it goes on from the step at which it was paused."""
-    return _shown(await use_cases.resume(context.store, job_id), response)
+    return _shown(await use_cases.resume(context.store, job_id))
 
 
 @router.post(
     "/jobs/{job_id}/resize",
+    response_model=JobShape,
     responses={202: {"model": JobShape, "description": "it trains, and gets another number of workers as soon as that can be"}},
     dependencies=[SUBMIT],
 )
-async def resize_job(job_id: JobId, response: Response, context: InContext, document: Annotated[Any, Depends(read_json)]) -> JobShape:
+async def resize_job(job_id: JobId, context: InContext, document: Annotated[Any, Depends(read_json)]) -> Response:
     """Ask for another number of workers. 200 where it has as many, or will start with them; 202 while it trains with others."""
     try:
         ask = ResizeAsk.model_validate(document)
     except ValidationError as error:
         raise InvalidError.of(problems_of(error.errors())) from error
     view = await use_cases.resize(context.store, job_id, ask.workers)
-    response.status_code = 202 if view.job.state in HOLDS_GANG and view.job.world_size != ask.workers else 200
-    return _shown(view, response)
+    return _shown(view, 202 if view.job.state in HOLDS_GANG and view.job.world_size != ask.workers else 200)
 
 
 @router.delete("/jobs/{job_id}", status_code=204, dependencies=[SUBMIT])
@@ -168,9 +163,8 @@ async def delete_job(job_id: JobId, context: InContext) -> Response:
     return Response(status_code=204)
 
 
-def _shown(view: JobView, response: Response) -> JobShape:
-    response.headers["ETag"] = f'"{view.job.edition}"'
-    return JobShape.of(view)
+def _shown(view: JobView, status: int = 200, **headers: str) -> Response:
+    return json_answer(job_json(view), status, headers | {"ETag": f'"{view.job.edition}"'})
 
 
 def fingerprint(document: Any) -> str:

@@ -5,10 +5,10 @@ So is a job of another project: every route that takes a `JobId` is refused befo
 
 from typing import Annotated, Final
 
-from fastapi import Depends, Path, Query
+from fastapi import Depends, Path, Query, Request
 
 from service import jobs as use_cases
-from service.api.context import InContext, InIdentity
+from service.api.context import context_of, identity_of
 from service.store.ids import JOB_ID_PATTERN
 from service.store.records import Job
 
@@ -16,10 +16,9 @@ MAX_SEQ: Final = 2**63 - 1
 MAX_STEP: Final = 2**62
 
 
-async def _visible_job(
-    job_id: Annotated[str, Path(pattern=JOB_ID_PATTERN, description="id of a job")], context: InContext, identity: InIdentity
-) -> Job:
+async def _visible_job(job_id: Annotated[str, Path(pattern=JOB_ID_PATTERN, description="id of a job")], request: Request) -> Job:
     """Return a job that the token's project owns; any, for an admin."""
+    identity, context = await identity_of(request), await context_of(request)
     job = await use_cases.find(context.store, job_id)
     if not identity.sees(job.project):
         raise use_cases.job_not_here(job_id)

@@ -6,7 +6,6 @@ from typing import Any, Self
 from pydantic import BaseModel, ConfigDict, Field
 
 from service.artifacts import Listed
-from service.jobs import JobView
 from service.states import State
 from worker.contract import EventType, Health
 from worker.contract.spec import MAX_WORKERS, LabelKey, LabelValue
@@ -66,12 +65,6 @@ class JobShape(Shape):
     transitions: list[TransitionShape]
     attempts: list[AttemptShape]
     spec: dict[str, Any]
-
-    @classmethod
-    def of(cls, view: JobView) -> Self:
-        """Return the shape of a job."""
-        history = {"transitions": list(view.transitions), "attempts": list(view.attempts), "spec": view.job.document}
-        return cls.model_validate(vars(view.job) | history)
 
 
 class JobPage(Shape):

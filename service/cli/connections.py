@@ -6,14 +6,14 @@ Owns the time for the head; the time for the body is looked at by whoever reads 
 import asyncio
 from typing import Final
 
-from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+from service.cli.zerocopy import ZeroCopyProtocol
 
 HEAD_TIMEOUT_S: Final = 15.0
 """Longest time from the opening of a connection, or from its last answer, to the end of the next request's head."""
 
 
-class PatientProtocol(HttpToolsProtocol):
-    """uvicorn's protocol, which closes a connection that has had its time and has no request being answered."""
+class PatientProtocol(ZeroCopyProtocol):
+    """uvicorn's protocol, files sent by the kernel: it closes a connection that has had its time and has no request being answered."""
 
     _deadline: asyncio.TimerHandle | None = None
 

@@ -7,9 +7,9 @@ from sqlalchemy import insert, null, select
 
 from service.states import State
 from service.store.database import Database
+from service.store.job_rows import read_attempts
 from service.store.lifecycle import Change, close_attempt, enter
 from service.store.records import Attempt
-from service.store.session import Session
 from service.store.tables import attempts, jobs
 
 
@@ -49,14 +49,5 @@ class Attempts:
 
     async def of_jobs(self, job_ids: Sequence[str]) -> dict[str, list[Attempt]]:
         """Return the attempts of each of the jobs, oldest first."""
-        async with self._database.read() as connection:
-            return await read_attempts(connection, job_ids)
-
-
-async def read_attempts(session: Session, job_ids: Sequence[str]) -> dict[str, list[Attempt]]:
-    """Return the attempts of each of the jobs, oldest first."""
-    query = select(attempts).where(attempts.c.job_id.in_(job_ids)).order_by(attempts.c.job_id, attempts.c.number)
-    found: dict[str, list[Attempt]] = {job_id: [] for job_id in job_ids}
-    for row in (await session.execute(query)).mappings():
-        found[row["job_id"]].append(Attempt(**row))
-    return found
+        async with self._database.look() as snapshot:
+            return await read_attempts(snapshot, job_ids)

@@ -3,7 +3,7 @@
 import json
 import math
 from datetime import UTC, datetime, timedelta
-from typing import Any
+from typing import Any, overload
 
 from sqlalchemy import BigInteger, Dialect, Text
 from sqlalchemy.types import TypeDecorator
@@ -24,7 +24,7 @@ class Instant(TypeDecorator[datetime]):
 
     def process_result_value(self, value: int | None, dialect: Dialect) -> datetime | None:  # noqa: ARG002 - the signature is SQLAlchemy's
         """Return the time in UTC."""
-        return None if value is None else _EPOCH + value * _MICROSECOND
+        return instant(value)
 
 
 class Words(TypeDecorator[str]):
@@ -51,6 +51,19 @@ class JsonText(TypeDecorator[Any]):
     def process_result_value(self, value: str | None, dialect: Dialect) -> Any:  # noqa: ARG002 - the signature is SQLAlchemy's
         """Return the value."""
         return None if value is None else json.loads(value)
+
+
+@overload
+def instant(microseconds: int) -> datetime: ...
+@overload
+def instant(microseconds: int | None) -> datetime | None: ...
+def instant(microseconds: int | None) -> datetime | None:
+    """Return a stored moment as a time in UTC.
+
+    >>> instant(1_500_000)
+    datetime.datetime(1970, 1, 1, 0, 0, 1, 500000, tzinfo=datetime.timezone.utc)
+    """
+    return None if microseconds is None else _EPOCH + microseconds * _MICROSECOND
 
 
 def dump_json(value: Any) -> str:

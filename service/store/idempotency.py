@@ -32,4 +32,4 @@ async def remember(write: Write, project: str, claim: IdempotencyClaim, job_id: 
     """Bind the key to the job. It is forgotten when the job is deleted."""
     names = {"project": project, "key": claim.key, "fingerprint": claim.fingerprint}
     row = names | {"job_id": job_id, "created_at": datetime.now(UTC)}
-    await write.connection.execute(insert(idempotency_keys).values(**row))
+    await write.connection.execute(insert(idempotency_keys), [row])

@@ -3,26 +3,30 @@
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
-from typing import Any
+from typing import Any, Final
 
-from sqlalchemy import RowMapping, Select, bindparam, delete, exists, func, insert, select, update
+from sqlalchemy import Select, bindparam, delete, func, insert, select, update
 
 from service.scopes import DEFAULT_PROJECT
 from service.states import State, is_allowed
-from service.store.attempts import read_attempts
 from service.store.bundles import use_bundle
 from service.store.database import Database
 from service.store.idempotency import earlier_job, remember
+from service.store.job_rows import job_of, read_attempts, read_job, read_page, read_transitions
 from service.store.lifecycle import Change, begin, enter
+from service.store.query import stored
 from service.store.queue import QueueCap, require_place, store_need
 from service.store.records import Attempt, IdempotencyClaim, Job, Progress, Transition
-from service.store.session import Session, Write
-from service.store.tables import job_labels, jobs, norm_choices, transitions
+from service.store.session import Write
+from service.store.tables import job_labels, jobs, norm_choices
 from worker.contract import JobSpec
 from worker.contract.catalogue import AUTO_NORM
 
 SUBMITTED = "submitted"
 CHOOSING_NORM = "choosing_norm"
+# Built once; rows are given beside them, which is quicker than values in them.
+_INSERT: Final = insert(jobs)
+_INSERT_LABEL: Final = insert(job_labels)
 
 
 @dataclass(frozen=True)
@@ -77,16 +81,16 @@ class Jobs:
 
     async def get(self, job_id: str) -> Job | None:
         """Return a job, or None where there is none of that id."""
-        found = await self._fetch(select(jobs).where(jobs.c.id == job_id))
-        return found[0] if found else None
+        async with self._database.look() as snapshot:
+            return await read_job(snapshot, job_id)
 
     async def of_ids(self, job_ids: Collection[str]) -> list[Job]:
         """Return those of the jobs that there are."""
-        return await self._fetch(select(jobs).where(jobs.c.id.in_(job_ids))) if job_ids else []
+        return await self._fetch(select(*stored(jobs)).where(jobs.c.id.in_(job_ids))) if job_ids else []
 
     async def in_states(self, states: Collection[State]) -> list[Job]:
         """Return every job in one of the states, in the order in which they may start: priority, then age."""
-        query = select(jobs).where(jobs.c.state.in_([state.value for state in states]))
+        query = select(*stored(jobs)).where(jobs.c.state.in_([state.value for state in states]))
         return await self._fetch(query.order_by(jobs.c.priority.desc(), jobs.c.created_at, jobs.c.id))
 
     async def queue(self, after: int, limit: int) -> list[Job]:
@@ -94,24 +98,13 @@ class Jobs:
         order = (jobs.c.priority.desc(), jobs.c.created_at, jobs.c.id)
         # Ids first: the index is in this order and has all that is needed to pass over those before.
         page = select(jobs.c.id).where(jobs.c.state == State.QUEUED.value).order_by(*order).offset(after).limit(limit)
-        return await self._fetch(select(jobs).where(jobs.c.id.in_(page)).order_by(*order))
+        return await self._fetch(select(*stored(jobs)).where(jobs.c.id.in_(page)).order_by(*order))
 
     async def page(self, wanted: JobFilter, before: str | None, limit: int) -> list[Job]:
         """Return up to `limit` jobs, newest first, older than the job `before`."""
-        # Ids first: out of an index that has all that is asked for, while whole rows would be read only to be sorted away.
-        query = select(jobs.c.id).order_by(jobs.c.id.desc()).limit(limit)
-        if before is not None:
-            query = query.where(jobs.c.id < before)
-        if wanted.project is not None:
-            query = query.where(jobs.c.project == wanted.project)
-        if wanted.states:
-            query = query.where(jobs.c.state.in_([state.value for state in wanted.states]))
-        if wanted.words:
-            query = query.where(jobs.c.name.icontains(wanted.words, autoescape=True) | jobs.c.id.icontains(wanted.words, autoescape=True))
-        for key, value in wanted.labels:
-            has_label = (job_labels.c.job_id == jobs.c.id) & (job_labels.c.key == key) & (job_labels.c.value == value)
-            query = query.where(exists().where(has_label))
-        return await self._fetch(select(jobs).where(jobs.c.id.in_(query)).order_by(jobs.c.id.desc()))
+        states = sorted(state.value for state in wanted.states)
+        async with self._database.look() as snapshot:
+            return await read_page(snapshot, states, wanted.labels, wanted.project, wanted.words, before, limit)
 
     async def of_project(self, job_ids: Collection[str], project: str) -> set[str]:
         """Return which of the jobs belong to the project."""
@@ -128,13 +121,13 @@ class Jobs:
 
     async def transitions_of(self, job_ids: Sequence[str]) -> dict[str, list[Transition]]:
         """Return the transitions of each of the jobs, oldest first."""
-        async with self._database.read() as connection:
-            return await _read_transitions(connection, job_ids)
+        async with self._database.look() as snapshot:
+            return await read_transitions(snapshot, job_ids)
 
     async def histories(self, job_ids: Sequence[str]) -> tuple[dict[str, list[Transition]], dict[str, list[Attempt]]]:
         """Return the transitions and the attempts of each of the jobs, oldest first, of one moment."""
-        async with self._database.read() as connection:
-            return await _read_transitions(connection, job_ids), await read_attempts(connection, job_ids)
+        async with self._database.look() as snapshot:
+            return await read_transitions(snapshot, job_ids), await read_attempts(snapshot, job_ids)
 
     async def transition(
         self,
@@ -216,15 +209,7 @@ class Jobs:
 
     async def _fetch(self, query: Select[Any]) -> list[Job]:
         async with self._database.read() as connection:
-            return [_job(row) for row in (await connection.execute(query)).mappings()]
-
-
-async def _read_transitions(session: Session, job_ids: Sequence[str]) -> dict[str, list[Transition]]:
-    query = select(transitions).where(transitions.c.job_id.in_(job_ids)).order_by(transitions.c.job_id, transitions.c.number)
-    found: dict[str, list[Transition]] = {job_id: [] for job_id in job_ids}
-    for row in (await session.execute(query)).mappings():
-        found[row["job_id"]].append(Transition(State(row["state"]), row["reason"], row["message"], row["at"]))
-    return found
+            return [job_of(row) for row in await connection.execute(query)]
 
 
 async def add_job(write: Write, job_id: str, spec: JobSpec, project: str, submitter: str) -> None:
@@ -232,7 +217,8 @@ async def add_job(write: Write, job_id: str, spec: JobSpec, project: str, submit
     is_choosing = spec.norm.kind == AUTO_NORM
     choosing = Change(State.QUEUED, CHOOSING_NORM, "waits for short trials to choose norm.kind")
     change = choosing if is_choosing else Change(State.QUEUED, SUBMITTED)
-    await write.connection.execute(insert(jobs).values(project=project, submitter=submitter, **_new_row(job_id, spec, change)))
+    row = _new_row(job_id, spec, change) | {"project": project, "submitter": submitter}
+    await write.connection.execute(_INSERT, [row])
     await _store_labels(write, job_id, spec.labels)
     if spec.code is not None:
         await use_bundle(write, job_id, spec.code)
@@ -247,7 +233,7 @@ async def add_job(write: Write, job_id: str, spec: JobSpec, project: str, submit
 async def _store_labels(write: Write, job_id: str, labels: Mapping[str, str]) -> None:
     if labels:
         rows = [{"job_id": job_id, "key": key, "value": value} for key, value in labels.items()]
-        await write.connection.execute(insert(job_labels), rows)
+        await write.connection.execute(_INSERT_LABEL, rows)
 
 
 def _new_row(job_id: str, spec: JobSpec, change: Change) -> dict[str, Any]:
@@ -269,11 +255,3 @@ def _new_row(job_id: str, spec: JobSpec, change: Change) -> dict[str, Any]:
         "last_seq": 0,
         "edition": 1,
     }
-
-
-def _job(row: RowMapping) -> Job:
-    columns = dict(row)
-    document = columns.pop("spec")
-    del columns["log_bytes"]
-    state, progress = State(columns.pop("state")), Progress(**columns.pop("progress"))
-    return Job(state=state, progress=progress, document=document, **columns)

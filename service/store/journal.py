@@ -3,13 +3,18 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Any
+from typing import Any, Final
 
-from sqlalchemy import insert, select, update
+from sqlalchemy import bindparam, insert, select, update
 
 from service.store.session import Write
 from service.store.tables import events, jobs
 from worker.contract import EventType
+
+# Built once, because every event and every job comes by here: building a statement costs more than to run it.
+_LAST: Final = select(jobs.c.last_seq).where(jobs.c.id == bindparam("of"))
+_INSERT: Final = insert(events)
+_COUNT: Final = update(jobs).where(jobs.c.id == bindparam("of")).values(last_seq=bindparam("last"))
 
 
 @dataclass(frozen=True)
@@ -28,8 +33,7 @@ async def append(write: Write, job_id: str, entries: Sequence[Entry]) -> None:
     """Number and store events of one job, and have its readers woken after the commit."""
     if not entries:
         return
-    query = select(jobs.c.last_seq).where(jobs.c.id == job_id)
-    first = (await write.connection.execute(query)).scalar_one() + 1
+    first = (await write.connection.execute(_LAST, [{"of": job_id}])).scalar_one() + 1
     rows = [
         {
             "job_id": job_id,
@@ -44,6 +48,6 @@ async def append(write: Write, job_id: str, entries: Sequence[Entry]) -> None:
         for seq, entry in enumerate(entries, first)
     ]
     last = first + len(rows) - 1
-    await write.connection.execute(insert(events), rows)
-    await write.connection.execute(update(jobs).where(jobs.c.id == job_id).values(last_seq=last))
+    await write.connection.execute(_INSERT, rows)
+    await write.connection.execute(_COUNT, [{"of": job_id, "last": last}])
     write.newest[job_id] = last

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import Any
+from typing import Any, Final
 
 from sqlalchemy import func, insert, literal, select, update
 
@@ -12,6 +12,8 @@ from service.store.journal import Entry, append
 from service.store.session import StateLeft, Write
 from service.store.tables import attempts, jobs, transitions
 from worker.contract import EventType
+
+_INSERT: Final = insert(transitions)
 
 
 @dataclass(frozen=True)
@@ -70,6 +72,6 @@ async def _put_down(  # noqa: PLR0917 - called from two places above
     write: Write, job_id: str, number: int, attempt: int | None, change: Change, now: datetime
 ) -> None:
     said = {"state": change.to.value, "reason": change.reason, "message": change.message}
-    await write.connection.execute(insert(transitions).values(job_id=job_id, number=number, at=now, **said))
+    await write.connection.execute(_INSERT, [{"job_id": job_id, "number": number, "at": now, **said}])
     types = [EventType.STATE, EventType.END] if change.to in TERMINAL else [EventType.STATE]
     await append(write, job_id, [Entry(at=now, type=type_, attempt=attempt, data=said) for type_ in types])

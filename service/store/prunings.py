@@ -8,14 +8,14 @@ from collections.abc import AsyncIterator
 from enum import StrEnum
 from typing import Final
 
-from sqlalchemy import ColumnElement, Text, delete, exists, select, true, type_coerce, update
+from sqlalchemy import ColumnElement, Text, delete, exists, func, select, true, type_coerce, update
 
 from service.states import TERMINAL
 from service.store.clock import days_ago
 from service.store.database import Database
 from service.store.log_quota import CHUNK, LINE_BYTES, drop_lines
 from service.store.session import Write
-from service.store.tables import comparisons, events, jobs, metric_points, metric_rolls, variants
+from service.store.tables import checkpoints, comparisons, events, jobs, metric_points, metric_rolls, variants
 from worker.contract import EventType
 
 _PAGE: Final = 100
@@ -29,6 +29,7 @@ class Part(StrEnum):
     LOGS = "logs"
     EVENTS = "events"
     METRICS = "metrics"
+    CHECKPOINTS = "checkpoints"
     JOB = "job"
 
 
@@ -114,6 +115,9 @@ def _has(part: Part) -> ColumnElement[bool]:
             return exists().where(events.c.job_id == jobs.c.id, events.c.seq < jobs.c.last_seq - 1)
         case Part.METRICS:
             return exists().where(metric_points.c.job_id == jobs.c.id)
+        case Part.CHECKPOINTS:
+            num = select(func.count()).select_from(checkpoints).where(checkpoints.c.job_id == jobs.c.id)
+            return num.scalar_subquery() > 1
         case Part.JOB:
             return true()
 

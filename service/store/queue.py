@@ -46,6 +46,7 @@ _COLUMNS = (
     needs.c.gpus_per_worker,
     needs.c.timeout_s,
 )
+_INSERT = needs.insert()
 _LONGEST_S = 36_500 * 86_400.0
 _IN_ORDER = (jobs.c.priority.desc(), jobs.c.created_at, jobs.c.id)
 
@@ -139,16 +140,15 @@ class Queue:
 
 async def store_need(write: Write, job_id: str, spec: JobSpec) -> None:
     """Store what a new job asks for."""
-    await write.connection.execute(
-        needs.insert().values(
-            job_id=job_id,
-            min_workers=spec.resources.min_workers,
-            max_workers=spec.resources.max_workers,
-            cpus_per_worker=spec.resources.cpus_per_worker,
-            gpus_per_worker=spec.resources.gpus_per_worker,
-            timeout_s=spec.timeout_s,
-        )
-    )
+    row = {
+        "job_id": job_id,
+        "min_workers": spec.resources.min_workers,
+        "max_workers": spec.resources.max_workers,
+        "cpus_per_worker": spec.resources.cpus_per_worker,
+        "gpus_per_worker": spec.resources.gpus_per_worker,
+        "timeout_s": spec.timeout_s,
+    }
+    await write.connection.execute(_INSERT, [row])
 
 
 async def change_need(write: Write, job_id: str, resources: ResourceSpec) -> None:

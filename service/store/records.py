@@ -1,5 +1,6 @@
 """The values that the store hands out. Frozen; what they mean is said field by field."""
 
+import json
 from dataclasses import dataclass, field
 from datetime import datetime
 from functools import cached_property
@@ -49,8 +50,8 @@ class Job:
     fence: int
     attempt: int
     """Number of the current or last attempt, 0 before the first."""
-    document: dict[str, Any] = field(repr=False)
-    """The resolved spec as it was accepted."""
+    spec_json: str = field(repr=False)
+    """The resolved spec as it was accepted. Text: most readers hand it on as it is."""
     last_seq: int
     """Number of the newest event."""
     edition: int
@@ -65,6 +66,12 @@ class Job:
     """Ranks that its controller is to give it now, where that is another number."""
     resize_why: str | None = None
     """Why, machine-readable; also where a user has asked for more and waits for room."""
+
+    @cached_property
+    def document(self) -> dict[str, Any]:
+        """The resolved spec as plain values."""
+        found: dict[str, Any] = json.loads(self.spec_json)
+        return found
 
     @cached_property
     def spec(self) -> JobSpec:

@@ -12,6 +12,8 @@ from sqlalchemy import CursorResult, Executable
 from sqlalchemy.engine import Connection
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
+from service.store.query import Snapshot
+
 T = TypeVar("T")
 
 
@@ -76,6 +78,9 @@ class Backend(Protocol):
 
     def turn(self) -> AbstractAsyncContextManager[Any]:
         """Order the writers of this process, where the database cannot."""
+
+    def look(self) -> AbstractAsyncContextManager[Snapshot] | None:
+        """Begin to read past SQLAlchemy; None where a connection of its own must do."""
 
     async def enter(self, session: Session, scope: str) -> None:
         """Begin to exclude every other write of the same scope, until the transaction ends."""

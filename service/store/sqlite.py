@@ -9,20 +9,27 @@ import fcntl
 import os
 import sqlite3
 import time
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from functools import partial
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 from sqlalchemy import event
 from sqlalchemy.engine import URL, Connection
 from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 
 from service.store.driver import Connection as SqliteConnection
-from service.store.errors import DatabaseError
+from service.store.errors import DatabaseAwayError, DatabaseError
+from service.store.query import Snapshot
 from service.store.session import Session, Write
+from service.store.snapshot import SqliteSnapshots
 
 BUSY_TIMEOUT_MS: Final = 10_000
 NUM_READERS: Final = 4
 LOCK_WAIT_S: Final = 5.0
+# A reader that checkpointed would be the second of the hazard above.
+_READING: Final = ("wal_autocheckpoint=0", "query_only=ON")
 
 
 class SqliteBackend:
@@ -46,8 +53,8 @@ class SqliteBackend:
         self._turn = asyncio.Lock()
         driver = url.set(drivername="sqlite+aiosqlite")
         self.writer = _engine(driver, size=1, begin="BEGIN IMMEDIATE", pragmas=("journal_mode=WAL", "synchronous=FULL"))
-        # A reader that checkpointed would be the second of the hazard above.
-        self.reader = _engine(driver, size=NUM_READERS, begin="BEGIN", pragmas=("wal_autocheckpoint=0", "query_only=ON"))
+        self.reader = _engine(driver, size=NUM_READERS, begin="BEGIN", pragmas=_READING)
+        self._snapshots = SqliteSnapshots(partial(_connect, str(path), _READING), NUM_READERS)
 
     def turn(self) -> asyncio.Lock:
         """See Backend."""
@@ -59,8 +66,20 @@ class SqliteBackend:
     async def announce(self, write: Write) -> None:
         """See Backend. There is no other controller."""
 
+    @asynccontextmanager
+    async def look(self) -> AsyncIterator[Snapshot]:
+        """See Backend."""
+        try:
+            async with self._snapshots.begin() as snapshot:
+                yield snapshot
+        except sqlite3.Error as error:
+            if is_sqlite_away(error):
+                raise DatabaseAwayError(f"the database does not answer: {error}") from error
+            raise
+
     async def close(self) -> None:
         """See Backend."""
+        await self._snapshots.close()
         await self.reader.dispose()
         await self.writer.dispose()
         os.close(self._lock)
@@ -73,23 +92,22 @@ def is_sqlite_away(error: BaseException | None) -> bool:
 
 
 def _engine(url: URL, *, size: int, begin: str, pragmas: tuple[str, ...]) -> AsyncEngine:
-    async def connect() -> SqliteConnection:
-        return SqliteConnection(str(url.database), is_reader="query_only=ON" in pragmas)
-
+    connect = partial(_connect, str(url.database), pragmas)
     engine = create_async_engine(url, async_creator=connect, pool_size=size, max_overflow=0, pool_timeout=60)
-
-    @event.listens_for(engine.sync_engine, "connect")
-    def _configure(connection: Any, _record: object) -> None:
-        cursor = connection.cursor()
-        for pragma in (f"busy_timeout={BUSY_TIMEOUT_MS}", "foreign_keys=ON", *pragmas):
-            cursor.execute(f"PRAGMA {pragma}")
-        cursor.close()
 
     @event.listens_for(engine.sync_engine, "begin")
     def _begin(connection: Connection) -> None:
         connection.exec_driver_sql(begin)
 
     return engine
+
+
+async def _connect(path: str, pragmas: tuple[str, ...]) -> SqliteConnection:
+    connection = SqliteConnection(path, is_reader=pragmas == _READING)
+    for pragma in (f"busy_timeout={BUSY_TIMEOUT_MS}", "foreign_keys=ON", *pragmas):
+        # In its thread: the first to open the file after a crash recovers it.
+        await connection.aside(connection.open().execute, f"PRAGMA {pragma}")
+    return connection
 
 
 def _take_lock(path: Path) -> int:

@@ -14,7 +14,7 @@ JOB = Job(
     id="job_A", project="default", name="t", state=State.RUNNING, reason="training", message="training on 2 workers", labels={}, priority=0,
     created_at=AT, started_at=AT, finished_at=None, progress=Progress(30, 100), world_size=2,
     metrics={"train/loss": 0.5, "val/loss": 0.7, "val/accuracy": 0.8, "lr": 0.1},
-    fence=1, attempt=1, document=spec().model_dump(mode="json"), last_seq=9, edition=1,
+    fence=1, attempt=1, spec_json=spec().model_dump_json(), last_seq=9, edition=1,
 )  # fmt: skip
 SERIES = {
     "val/accuracy": [(10, 0.7), (20, 0.9), (30, 0.8)],

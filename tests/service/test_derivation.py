@@ -1,5 +1,7 @@
 """Tests of service/derivation.py: what the job that is made of a checkpoint is asked to do."""
 
+from dataclasses import replace
+
 import pytest
 
 from service import derivation
@@ -27,7 +29,7 @@ def job(**changes):
     return Job(
         id=ID, project="default", name=found.name, state=State.SUCCEEDED, reason="", message="", labels={"team": "a"}, priority=3,
         created_at=AT, started_at=AT, finished_at=AT, progress=Progress(0), metrics={}, world_size=4, fence=1, attempt=1,
-        document=found.model_dump(mode="json"), last_seq=1, edition=1,
+        spec_json=found.model_dump_json(), last_seq=1, edition=1,
     )  # fmt: skip
 
 
@@ -74,7 +76,7 @@ def test_a_new_length_of_training_takes_the_place_of_the_old_one(asked, expected
 def test_training_goes_on_from_what_was_re_estimated():
     """A fork of a job without steps trains once it is told how long; its exports are not asked for again."""
     exported = job()
-    again = Job(**vars(exported) | {"document": parse_spec(MADE["exported"](exported)).model_dump(mode="json")})
+    again = replace(exported, spec_json=parse_spec(MADE["exported"](exported)).model_dump_json())
     made = parse_spec(derivation.changed(derivation.fork(again, 0), {"epochs": 2, "optimizer.lr": 0.01}))
     assert (made.epochs, made.steps, made.export, made.optimizer.lr) == (2, None, (), 0.01)
 

@@ -10,6 +10,7 @@ from service.errors import ConflictError
 from service.jobs import submit
 from service.policy import PolicyFile
 from service.pruning import Pruner
+from service.retention import steps_to_drop
 from service.states import State
 from service.store.bundles import CodeGoneError
 from service.store.ids import new_job_id
@@ -18,7 +19,8 @@ from service.streams import StreamFilter, follow
 from service.tails import Tails
 from tests.service.store.ranks import manifest, said, spec
 from tests.support.archives import GOOD, tar_gz
-from worker.contract import EventType, checkpoint_name, checkpoints_directory
+from worker.contract import EventType, Health, Manifest, checkpoint_name, checkpoints_directory
+from worker.contract.best import BestSpec
 from worker.storage.local import LocalStorage
 
 EVERYTHING = "[retention]\nlogs_days = 0\nevents_days = 0\nmetrics_days = 0\njobs_days = 0\ncode_days = 0\n"
@@ -65,6 +67,64 @@ def test_old_jobs_go_with_their_files_and_without_a_policy_all_stays(with_store,
         assert left == {plain: False, pinned: True, needed: True, heir: True}
         assert {path.name for path in (tmp_path / "jobs").iterdir()} == {pinned, needed}
         assert [one.step for one in await store.checkpoints.of(needed)] == [10]
+
+    with_store(scenario)
+
+
+@pytest.mark.parametrize(
+    ("checkpoints", "best", "pinned", "dropped"),
+    [
+        ({}, None, (), []),
+        ({10: "healthy"}, None, (), []),
+        ({10: "healthy", 20: "healthy", 30: "healthy"}, None, (), [10, 20]),
+        ({10: "healthy", 20: "healthy", 30: "unhealthy"}, None, (), [10]),
+        ({10: "unhealthy", 20: "unhealthy"}, None, (), [10]),
+        ({10: "healthy", 20: "healthy", 30: "healthy"}, "min", (), [20]),
+        ({10: "healthy", 20: "healthy", 30: "healthy"}, "max", (20,), [10]),
+    ],
+)
+def test_of_old_checkpoints_the_newest_the_last_good_the_best_and_pinned_ones_stay(checkpoints, best, pinned, dropped):
+    """The metric is the step: its least is the oldest, its greatest the newest."""
+    made = [
+        Manifest.model_validate(manifest("job_01ARZ3NDEKTSV4RRFFQ69G5FAV", step)).model_copy(
+            update={"metrics": {"val/m": float(step)}, "health": Health(status=status)}
+        )
+        for step, status in checkpoints.items()
+    ]
+    wanted = None if best is None else BestSpec(metric="val/m", mode=best)
+    assert steps_to_drop(made, wanted, pinned) == dropped
+
+
+def test_old_checkpoints_go_from_storage_and_catalogue(with_store, prune, tmp_path):
+    """Not those of a job that goes on, nor where another job starts from one; whoever has a file open reads on."""
+
+    async def scenario(store):
+        storage, homes = LocalStorage(tmp_path), {}
+        for name in ("plain", "needed", "live"):
+            job_id, _ = await store.jobs.create(new_job_id(), spec())
+            await store.attempts.begin(job_id, "first", 2)
+            for step in (10, 20, 30):
+                directory = tmp_path / checkpoints_directory(job_id) / checkpoint_name(step)
+                directory.mkdir(parents=True)
+                (directory / "manifest.json").write_text("{}")
+                await store.events.ingest(job_id, 1, 0, [said(step, EventType.CHECKPOINT, **manifest(job_id, step))], 1)
+            if name != "live":
+                await store.jobs.transition(job_id, State.FAILED, from_={State.STARTING}, reason="over")
+            homes[name] = job_id
+        heir, _ = await store.jobs.create(new_job_id(), spec(initialize_from=f"{homes['needed']}/checkpoints/10"))
+        storage.pin(homes["plain"], 20)
+        with (tmp_path / checkpoints_directory(homes["plain"]) / checkpoint_name(10) / "manifest.json").open() as reader:
+            await prune(store, "[retention]\ncheckpoints_days = 1")
+            assert len(await store.checkpoints.of(homes["plain"])) == 3
+            await prune(store, "[retention]\ncheckpoints_days = 0")
+            assert reader.read() == "{}"
+        left = {name: ([one.step for one in await store.checkpoints.of(job_id)], storage.steps(job_id)) for name, job_id in homes.items()}
+        every = ([30, 20, 10], {10, 20, 30})
+        assert left == {"plain": ([30, 20], {20, 30}), "needed": every, "live": every}
+        await store.jobs.transition(heir, State.CANCELLED, from_={State.QUEUED}, reason="over")
+        storage.unpin(homes["plain"], 20)
+        await prune(store, "[retention]\ncheckpoints_days = 0")
+        assert [storage.steps(homes[name]) for name in ("plain", "needed")] == [{30}, {30}]
 
     with_store(scenario)
 

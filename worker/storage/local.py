@@ -40,6 +40,10 @@ class LocalFile:
         found = os.fstat(self.descriptor)
         return Identity(found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns)
 
+    def fileno(self) -> int:
+        """See OpenFile."""
+        return self.descriptor
+
     def read(self, start: int, length: int) -> bytes:
         """See OpenFile."""
         return os.pread(self.descriptor, length, start)

@@ -39,6 +39,9 @@ class ObjectFile:
     def identity(self) -> None:
         """See OpenFile. What was opened may have been replaced since."""
 
+    def fileno(self) -> None:
+        """See OpenFile."""
+
     def read(self, start: int, length: int) -> bytes:
         """See OpenFile."""
         with _reaching():

@@ -43,6 +43,9 @@ class OpenFile(Protocol):
     def identity(self) -> Identity | None:
         """Return what changes whenever the file is written to; None where the storage cannot say."""
 
+    def fileno(self) -> int | None:
+        """Return the descriptor of a file that the kernel can read by itself; None where the bytes come from elsewhere."""
+
     def read(self, start: int, length: int) -> bytes:
         """Return the bytes from `start` on, fewer than `length` only where the file ends."""
 

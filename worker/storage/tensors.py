@@ -98,6 +98,9 @@ class Bytes:
     def identity(self) -> None:
         """See OpenFile. Verifying it again costs nothing."""
 
+    def fileno(self) -> None:
+        """See OpenFile."""
+
     def read(self, start: int, length: int) -> bytes:
         """See OpenFile."""
         return self.content[start : start + length]

@@ -11,6 +11,7 @@ import httpx
 import uvicorn
 
 from service.app import create_app
+from service.cli.connections import PatientProtocol
 from service.settings import Settings
 from tests.service.api.world import World
 
@@ -30,7 +31,7 @@ def served(home: Path, **changes: Any) -> Iterator[World]:
     """Serve an application on a free port of this machine, in a thread."""
     settings = Settings(home=home, **changes)
     app = create_app(settings)
-    config = uvicorn.Config(app, port=0, log_level="warning", lifespan="on", timeout_graceful_shutdown=1)
+    config = uvicorn.Config(app, http=PatientProtocol, port=0, log_level="warning", lifespan="on", timeout_graceful_shutdown=1)
     server = uvicorn.Server(config)
     loops: list[asyncio.AbstractEventLoop] = []
     is_up = threading.Event()
