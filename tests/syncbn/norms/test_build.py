@@ -65,6 +65,13 @@ def test_kinds_are_what_their_names_say() -> None:
     torch.testing.assert_close(build_norm("group_norm", 6, num_groups=3)(x), nn.GroupNorm(3, 6)(x))
 
 
+@pytest.mark.parametrize("kind", norm_kinds())
+def test_a_contiguous_batch_stays_contiguous(kind) -> None:
+    """The layers behind a norm see the memory format that they would see without."""
+    layer = Called(kind, 6)
+    assert layer(torch.randn(4, 6, 5, 3)).is_contiguous()
+
+
 def test_frozen_statistics_load_from_batch_norm_and_stay() -> None:
     """frozen_bn takes a BatchNorm's state dict, computes its evaluation, and has nothing to train."""
     layer = nn.BatchNorm1d(6)
