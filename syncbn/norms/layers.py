@@ -39,7 +39,7 @@ class LayerNorm(nn.Module):
         self.bias = nn.Parameter(torch.zeros(num_features, device=device, dtype=dtype)) if affine else None
 
     def forward(self, x: Tensor) -> Tensor:
-        """Normalize x (N, C, *spatial). A contiguous x gives a contiguous result, so that the layers behind it run as they would without."""
+        """Normalize x (N, C, *spatial). A contiguous x gives a contiguous result: the layers behind it run as they would without."""
         y = torch.nn.functional.layer_norm(x.movedim(1, -1), (self.num_features,), self.weight, self.bias, self.eps).movedim(-1, 1)
         return y.contiguous() if x.is_contiguous() else y
 
