@@ -36,8 +36,9 @@ format: $(INSTALLED) ## what `check` would complain about, where it can be mende
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
+# Memory is kept by the processes: what the kernel takes to clear pages would outweigh the loops of both sides.
 bench-layer: $(INSTALLED) ## SyncBatchNorm against local BatchNorm, side by side on two ranks
-	OMP_NUM_THREADS=1 $(BIN)/python -m tests.benchmarks.layer
+	MALLOC_MMAP_MAX_=0 MALLOC_TRIM_THRESHOLD_=4294967296 OMP_NUM_THREADS=1 $(BIN)/python -m tests.benchmarks.layer
 
 bench-service: $(INSTALLED) ## the API, events, streams and downloads under load, beside a static server, Ray's job API and MLflow
 	OMP_NUM_THREADS=1 $(BIN)/python -m tests.benchmarks.service
