@@ -32,6 +32,9 @@ LOOPBACK = "127.0.0.2" if sys.platform == "linux" else "127.0.0.1"
 OBJECT_STORE_BYTES = 100_000_000
 # More slots than cores on a small machine: a gang larger than the machine runs slowly instead of never.
 MIN_CPU_SLOTS = 8
+KEPT_MEMORY = {"MALLOC_ARENA_MAX": "1", "MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": "4294967296"}
+"""For glibc: processes keep what they free. Training on the CPU would else give back the activations of every step, and the kernel would
+clear each page anew (docs/benchmarks.md). What the operator has set goes first."""
 
 
 class EmbeddedRayError(RuntimeError):
@@ -135,6 +138,7 @@ def _command(pending: EmbeddedRay) -> list[str]:
 
 def _environment(pending: EmbeddedRay) -> dict[str, str]:
     return {
+        **KEPT_MEMORY,
         **inherited_environment(),
         "RAY_AUTH_MODE": "token",
         "RAY_AUTH_TOKEN_PATH": pending.token_path,
