@@ -15,6 +15,7 @@ from sqlalchemy import create_engine
 from service.client import Client
 from service.store import migration
 from tests.support.live_service import SPEC, live_service
+from tests.support.serving import until
 
 PAGE = (Path(__file__).parents[2] / "docs" / "operations.md").read_text()
 
@@ -52,6 +53,7 @@ def test_what_was_backed_up_while_it_ran_is_there_in_a_new_home(tmp_path):
         database.execute("DELETE FROM checkpoints")
     database.close()
     with live_service(restored), Client(home=restored) as client:
+        until(lambda: list(client.checkpoints(kept)), 30, "the catalogue, which is made anew from the storage beside everything else")
         after = [client.job(kept), list(client.events(kept)), client.metrics(kept), list(client.checkpoints(kept))]
         client.download(kept, "latest", tmp_path / "after")
         jobs = [job["id"] for job in client.jobs()]

@@ -102,7 +102,7 @@ def test_what_is_not_old_is_left_alone(with_store):
         await store.events.ingest(live, 1, 0, [metrics(1, 1, train_loss=1.0), said(2, EventType.LOG, message="x")], 1)
         before = await store.events.page(live, 0, 100)
         job_id = await _ended(store)
-        for part in Part:
+        for part in set(Part) - {Part.CHECKPOINTS}:  # of which it has none
             assert await _old(store, part, days=0) == [job_id]
             assert await _old(store, part, days=1) == []
         await _all(store.prunings.drop_events, live)
