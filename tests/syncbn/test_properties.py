@@ -181,7 +181,7 @@ def test_any_batch_is_normalized_as_one_process_would(pool, world_size, dtypes) 
 def test_local_statistics_would_be_found_out(pool) -> None:
     """The test above can fail: without synchronization everything is off on both ranks, with it nothing."""
     options = {"momentum": 0.1, "affine": True, "unbiased_running_var": True, "eps": 1e-5}
-    example = Example((2, 5), 3, (2, 3), torch.float64, "contiguous", "contiguous", 2.0, None, options, 0)
+    example = Example((2, 5), 3, (2, 3), torch.float64, "contiguous", "contiguous", 2.0, None, "compiled", options, 0)
     for synchronized in (True, False):
         for errors in pool.run(2, errors_on, example, synchronized):
             assert {name for name, value in errors.items() if value > 1} == (set() if synchronized else set(errors) - {"dbias"})
