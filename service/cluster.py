@@ -208,8 +208,8 @@ class RayGang:
         if member is None:
             raise RankDiedError(f"rank {rank} is not alive")
         try:
-            answer = asyncio.wrap_future(gang_members.drain(member, after_seq, POLL_S))
-            return gang_members.read_drain(await asyncio.wait_for(answer, POLL_S + gang_members.ANSWER_TIMEOUT_S))
+            async with asyncio.timeout(POLL_S + gang_members.ANSWER_TIMEOUT_S):
+                return gang_members.read_drain(await asyncio.wrap_future(gang_members.drain(member, after_seq, POLL_S)))
         except TimeoutError as error:
             raise ClusterError(
                 f"rank {rank} of {self.job_id} did not answer within {POLL_S + gang_members.ANSWER_TIMEOUT_S:.0f} s"

@@ -97,14 +97,14 @@ class Planner:
         near: list[Queued] = []
         is_whole = True
         async for page in store.queue.pages(PAGE):
-            if len(near) >= NEAR and not is_deep:
-                return near, False
             for queued in page:
                 if queued.need.job_id in busy:
                     is_whole = False
                 else:
                     draft.consider(queued.need)
             near += page[: NEAR - len(near)]
+            if len(near) >= NEAR and not is_deep:
+                return near, is_whole and len(page) < PAGE
         return near, is_whole
 
 

@@ -74,7 +74,8 @@ class Predictor:
     @asynccontextmanager
     async def _in_turn(self) -> AsyncIterator[None]:
         try:
-            await asyncio.wait_for(self._turn.acquire(), TURN_TIMEOUT_S)
+            async with asyncio.timeout(TURN_TIMEOUT_S):
+                await self._turn.acquire()
         except TimeoutError as error:
             raise UnavailableError(
                 f"other images have been predicted for {TURN_TIMEOUT_S:g} s; expected a free moment; try again",
@@ -138,7 +139,8 @@ class Predictor:
             process.kill()
         if process.stdin is not None:
             process.stdin.close()
-        await asyncio.wait_for(process.wait(), _END_TIMEOUT_S)
+        async with asyncio.timeout(_END_TIMEOUT_S):
+            await process.wait()
 
 
 def refuse_unpredictable(checkpoint: Checkpoint, spec: JobSpec) -> None:

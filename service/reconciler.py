@@ -113,7 +113,8 @@ class Reconciler:
             except Exception:
                 log.exception("round_failed")  # the outermost loop: a fault of one round must not end all rounds
             with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(store.changes.jobs.wait(), ROUND_S)
+                async with asyncio.timeout(ROUND_S):
+                    await store.changes.jobs.wait()
 
     async def _sweep(self, store: Store, tenure: Tenure) -> None:
         """Again and again end gangs that no live attempt owns; by one controller, since one is enough."""

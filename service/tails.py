@@ -67,7 +67,8 @@ class Tail:
         if self.last_seq > seq or self.is_over:
             return True
         with contextlib.suppress(TimeoutError):
-            await asyncio.wait_for(self._grown.wait(), timeout_s)
+            async with asyncio.timeout(timeout_s):
+                await self._grown.wait()
         return self.last_seq > seq or self.is_over
 
     def _take(self, page: list[Event], *, is_over: bool) -> None:

@@ -220,7 +220,8 @@ class Watch:
     async def _change(self, readers: list[asyncio.Task[None]]) -> None:
         """Wait until something may have changed, and pass on what a reader raised."""
         with contextlib.suppress(TimeoutError):
-            await asyncio.wait_for(self._changed.wait(), GATHER_S if self._ends else LOOK_S)
+            async with asyncio.timeout(GATHER_S if self._ends else LOOK_S):
+                await self._changed.wait()
         self._changed.clear()
         for reader in readers:
             if reader.done():

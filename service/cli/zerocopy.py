@@ -134,6 +134,7 @@ async def _writable(connection: int) -> None:
     loop, is_writable = asyncio.get_running_loop(), asyncio.Event()
     loop.add_writer(connection, is_writable.set)
     try:
-        await asyncio.wait_for(is_writable.wait(), STALL_S)
+        async with asyncio.timeout(STALL_S):
+            await is_writable.wait()
     finally:
         loop.remove_writer(connection)

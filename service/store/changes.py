@@ -58,7 +58,8 @@ class Changes:
         waiter = asyncio.Event()
         self._waiting.setdefault(job_id, set()).add(waiter)
         try:
-            await asyncio.wait_for(waiter.wait(), timeout_s)
+            async with asyncio.timeout(timeout_s):
+                await waiter.wait()
         except TimeoutError:
             return False
         finally:
