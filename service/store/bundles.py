@@ -81,7 +81,7 @@ class Bundles:
             if (await write.connection.execute(delete(bundles).where(is_meant, ~_is_used()))).rowcount == 0:
                 return False
         # In a transaction of its own: cut off in between, a file is left that nobody names, not a name without a file.
-        async with self._database.write(_scope(bundle.sha256)) as write:
+        async with self._database.write(_scope(bundle.sha256), is_alone=True) as write:
             alike = select(bundles.c.id).where(bundles.c.sha256 == bundle.sha256).limit(1)
             if (await write.connection.execute(alike)).one_or_none() is None:
                 await remove_archive()

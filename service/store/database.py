@@ -3,27 +3,30 @@
 Which database it is, and how writers exclude each other there, is `service.store.sqlite` and `service.store.postgres`.
 """
 
-import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from typing import Self
+from typing import Final, Self
 
-from sqlalchemy import select
+from sqlalchemy import bindparam, select
 from sqlalchemy.engine import make_url
-from sqlalchemy.exc import ArgumentError, DBAPIError
-from sqlalchemy.exc import TimeoutError as PoolTimeoutError
-from sqlalchemy.ext.asyncio import AsyncEngine
+from sqlalchemy.exc import ArgumentError
 
 from service.store.changes import Changes
 from service.store.clock import database_now
-from service.store.errors import DatabaseAwayError, DatabaseError, LeaseLostError
-from service.store.postgres import PostgresBackend, is_postgres_away
-from service.store.query import Snapshot
+from service.store.errors import DatabaseError, LeaseLostError
+from service.store.lending import transaction
+from service.store.postgres import PostgresBackend
+from service.store.query import Query, Snapshot
 from service.store.records import Lease
-from service.store.session import Backend, Session, Write, finished, has_no_limits
+from service.store.session import Backend, Session, Write
 from service.store.snapshot import SessionSnapshot
-from service.store.sqlite import SqliteBackend, is_sqlite_away
+from service.store.sqlite import SqliteBackend
 from service.store.tables import leases
+
+_MINE: Final = (leases.c.name == bindparam("name")) & (leases.c.holder == bindparam("holder")) & (leases.c.term == bindparam("term"))
+# Locked against being taken over until the transaction ends.
+_LEASE: Final = Query(select(leases.c.name).where(_MINE & (leases.c.expires_at > database_now())).with_for_update(read=True))
+_EXPECTED: Final = "expected sqlite:///path or postgresql://user@host:port/database; set SYNCBN_DATABASE_URL"
 
 
 class Database:
@@ -70,23 +73,21 @@ class Database:
         return Database(self._backend, self._changes, lease)
 
     @asynccontextmanager
-    async def write(self, scope: str) -> AsyncIterator[Write]:
+    async def write(self, scope: str, *, is_alone: bool = False) -> AsyncIterator[Write]:
         """Begin a transaction that may write; commit at the end, roll back on any error, then wake the readers.
 
         Args:
             scope: what it is about, mostly a job's id. Writes of one scope come one after another, in all controllers.
+            is_alone: what is written elsewhere follows from what is found here, so all of that must be on the disk: nothing is found that
+                others have written and not committed yet.
         Raises:
             DatabaseAwayError: the database does not answer.
             LeaseLostError: the lease is not held any more.
         """
-        async with self._backend.turn():
-            async with _transaction(self._backend.writer) as session:
-                await self._backend.enter(session, scope)
-                await self._require_lease(session)
-                write = Write(session)
-                yield write
-                await self._backend.announce(write)
-            self._wake(write)
+        async with self._backend.write(scope, is_alone=is_alone) as write:
+            await self._require_lease(write)
+            yield write
+        self._wake(write)
 
     @asynccontextmanager
     async def read(self) -> AsyncIterator[Session]:
@@ -95,7 +96,7 @@ class Database:
         Raises:
             DatabaseAwayError: the database does not answer.
         """
-        async with _transaction(self._backend.reader) as session:
+        async with transaction(self._backend.reader, self._backend.is_away) as session:
             yield session
 
     @asynccontextmanager
@@ -113,14 +114,10 @@ class Database:
         """Close every connection; afterwards another process may have the database."""
         await self._backend.close()
 
-    async def _require_lease(self, session: Session) -> None:
-        if self._lease is None:
-            return
-        mine = (leases.c.name == self._lease.name) & (leases.c.holder == self._lease.holder) & (leases.c.term == self._lease.term)
-        # Locked against being taken over until this transaction ends.
-        query = select(leases.c.name).where(mine & (leases.c.expires_at > database_now())).with_for_update(read=True)
-        if (await session.execute(query)).one_or_none() is None:
-            raise LeaseLostError(f"lease {self._lease.name} of term {self._lease.term} is not held by {self._lease.holder} any more")
+    async def _require_lease(self, write: Write) -> None:
+        lease = self._lease
+        if lease is not None and not await write.prepared.rows(_LEASE, name=lease.name, holder=lease.holder, term=lease.term):
+            raise LeaseLostError(f"lease {lease.name} of term {lease.term} is not held by {lease.holder} any more")
 
     def _wake(self, write: Write) -> None:
         for job_id, seq in write.newest.items():
@@ -133,34 +130,3 @@ class Database:
             self._changes.jobs.set()
         if write.is_token_changed:
             self._changes.tokens_edition += 1
-
-
-_EXPECTED = "expected sqlite:///path or postgresql://user@host:port/database; set SYNCBN_DATABASE_URL"
-
-
-@asynccontextmanager
-async def _transaction(engine: AsyncEngine) -> AsyncIterator[Session]:
-    """Lend a connection: committed at the end, rolled back when it is given back after any error."""
-    connection, is_quick = engine.connect(), has_no_limits(engine.dialect.name)
-    try:
-        try:
-            await finished(connection.start())
-        except asyncio.CancelledError:
-            await finished(connection.close())
-            raise
-        try:
-            yield Session(connection)
-            await finished(connection.commit(), is_begun_here=is_quick)
-        finally:
-            await finished(connection.close(), is_begun_here=is_quick)
-    except (PoolTimeoutError, OSError) as error:
-        raise DatabaseAwayError(f"the database gives no connection: {error}") from error
-    except DBAPIError as error:
-        if _is_away(error):
-            raise DatabaseAwayError(f"the database does not answer: {error.orig}") from error
-        raise
-
-
-def _is_away(error: DBAPIError) -> bool:
-    """Return whether the database failed, rather than the statement."""
-    return error.connection_invalidated or is_sqlite_away(error.orig) or is_postgres_away(error.orig)

@@ -16,8 +16,9 @@ T = TypeVar("T")
 SHORT_STEPS: Final = 20_000
 """Instructions of SQLite's machine, about a millisecond, after which a query goes to the thread. A reading one may be begun twice."""
 
-# One row or one job's, into memory: the disk is written by the commit. A plain BEGIN takes no lock; BEGIN IMMEDIATE may wait for one.
+# One row or one job's, into memory: the disk is written by the commit. A plain BEGIN takes no lock.
 _SHORT: Final = frozenset({"INSERT", "UPDATE", "BEGIN"})
+BUSY_TIMEOUT_MS: Final = 10_000
 
 
 class Connection:
@@ -46,6 +47,16 @@ class Connection:
         """Run something in the thread."""
         return await asyncio.get_running_loop().run_in_executor(self._thread, function, *args)
 
+    @property
+    def is_closed(self) -> bool:
+        """Whether it is of no use any more."""
+        return self._connection is None
+
+    async def begin(self) -> None:
+        """Begin a transaction that writes. Nobody else in this process may; for a tool that holds the lock, the thread waits."""
+        if not self._has_begun():
+            await self.aside(self.open().execute, "BEGIN IMMEDIATE")
+
     async def create_function(self, *args: Any, **options: Any) -> None:
         """Give SQL a function."""
         self.open().create_function(*args, **options)
@@ -72,11 +83,53 @@ class Connection:
             self._thread.submit(connection.close)
             self._thread.shutdown(wait=False)
 
+    def _has_begun(self) -> bool:
+        execute = self.open().execute
+        execute("PRAGMA busy_timeout=0")
+        try:
+            execute("BEGIN IMMEDIATE")
+        except sqlite3.OperationalError as error:
+            if error.sqlite_errorcode & 0xFF == sqlite3.SQLITE_BUSY:
+                return False
+            raise
+        finally:
+            execute(f"PRAGMA busy_timeout={BUSY_TIMEOUT_MS}")
+        return True
+
     async def _end(self, function: Callable[[], None]) -> None:
         if self._is_reader or not self.open().in_transaction:
             function()
         else:
             await self.aside(function)
+
+
+class Lent:
+    """The writing connection, as SQLAlchemy borrows it: whoever has the turn begins and ends its transactions (`service.store.writer`)."""
+
+    def __init__(self, connection: Connection) -> None:
+        self._connection = connection
+
+    def cursor(self) -> "Cursor":
+        """Return a cursor."""
+        return self._connection.cursor()
+
+    async def create_function(self, *args: Any, **options: Any) -> None:
+        """Give SQL a function."""
+        await self._connection.create_function(*args, **options)
+
+    async def commit(self) -> None:
+        """Do nothing."""
+
+    async def rollback(self) -> None:
+        """Do nothing."""
+
+    async def close(self) -> None:
+        """Close it."""
+        await self._connection.close()
+
+    def stop(self) -> None:
+        """Let go of it, outside of any loop."""
+        self._connection.stop()
 
 
 class Cursor:

@@ -1,12 +1,18 @@
 """Idempotency keys: which request already made which job. Written in the transaction that stores the job."""
 
 from datetime import UTC, datetime
+from typing import Final
 
-from sqlalchemy import insert, select
+from sqlalchemy import bindparam, insert, select
 
+from service.store.query import Command, Query
 from service.store.records import IdempotencyClaim
 from service.store.session import Write
 from service.store.tables import idempotency_keys
+
+_IS_MEANT: Final = (idempotency_keys.c.project == bindparam("project")) & (idempotency_keys.c.key == bindparam("key"))
+_EARLIER: Final = Query(select(idempotency_keys.c.fingerprint, idempotency_keys.c.job_id).where(_IS_MEANT))
+_INSERT: Final = Command(insert(idempotency_keys))
 
 
 class KeyReusedError(ValueError):
@@ -19,17 +25,17 @@ async def earlier_job(write: Write, project: str, claim: IdempotencyClaim) -> st
     Raises:
         KeyReusedError: the key was used for a different request.
     """
-    query = select(idempotency_keys).where(idempotency_keys.c.project == project, idempotency_keys.c.key == claim.key)
-    row = (await write.connection.execute(query)).mappings().one_or_none()
-    if row is None:
+    found = await write.prepared.rows(_EARLIER, project=project, key=claim.key)
+    if not found:
         return None
-    if row["fingerprint"] != claim.fingerprint:
+    fingerprint, job_id = found[0]
+    if fingerprint != claim.fingerprint:
         raise KeyReusedError(claim.key)
-    return str(row["job_id"])
+    return str(job_id)
 
 
 async def remember(write: Write, project: str, claim: IdempotencyClaim, job_id: str) -> None:
     """Bind the key to the job. It is forgotten when the job is deleted."""
     names = {"project": project, "key": claim.key, "fingerprint": claim.fingerprint}
     row = names | {"job_id": job_id, "created_at": datetime.now(UTC)}
-    await write.connection.execute(insert(idempotency_keys), [row])
+    await write.prepared.run(_INSERT, [row])

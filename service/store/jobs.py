@@ -14,7 +14,7 @@ from service.store.database import Database
 from service.store.idempotency import earlier_job, remember
 from service.store.job_rows import job_of, read_attempts, read_job, read_page, read_transitions
 from service.store.lifecycle import Change, begin, enter
-from service.store.query import stored
+from service.store.query import Command, stored
 from service.store.queue import QueueCap, require_place, store_need
 from service.store.records import Attempt, IdempotencyClaim, Job, Progress, Transition
 from service.store.session import Write
@@ -24,9 +24,8 @@ from worker.contract.catalogue import AUTO_NORM
 
 SUBMITTED = "submitted"
 CHOOSING_NORM = "choosing_norm"
-# Built once; rows are given beside them, which is quicker than values in them.
-_INSERT: Final = insert(jobs)
-_INSERT_LABEL: Final = insert(job_labels)
+_INSERT: Final = Command(insert(jobs))
+_INSERT_LABEL: Final = Command(insert(job_labels))
 
 
 @dataclass(frozen=True)
@@ -217,8 +216,7 @@ async def add_job(write: Write, job_id: str, spec: JobSpec, project: str, submit
     is_choosing = spec.norm.kind == AUTO_NORM
     choosing = Change(State.QUEUED, CHOOSING_NORM, "waits for short trials to choose norm.kind")
     change = choosing if is_choosing else Change(State.QUEUED, SUBMITTED)
-    row = _new_row(job_id, spec, change) | {"project": project, "submitter": submitter}
-    await write.connection.execute(_INSERT, [row])
+    await write.prepared.run(_INSERT, [_new_row(job_id, spec, change, project, submitter)])
     await _store_labels(write, job_id, spec.labels)
     if spec.code is not None:
         await use_bundle(write, job_id, spec.code)
@@ -233,12 +231,13 @@ async def add_job(write: Write, job_id: str, spec: JobSpec, project: str, submit
 async def _store_labels(write: Write, job_id: str, labels: Mapping[str, str]) -> None:
     if labels:
         rows = [{"job_id": job_id, "key": key, "value": value} for key, value in labels.items()]
-        await write.connection.execute(_INSERT_LABEL, rows)
+        await write.prepared.run(_INSERT_LABEL, rows)
 
 
-def _new_row(job_id: str, spec: JobSpec, change: Change) -> dict[str, Any]:
-    return {
+def _new_row(job_id: str, spec: JobSpec, change: Change, project: str, submitter: str) -> dict[str, Any]:
+    return dict.fromkeys(jobs.c.keys()) | {
         "id": job_id,
+        "project": project,
         "name": spec.name,
         "state": change.to.value,
         "reason": change.reason,
@@ -254,4 +253,7 @@ def _new_row(job_id: str, spec: JobSpec, change: Change) -> dict[str, Any]:
         "spec": spec.model_dump(mode="json"),
         "last_seq": 0,
         "edition": 1,
+        "log_bytes": 0,
+        "submitter": submitter,
+        "ran_us": 0,
     }

@@ -7,14 +7,14 @@ from typing import Any, Final
 
 from sqlalchemy import bindparam, insert, select, update
 
+from service.store.query import Command, Query
 from service.store.session import Write
 from service.store.tables import events, jobs
 from worker.contract import EventType
 
-# Built once, because every event and every job comes by here: building a statement costs more than to run it.
-_LAST: Final = select(jobs.c.last_seq).where(jobs.c.id == bindparam("of"))
-_INSERT: Final = insert(events)
-_COUNT: Final = update(jobs).where(jobs.c.id == bindparam("of")).values(last_seq=bindparam("last"))
+_LAST: Final = Query(select(jobs.c.last_seq).where(jobs.c.id == bindparam("of")))
+_INSERT: Final = Command(insert(events))
+_COUNT: Final = Command(update(jobs).where(jobs.c.id == bindparam("of")).values(last_seq=bindparam("last")))
 
 
 @dataclass(frozen=True)
@@ -33,7 +33,7 @@ async def append(write: Write, job_id: str, entries: Sequence[Entry]) -> None:
     """Number and store events of one job, and have its readers woken after the commit."""
     if not entries:
         return
-    first = (await write.connection.execute(_LAST, [{"of": job_id}])).scalar_one() + 1
+    first = (await write.prepared.rows(_LAST, of=job_id))[0][0] + 1
     rows = [
         {
             "job_id": job_id,
@@ -48,6 +48,6 @@ async def append(write: Write, job_id: str, entries: Sequence[Entry]) -> None:
         for seq, entry in enumerate(entries, first)
     ]
     last = first + len(rows) - 1
-    await write.connection.execute(_INSERT, rows)
-    await write.connection.execute(_COUNT, [{"of": job_id, "last": last}])
+    await write.prepared.run(_INSERT, rows)
+    await write.prepared.run(_COUNT, [{"of": job_id, "last": last}])
     write.newest[job_id] = last

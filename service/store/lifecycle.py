@@ -9,11 +9,12 @@ from sqlalchemy import func, insert, literal, select, update
 from service.states import HOLDS_GANG, TERMINAL, State
 from service.store.columns import Instant
 from service.store.journal import Entry, append
+from service.store.query import Command
 from service.store.session import StateLeft, Write
 from service.store.tables import attempts, jobs, transitions
 from worker.contract import EventType
 
-_INSERT: Final = insert(transitions)
+_INSERT: Final = Command(insert(transitions))
 
 
 @dataclass(frozen=True)
@@ -72,6 +73,6 @@ async def _put_down(  # noqa: PLR0917 - called from two places above
     write: Write, job_id: str, number: int, attempt: int | None, change: Change, now: datetime
 ) -> None:
     said = {"state": change.to.value, "reason": change.reason, "message": change.message}
-    await write.connection.execute(_INSERT, [{"job_id": job_id, "number": number, "at": now, **said}])
+    await write.prepared.run(_INSERT, [{"job_id": job_id, "number": number, "at": now, **said}])
     types = [EventType.STATE, EventType.END] if change.to in TERMINAL else [EventType.STATE]
     await append(write, job_id, [Entry(at=now, type=type_, attempt=attempt, data=said) for type_ in types])

@@ -5,8 +5,9 @@ woken is sent by NOTIFY in the same transaction; every controller listens on a c
 """
 
 import asyncio
-import contextlib
 import json
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from typing import Any, Final
 
 import structlog
@@ -16,7 +17,9 @@ from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 
 from service.store.changes import Changes
 from service.store.errors import DatabaseError
-from service.store.session import Session, Write
+from service.store.lending import transaction
+from service.store.session import Write
+from service.store.snapshot import SessionSnapshot
 
 NUM_WRITERS: Final = 8
 NUM_READERS: Final = 8
@@ -28,6 +31,9 @@ RELISTEN_S: Final = 1.0
 CHANNEL: Final = "syncbn"
 MOST_JOBS_SAID: Final = 50
 """A notification holds 8,000 bytes at most; one that would name more jobs wakes everybody."""
+
+_LOCK: Final = text("SELECT pg_advisory_xact_lock(hashtextextended(:scope, 0))")
+_NOTIFY: Final = text("SELECT pg_notify(:channel, :payload)")
 
 log = structlog.get_logger()
 
@@ -52,35 +58,36 @@ class PostgresBackend:
             raise DatabaseError("PostgreSQL needs the package psycopg, which is not installed: pip install 'syncbn[postgres]'") from error
         driver = url.set(drivername="postgresql+psycopg")
         self._changes = changes
-        self.writer = _engine(driver, NUM_WRITERS, isolation="READ COMMITTED", is_readonly=False)
+        self._writer = _engine(driver, NUM_WRITERS, isolation="READ COMMITTED", is_readonly=False)
         self.reader = _engine(driver, NUM_READERS, isolation="REPEATABLE READ", is_readonly=True)
         self._listener = asyncio.create_task(self._listen(url.set(drivername="postgresql").render_as_string(hide_password=False)))
 
-    def turn(self) -> contextlib.nullcontext[None]:
-        """See Backend. The database orders its writers itself."""
-        return contextlib.nullcontext()
+    @asynccontextmanager
+    async def write(self, scope: str, *, is_alone: bool) -> AsyncIterator[Write]:  # noqa: ARG002 - the database keeps each by itself
+        """See Backend."""
+        async with transaction(self._writer, self.is_away) as session:
+            await session.execute(_LOCK, [{"scope": scope}])
+            write = Write(session, SessionSnapshot(session))
+            yield write
+            await _announce(write)
 
     def look(self) -> None:
         """See Backend. What a query costs here is mostly the way to the server and back."""
 
-    async def enter(self, session: Session, scope: str) -> None:
-        """See Backend."""
-        await session.execute(text("SELECT pg_advisory_xact_lock(hashtextextended(:scope, 0))").bindparams(scope=scope))
+    def is_away(self, error: BaseException | None) -> bool:
+        """See Backend.
 
-    async def announce(self, write: Write) -> None:
-        """See Backend."""
-        if not (write.newest or write.deleted or write.is_queue_changed):
-            return
-        said = {"newest": write.newest, "deleted": sorted(write.deleted), "queue": write.is_queue_changed}
-        payload = json.dumps(said if len(write.newest) + len(write.deleted) <= MOST_JOBS_SAID else {"all": True})
-        await write.connection.execute(text("SELECT pg_notify(:channel, :payload)").bindparams(channel=CHANNEL, payload=payload))
+        SQLSTATE classes 08 (connection), 53 (no resources) and 57 (ended by the server); None where there was no answer at all.
+        """
+        state = getattr(error, "sqlstate", "")
+        return state is None or state[:2] in {"08", "53", "57"}
 
     async def close(self) -> None:
         """See Backend."""
         self._listener.cancel()
         await asyncio.gather(self._listener, return_exceptions=True)
         await self.reader.dispose()
-        await self.writer.dispose()
+        await self._writer.dispose()
 
     async def _listen(self, conninfo: str) -> None:
         """Pass on what other controllers say. After every silence all readers are woken: what was said meanwhile is not known."""
@@ -114,13 +121,12 @@ class PostgresBackend:
             self._changes.jobs.set()
 
 
-def is_postgres_away(error: BaseException | None) -> bool:
-    """Return whether the server could not be reached or ended the connection.
-
-    SQLSTATE classes 08 (connection), 53 (no resources) and 57 (ended by the server); None where there was no answer at all.
-    """
-    state = getattr(error, "sqlstate", "")
-    return state is None or state[:2] in {"08", "53", "57"}
+async def _announce(write: Write) -> None:
+    if not (write.newest or write.deleted or write.is_queue_changed):
+        return
+    said = {"newest": write.newest, "deleted": sorted(write.deleted), "queue": write.is_queue_changed}
+    payload = json.dumps(said if len(write.newest) + len(write.deleted) <= MOST_JOBS_SAID else {"all": True})
+    await write.connection.execute(_NOTIFY, [{"channel": CHANNEL, "payload": payload}])
 
 
 def _engine(url: URL, size: int, *, isolation: Any, is_readonly: bool) -> AsyncEngine:

@@ -5,13 +5,14 @@ connection, and turns every value. Who reads this way turns what he needs (`serv
 """
 
 from collections.abc import Mapping, Sequence
-from typing import Any, Protocol
+from typing import Any, Final, Protocol
 
-from sqlalchemy import ColumnElement, Select, Table, type_coerce
+from sqlalchemy import ColumnElement, Insert, Select, Table, Update, type_coerce
 from sqlalchemy.dialects import sqlite
 from sqlalchemy.types import TypeDecorator
 
 Row = Sequence[Any]
+_SQLITE: Final = sqlite.dialect()
 
 
 class Query:
@@ -19,7 +20,7 @@ class Query:
 
     def __init__(self, statement: Select[Any]) -> None:
         self.statement = statement
-        compiled = statement.compile(dialect=sqlite.dialect())
+        compiled = statement.compile(dialect=_SQLITE)
         self.sql = str(compiled)
         self._names: Sequence[str] = compiled.positiontup or ()
         self._fixed = compiled.params
@@ -29,11 +30,36 @@ class Query:
         return [values[name] if name in values else self._fixed[name] for name in self._names]
 
 
+class Command:
+    """An INSERT of whole rows, or an UPDATE, with named values, which are given as they are and stored as their columns store them.
+
+    For few rows that are found by their keys: SQLite is asked at once, not in a thread.
+    """
+
+    def __init__(self, statement: Insert | Update) -> None:
+        self.statement = statement
+        compiled = statement.compile(dialect=_SQLITE)
+        self.sql = str(compiled)
+        types = {name: bind.type.dialect_impl(_SQLITE) for name, bind in compiled.binds.items()}
+        self._places = [(name, types[name].bind_processor(_SQLITE)) for name in compiled.positiontup or ()]
+
+    def parameters(self, values: Mapping[str, Any]) -> list[Any]:
+        """Return what SQLite is to put into the places, in their order."""
+        return [values[name] if process is None else process(values[name]) for name, process in self._places]
+
+
 class Snapshot(Protocol):
     """The database at one moment."""
 
     async def rows(self, query: Query, **values: Any) -> Sequence[Row]:
         """Return what a statement finds."""
+
+
+class Prepared(Snapshot, Protocol):
+    """A transaction that writes."""
+
+    async def run(self, command: Command, rows: Sequence[Mapping[str, Any]]) -> None:
+        """Run a statement for each row of values."""
 
 
 def stored(table: Table) -> list[ColumnElement[Any]]:

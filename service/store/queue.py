@@ -16,6 +16,7 @@ from service.scheduling import Growth, Held, Need
 from service.states import HOLDS_GANG, State
 from service.store.database import Database
 from service.store.lifecycle import Change, enter
+from service.store.query import Command
 from service.store.session import Write
 from service.store.tables import jobs, needs, transitions
 from service.store.usage import members_of
@@ -46,7 +47,7 @@ _COLUMNS = (
     needs.c.gpus_per_worker,
     needs.c.timeout_s,
 )
-_INSERT = needs.insert()
+_INSERT = Command(needs.insert())
 _LONGEST_S = 36_500 * 86_400.0
 _IN_ORDER = (jobs.c.priority.desc(), jobs.c.created_at, jobs.c.id)
 
@@ -148,7 +149,7 @@ async def store_need(write: Write, job_id: str, spec: JobSpec) -> None:
         "gpus_per_worker": spec.resources.gpus_per_worker,
         "timeout_s": spec.timeout_s,
     }
-    await write.connection.execute(_INSERT, [row])
+    await write.prepared.run(_INSERT, [row])
 
 
 async def change_need(write: Write, job_id: str, resources: ResourceSpec) -> None:

@@ -1,18 +1,21 @@
-"""Reading at one moment by statements that are built once: past SQLAlchemy where the database is SQLite."""
+"""Reading at one moment, and writing, by statements that are built once: past SQLAlchemy where the database is SQLite."""
 
 import asyncio
 import sqlite3
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
-from typing import Any
+from typing import Any, Final
 
 from service.store.driver import Connection
-from service.store.query import Query, Row, Snapshot
+from service.store.query import Command, Query, Row, Snapshot
 from service.store.session import Session, finished
+
+FEW_ROWS: Final = 64
+"""Of more, SQLite is asked in a thread."""
 
 
 class SessionSnapshot:
-    """A transaction of SQLAlchemy's. See Snapshot."""
+    """A transaction of SQLAlchemy's. See Prepared."""
 
     def __init__(self, session: Session) -> None:
         self._session = session
@@ -21,9 +24,13 @@ class SessionSnapshot:
         """See Snapshot."""
         return (await self._session.execute(query.statement, [values])).all()
 
+    async def run(self, command: Command, rows: Sequence[Mapping[str, Any]]) -> None:
+        """See Prepared."""
+        await self._session.execute(command.statement, rows)
+
 
 class SqliteSnapshot:
-    """A transaction of the driver's. See Snapshot."""
+    """A transaction of the driver's. See Prepared."""
 
     def __init__(self, connection: Connection) -> None:
         self._connection = connection
@@ -36,6 +43,15 @@ class SqliteSnapshot:
             return await cursor.fetchall()
         finally:
             await cursor.close()
+
+    async def run(self, command: Command, rows: Sequence[Mapping[str, Any]]) -> None:
+        """See Prepared."""
+        connection, values = self._connection.open(), [command.parameters(row) for row in rows]
+        if len(rows) > FEW_ROWS:
+            await finished(self._connection.aside(connection.executemany, command.sql, values))
+            return
+        for one in values:
+            connection.execute(command.sql, one)
 
 
 class SqliteSnapshots:
