@@ -38,6 +38,7 @@ from service.policy import PolicyFile
 from service.predictor import Predictor
 from service.pruning import Pruner
 from service.reading import Verified
+from service.scrubbing import Scrubber
 from service.settings import Settings
 from service.store.store import Store
 from service.streams import StreamPlaces
@@ -72,12 +73,13 @@ def create_app(settings: Settings, controller: Controller | None = None, tracing
             places = StreamPlaces(settings.max_streams, settings.max_streams_per_token)
             rates, policy = RequestRates(settings.max_requests_per_s), PolicyFile(settings.policy_path)
             verified = Verified()
-            predictor = Predictor(artifacts, verified)
+            predictor, scrubber = Predictor(artifacts, verified), Scrubber(store, artifacts, verified)
             app.state.context = Context(
-                settings, store, storage, artifacts, predictor, verified, places, rates, Tails(store), meter, policy, controller
+                settings, store, storage, artifacts, predictor, verified, scrubber, places, rates, Tails(store), meter, policy, controller
             )
             # Beside the work: with many jobs both take a while.
-            async with _beside(rebuild(store, storage), Pruner(store, storage, policy).run()), _running(controller, store):
+            works = (rebuild(store, storage), Pruner(store, storage, policy).run(), scrubber.run())
+            async with _beside(*works), _running(controller, store):
                 try:
                     yield
                 finally:

@@ -9,6 +9,7 @@ from service.api.context import READ, Context, InContext
 from service.api.parameters import MAX_SEQ, JobId, Step
 from service.api.schemas import CheckpointPage, CheckpointShape
 from service.api.statistics import StatisticsShape
+from service.artifacts import Listed
 from service.statistics import read_statistics
 from service.store.ids import JOB_ID_PATTERN
 from service.store.records import Checkpoint
@@ -34,7 +35,7 @@ async def list_checkpoints(
     """List a job's checkpoints, newest first."""
     await use_cases.find(context.store, job_id)
     found = [one for one in await context.artifacts.of(job_id) if after is None or one.checkpoint.step < after]
-    data, has_more = [CheckpointShape.of(one) for one in found[:limit]], len(found) > limit
+    data, has_more = [_shown(context, one) for one in found[:limit]], len(found) > limit
     return CheckpointPage(data=data, has_more=has_more, next_cursor=str(data[-1].step) if has_more else None)
 
 
@@ -56,14 +57,14 @@ async def delete_checkpoint(job_id: JobId, step: Step, context: InContext) -> No
 async def pin_checkpoint(job_id: JobId, step: Step, context: InContext) -> CheckpointShape:
     """Pin a checkpoint: the retention rule never deletes it, and nobody can before the pin is removed."""
     await use_cases.find(context.store, job_id)
-    return CheckpointShape.of(await context.artifacts.pin(job_id, step))
+    return _shown(context, await context.artifacts.pin(job_id, step))
 
 
 @router.delete("/jobs/{job_id}/checkpoints/{step}/pin")
 async def unpin_checkpoint(job_id: JobId, step: Step, context: InContext) -> CheckpointShape:
     """Remove the pin of a checkpoint."""
     await use_cases.find(context.store, job_id)
-    return CheckpointShape.of(await context.artifacts.unpin(job_id, step))
+    return _shown(context, await context.artifacts.unpin(job_id, step))
 
 
 @router.get("/jobs/{job_id}/checkpoints/{step}/statistics", response_model_exclude_unset=True)
@@ -73,6 +74,10 @@ async def get_statistics(job_id: JobId, step: Step, context: InContext, layer: L
     checkpoint = await context.artifacts.find(job_id, step)
     other = None if against is None else await _other(context, job_id, against)
     return StatisticsShape.model_validate(await read_statistics(context.artifacts, checkpoint, layer=layer, against=other))
+
+
+def _shown(context: Context, listed: Listed) -> CheckpointShape:
+    return CheckpointShape.of(listed, context.scrubber.damaged_files(listed.checkpoint))
 
 
 async def _other(context: Context, job_id: str, against: str) -> Checkpoint:

@@ -19,6 +19,7 @@ from service.policy import PolicyFile
 from service.predictor import Predictor
 from service.reading import Verified
 from service.scopes import Scope
+from service.scrubbing import Scrubber
 from service.settings import Settings
 from service.store.records import Token
 from service.store.store import Store
@@ -55,6 +56,7 @@ class Context:
     artifacts: Artifacts
     predictor: Predictor
     verified: Verified
+    scrubber: Scrubber
     places: StreamPlaces
     rates: RequestRates
     tails: Tails

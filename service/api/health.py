@@ -7,6 +7,7 @@ from fastapi.responses import JSONResponse
 from starlette.responses import Response
 
 from service.api.context import InContext
+from service.api.metering import FileCounts
 from service.store.errors import DatabaseError
 
 router = APIRouter(tags=["health"])
@@ -35,4 +36,5 @@ async def get_counts(context: InContext) -> Response:
     """Show the counts in Prometheus' text format."""
     jobs = {state.value: number for state, number in (await context.store.jobs.counts()).items()}
     view = {} if context.controller is None else await context.controller.view()
-    return context.meter.exposition(jobs, context.places.num_taken, view)
+    files = FileCounts(context.scrubber.num_verified, context.scrubber.num_damaged)
+    return context.meter.exposition(jobs, context.places.num_taken, view, files)

@@ -5,13 +5,22 @@ Owns the metric names, which are stable: docs/operations.md lists them, and dash
 
 import time
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, Counter, Gauge, Histogram, ProcessCollector, generate_latest
 from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 _BUCKETS_S: Final = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 10.0)
+
+
+class FileCounts(NamedTuple):
+    """Files of checkpoints, as `service.scrubbing` counts them."""
+
+    verified: int
+    """Read and found right since the start."""
+    damaged: int
+    """Known to be damaged now."""
 
 
 class Meter:
@@ -31,19 +40,22 @@ class Meter:
         self._requests.labels(method, route, str(status)).inc()
         self._seconds.labels(method, route).observe(seconds)
 
-    def exposition(self, jobs: Mapping[str, int], streams_open: int, view: Mapping[str, Any]) -> Response:
+    def exposition(self, jobs: Mapping[str, int], streams_open: int, view: Mapping[str, Any], files: FileCounts) -> Response:
         """Return everything in Prometheus' text format.
 
         Args:
             jobs: number of jobs by state.
             streams_open: live streams.
             view: the cluster, as `GET /v1/cluster` shows it.
+            files: of checkpoints.
         """
         now = CollectorRegistry()
         _gauge(now, "syncbn_jobs", "Jobs by state.", [({"state": state}, number) for state, number in jobs.items()])
         _gauge(now, "syncbn_streams_open", "Live streams.", [({}, streams_open)])
         _gauge(now, "syncbn_jobs_supervised", "Live jobs that this controller looks after.", [({}, len(view.get("gangs", [])))])
         _gauge(now, "syncbn_cluster_connected", "1 while Ray answers.", [({}, int(bool(view.get("is_connected"))))])
+        _gauge(now, "syncbn_checkpoint_files_damaged", "Files that are not what their manifest says.", [({}, files.damaged)])
+        Counter("syncbn_checkpoint_files_verified", "Files read and found right in the background.", registry=now).inc(files.verified)
         for kind, total, free in _room(view):
             rows = [({"kind": kind, "of": "total"}, total), ({"kind": kind, "of": "free"}, free)]
             _gauge(now, f"syncbn_cluster_{kind}s", f"{kind.upper()}s of the cluster.", rows)

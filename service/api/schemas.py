@@ -1,5 +1,6 @@
 """The shapes of the answers. Public: names and types here are the contract of the API."""
 
+from collections.abc import Sequence
 from datetime import datetime
 from typing import Any, Self
 
@@ -174,10 +175,12 @@ class CheckpointShape(Shape):
     is_best: bool
     is_latest: bool
     pinned: bool
+    damaged: list[str]
+    """Names of the files that are known not to be what the manifest says."""
 
     @classmethod
-    def of(cls, listed: Listed) -> Self:
-        """Return the shape of a checkpoint."""
+    def of(cls, listed: Listed, damaged: Sequence[str]) -> Self:
+        """Return the shape of a checkpoint of which these files are damaged."""
         manifest = listed.checkpoint.manifest
         return cls(
             step=manifest.step,
@@ -190,6 +193,7 @@ class CheckpointShape(Shape):
             is_best=listed.is_best,
             is_latest=listed.is_latest,
             pinned=listed.is_pinned,
+            damaged=list(damaged),
         )
 
 

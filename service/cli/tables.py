@@ -169,6 +169,7 @@ def checkpoints_table(checkpoints: Iterable[Json]) -> Table:
     for row in checkpoints:
         marks = " ".join(word for word in ("best", "latest") if row.get(f"is_{word}"))
         marks += " pinned" if row.get("pinned") else ""
+        marks += " damaged" if row.get("damaged") else ""
         metrics = row["metrics"]
         health = row["health"]["status"] if isinstance(row["health"], dict) else str(row["health"])
         cells = number(row["epoch"]), number(metrics.get("val/loss")), number(metrics.get("val/accuracy")), health

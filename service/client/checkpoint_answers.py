@@ -28,6 +28,7 @@ class Checkpoint(TypedDict):
     is_best: bool
     is_latest: bool
     pinned: bool
+    damaged: list[str]
 
 
 class CheckpointFile(TypedDict):

@@ -16,6 +16,8 @@ class Changes:
         """Grows with every change of a token in this process."""
         self.on_state_left: Callable[[StateLeft], None] | None = None
         """Called for every state that a job has left by a commit of this process."""
+        self.on_catalogued: Callable[[str], None] | None = None
+        """Called for every job of which a commit of this process has listed checkpoints."""
         self._newest: dict[str, int] = {}
         self._waiting: dict[str, set[asyncio.Event]] = {}
 
@@ -29,6 +31,11 @@ class Changes:
         """Say that a job has left a state."""
         if self.on_state_left is not None:
             self.on_state_left(left)
+
+    def tell_catalogued(self, job_id: str) -> None:
+        """Say that checkpoints of a job were listed."""
+        if self.on_catalogued is not None:
+            self.on_catalogued(job_id)
 
     def forget(self, job_id: str) -> None:
         """Wake the readers of a deleted job and remember nothing of it."""

@@ -36,6 +36,13 @@ class Checkpoints:
             row = (await connection.execute(query)).mappings().one_or_none()
         return None if row is None else _checkpoint(row)
 
+    async def jobs(self, before: str | None, limit: int) -> list[str]:
+        """Return up to `limit` jobs that have checkpoints, newest first, older than the job `before`."""
+        query = select(checkpoints.c.job_id).distinct().order_by(checkpoints.c.job_id.desc()).limit(limit)
+        query = query if before is None else query.where(checkpoints.c.job_id < before)
+        async with self._database.read() as connection:
+            return list((await connection.execute(query)).scalars())
+
     async def drop(self, job_id: str, step: int) -> None:
         """Take one checkpoint from the list, and tell those who follow the job, unless it has ended: `end` stays the last event."""
         async with self._database.write(job_id) as write:
@@ -53,6 +60,7 @@ class Checkpoints:
             await write.connection.execute(delete(checkpoints).where(checkpoints.c.job_id == job_id))
             if rows:
                 await write.connection.execute(insert(checkpoints), rows)
+                write.catalogued.add(job_id)
 
 
 async def take_manifest(write: Write, job_id: str, data: dict[str, Any], fence: int) -> bool:
@@ -68,6 +76,7 @@ async def take_manifest(write: Write, job_id: str, data: dict[str, Any], fence: 
     if manifest.job_id != job_id or manifest.fence != fence:
         return False
     await upsert(write, checkpoints, [_row(job_id, manifest, data)])
+    write.catalogued.add(job_id)
     return True
 
 

@@ -124,6 +124,8 @@ class Database:
             self._changes.publish(job_id, seq)
         for one in write.left:
             self._changes.tell(one)
+        for job_id in write.catalogued:
+            self._changes.tell_catalogued(job_id)
         for job_id in write.deleted:
             self._changes.forget(job_id)
         if write.is_queue_changed:

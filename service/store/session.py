@@ -84,6 +84,8 @@ class Write:
     """By job, the number of its newest event."""
     deleted: set[str] = field(default_factory=set)
     """Jobs that are gone."""
+    catalogued: set[str] = field(default_factory=set)
+    """Jobs of which checkpoints were listed."""
     left: list[StateLeft] = field(default_factory=list)
     """The states that jobs have left."""
     is_queue_changed: bool = False

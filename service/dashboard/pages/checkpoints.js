@@ -36,7 +36,7 @@ export function open(id, query, redraw) {
 }
 
 function entry(id, one, { act, save, remove, derive }) {
-  const marks = [one.is_best && "best", one.is_latest && "latest", one.pinned && "pinned"].filter(Boolean);
+  const marks = [one.is_best && "best", one.is_latest && "latest", one.pinned && "pinned", one.damaged.length > 0 && "damaged"].filter(Boolean);
   const isPlain = one.pinned === false;
   const files = [...one.files, { name: "manifest.json", size: null, sha256: null }].map((file) => [
     file.name, file.size === null ? "–" : size(file.size), file.sha256 ? h("code", { title: file.sha256 }, file.sha256.slice(0, 16), "…") : "–",

@@ -36,7 +36,7 @@ def test_checkpoints_are_listed_newest_first_with_best_and_latest(world):
         (10, True, False, "healthy"),
     ]
     assert list(rows[0]) == [
-        "step", "epoch", "created_at", "metrics", "health", "size_bytes", "files", "is_best", "is_latest", "pinned",
+        "step", "epoch", "created_at", "metrics", "health", "size_bytes", "files", "is_best", "is_latest", "pinned", "damaged",
     ]  # fmt: skip
     assert rows[0]["pinned"] is False
     assert rows[0]["size_bytes"] == sum(file["size"] for file in rows[0]["files"])
