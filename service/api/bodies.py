@@ -8,7 +8,7 @@ from fastapi import Request
 from pydantic_core import from_json
 from yaml.events import AliasEvent, CollectionEndEvent, CollectionStartEvent
 
-from service.api.context import InContext
+from service.api.context import context_of
 from service.errors import MalformedError, MediaTypeError, TooLargeError, TooSlowError
 
 JSON: Final = frozenset({"application/json"})
@@ -16,17 +16,17 @@ YAML: Final = frozenset({"application/yaml", "application/x-yaml", "text/yaml"})
 MAX_DEPTH: Final = 64
 
 
-async def read_json_or_yaml(request: Request, context: InContext) -> Any:
+async def read_json_or_yaml(request: Request) -> Any:
     """Return the body as plain values, decoded by its Content-Type."""
     media_type = media_type_of(request, JSON | YAML)
-    body = await read_bounded(request, context.settings.max_body_bytes, context.settings.body_timeout_s)
+    body = await _bounded(request)
     return decode_json(body) if media_type in JSON else decode_yaml(body)
 
 
-async def read_json(request: Request, context: InContext) -> Any:
+async def read_json(request: Request) -> Any:
     """Return the body, which must be JSON, as plain values."""
     media_type_of(request, JSON)
-    return decode_json(await read_bounded(request, context.settings.max_body_bytes, context.settings.body_timeout_s))
+    return decode_json(await _bounded(request))
 
 
 def decode_json(body: bytes) -> Any:
@@ -81,6 +81,11 @@ def media_type_of(request: Request, known: frozenset[str]) -> str:
             headers={"Accept": ", ".join(sorted(known))},
         )
     return media_type
+
+
+async def _bounded(request: Request) -> bytes:
+    settings = (await context_of(request)).settings
+    return await read_bounded(request, settings.max_body_bytes, settings.body_timeout_s)
 
 
 async def read_bounded(request: Request, most: int, timeout_s: float) -> bytes:

@@ -15,7 +15,7 @@ import yaml
 from prometheus_client.parser import text_string_to_metric_families
 from pydantic import SecretStr
 
-from service.api.metering import Meter
+from service.api.metering import FileCounts, Meter
 from service.settings import ClientSettings, Settings
 from worker.settings import WorkerSettings
 
@@ -239,7 +239,7 @@ def _metric_names() -> set[str]:
     meter = Meter()
     meter.count("GET", "/", 200, 0.1)
     view = {"is_connected": True, "room": {"total_cpus": 1, "free_cpus": 1, "total_gpus": 0, "free_gpus": 0}, "gangs": []}
-    text = meter.exposition({"queued": 0}, 0, view).body.decode()
+    text = meter.exposition({"queued": 0}, 0, view, FileCounts(0, 0)).body.decode()
     return {sample.name for family in text_string_to_metric_families(text) for sample in family.samples}
 
 
