@@ -47,11 +47,6 @@ class Connection:
         """Run something in the thread."""
         return await asyncio.get_running_loop().run_in_executor(self._thread, function, *args)
 
-    @property
-    def is_closed(self) -> bool:
-        """Whether it is of no use any more."""
-        return self._connection is None
-
     async def begin(self) -> None:
         """Begin a transaction that writes. Nobody else in this process may; for a tool that holds the lock, the thread waits."""
         if not self._has_begun():
@@ -104,7 +99,7 @@ class Connection:
 
 
 class Lent:
-    """The writing connection, as SQLAlchemy borrows it: whoever has the turn begins and ends its transactions (`service.store.writer`)."""
+    """The writing connection, as SQLAlchemy borrows it. Its transactions, and its end, are `service.store.writer`'s."""
 
     def __init__(self, connection: Connection) -> None:
         self._connection = connection
@@ -124,12 +119,10 @@ class Lent:
         """Do nothing."""
 
     async def close(self) -> None:
-        """Close it."""
-        await self._connection.close()
+        """Do nothing."""
 
     def stop(self) -> None:
-        """Let go of it, outside of any loop."""
-        self._connection.stop()
+        """Do nothing."""
 
 
 class Cursor:

@@ -45,8 +45,8 @@ class SqliteWriter:
         self._shared: _Shared | None = None
 
     async def connection(self) -> Connection:
-        """Return the connection: a new one, where it was closed."""
-        if self._connection is None or self._connection.is_closed:
+        """Return the connection."""
+        if self._connection is None:
             self._connection = await self._connect()
         return self._connection
 
@@ -61,7 +61,7 @@ class SqliteWriter:
             DatabaseAwayError: it did not commit.
         """
         async with self._turn:
-            connection = await finished(self.connection())
+            connection = await finished(self.connection(), is_begun_here=True)
             if is_alone and self._shared is not None:
                 await finished(self._commit(connection, self._shared))
             shared = self._shared
@@ -95,7 +95,7 @@ class SqliteWriter:
             else:
                 # A full or failing disk makes SQLite give up all of it.
                 self._shared = None
-                shared.end(error if isinstance(error, sqlite3.Error) else sqlite3.OperationalError("the transaction was given up"))
+                shared.end(error if isinstance(error, sqlite3.Error) else _given_up())
             raise
 
     async def _finish(self, connection: Connection, shared: _Shared) -> None:
@@ -107,13 +107,15 @@ class SqliteWriter:
 
     async def _commit(self, connection: Connection, shared: _Shared) -> None:
         self._shared = None
+        failure: sqlite3.Error | None = sqlite3.OperationalError("broken off")
         try:
             await connection.commit()
+            failure = None
         except sqlite3.Error as error:
-            shared.end(error)
+            failure = error
             await connection.rollback()
-        else:
-            shared.end(None)
+        finally:
+            shared.end(failure)
 
 
 @asynccontextmanager
@@ -122,9 +124,15 @@ async def _first(connection: Connection) -> AsyncIterator[None]:
     try:
         await finished(connection.begin(), is_begun_here=True)
         yield
+        if not connection.open().in_transaction:
+            raise _given_up()
     except BaseException:
         await finished(connection.rollback(), is_begun_here=True)
         raise
+
+
+def _given_up() -> sqlite3.Error:
+    return sqlite3.OperationalError("SQLite gave the transaction up")
 
 
 def _undo(connection: sqlite3.Connection) -> None:

@@ -191,6 +191,23 @@ def test_where_sqlite_gives_all_up_all_are_told(gated):
     gated(scene)
 
 
+def test_who_does_not_notice_that_sqlite_gave_all_up_is_told(gated):
+    """A write that caught the error and went on is no write; the next one has a transaction of its own."""
+
+    async def scene(store, gate):
+        async def go_on():
+            async with store._database.write("x") as write:
+                await write.connection.execute(text("ROLLBACK"))
+
+        gate.open()
+        with pytest.raises(sqlite3.OperationalError, match="gave the transaction up"):
+            await go_on()
+        job_id, _ = await _submit(store)
+        assert await _stored(store) == {job_id}
+
+    gated(scene)
+
+
 def test_one_who_is_cancelled_while_he_waits_for_the_commit_is_committed_with_the_others(gated):
     """The first of a transaction commits for all, also when nobody waits for its answer any more."""
 
