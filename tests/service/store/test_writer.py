@@ -5,14 +5,18 @@ import sqlite3
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
+from random import Random
 
 import pytest
 from sqlalchemy import text
 
+from service.quotas import Quota
 from service.states import State
 from service.store.driver import Connection
 from service.store.errors import DatabaseAwayError
 from service.store.ids import new_job_id
+from service.store.jobs import add_job
+from service.store.queue import QueueCap, QueueFullError
 from service.store.records import IdempotencyClaim
 from service.store.store import Store
 from tests.service.store.ranks import spec
@@ -289,3 +293,48 @@ def test_a_tool_that_holds_the_lock_is_waited_for_beside_the_loop(tmp_path):
                 assert (await submitted)[0] in await _stored(store)
 
     asyncio.run(scene())
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_of_many_writers_the_acknowledged_are_there_and_those_that_failed_are_not(tmp_path, seed):
+    """Some fail, some are given up at any moment; whoever was given up may have been stored, but whole."""
+    random = Random(seed)
+
+    async def scene():
+        async with await Store.open(f"sqlite:///{tmp_path}/a.db") as store:
+            acknowledged, failed = set(), set()
+
+            async def write(job_id: str, kind: int) -> None:
+                await asyncio.sleep(random.random() / 50)
+                if kind == 0:
+                    with pytest.raises(QueueFullError):
+                        await store.jobs.create(job_id, spec(), caps=[QueueCap(Quota(by="project"), "default", 0)])
+                    failed.add(job_id)
+                elif kind == 1:
+                    with pytest.raises(ZeroDivisionError):
+                        await _half_a_job(store, job_id)
+                    failed.add(job_id)
+                else:
+                    await store.jobs.create(job_id, spec())
+                    acknowledged.add(job_id)
+
+            async with asyncio.timeout(60):
+                tasks = [asyncio.create_task(write(new_job_id(), random.randrange(5))) for _ in range(200)]
+                for task in random.sample(tasks, 40):
+                    asyncio.get_running_loop().call_later(random.random() / 10, task.cancel)
+                for outcome in await asyncio.gather(*tasks, return_exceptions=True):
+                    assert outcome is None or isinstance(outcome, asyncio.CancelledError)
+            jobs = {job.id: job for job in await store.jobs.in_states([State.QUEUED])}
+            assert acknowledged <= set(jobs)
+            assert not failed & set(jobs)
+            assert all(job.last_seq == 1 for job in jobs.values())
+            histories, _ = await store.jobs.histories(list(jobs))
+            assert all(len(history) == 1 for history in histories.values())
+
+    asyncio.run(scene())
+
+
+async def _half_a_job(store: Store, job_id: str) -> None:
+    async with store._database.write(job_id) as write:
+        await add_job(write, job_id, spec(), "default", "")
+        raise ZeroDivisionError
