@@ -19,7 +19,7 @@ from service.states import HOLDS_GANG, State
 from service.store.errors import LeaseLostError
 from service.store.records import Job
 from service.store.store import Store
-from service.watch import RESTART, Watch
+from service.watch import NOT_RESPONDING, RESTART, Watch
 from worker.contract import FailureCode
 
 RETRY_S = 1.0
@@ -207,11 +207,17 @@ class Supervisor:
 
     async def _insist(self, ask: Callable[[], Awaitable[T]], unless: Callable[[], bool] = lambda: False) -> T | None:
         """Ask the cluster until it answers: silence is never a reason to declare anything. None where it need not be asked any more."""
+        is_silent = False
         while not unless():
             try:
-                return await ask()
+                found = await ask()
             except ClusterError as error:
                 log.warning("cluster_not_responding", job=self._job.id, error=str(error))
-                await self._store.jobs.set_message(self._job.id, "not_responding", f"waiting for the cluster: {error}")
+                await self._store.jobs.set_message(self._job.id, NOT_RESPONDING, f"waiting for the cluster: {error}")
+                is_silent = True
                 await asyncio.sleep(RETRY_S)
+            else:
+                if is_silent:
+                    await self._store.jobs.restore_message(self._job.id)
+                return found
         return None

@@ -40,6 +40,8 @@ CANCEL_GRACE_S = 4.0
 """How long ranks may take to come to the end of a step after a cancel."""
 RETRY_S = 1.0
 """Pause before polling a rank again that did not answer."""
+NOT_RESPONDING = "not_responding"
+"""Reason of a job whose cluster or ranks do not answer: a condition, not a state."""
 BATCH_S = 0.1
 """Shortest time between two polls of a rank, so that a fast one is stored in batches and not one disk write per step."""
 LOOK_S = 0.5
@@ -83,6 +85,8 @@ class Watch:
         self._ends: dict[int, RankEnd] = {}
         self._standings: dict[int, tuple[int, str]] = {}
         self._heard: dict[int, _Sighting] = {}
+        self._unheard: set[int] = set()
+        """Ranks that did not answer the last question."""
         self.stalled: dict[int, str] = {}
         """What ranks that hold up the others do, for people, in the present generation."""
         self._parted_at: int | None = None
@@ -131,6 +135,8 @@ class Watch:
         self._ends, self._standings, self._unsettled_since, self._generation = {}, {}, None, gang.generation
         self._heard, self.stalled, self._began = {}, {}, time.monotonic()
         self._job = await self._fresh()
+        # What an earlier controller may have shown; a state that begins brings a reason of its own.
+        self._unheard = set(gang.places) if self._job.reason == NOT_RESPONDING else set()
         cursors = await self._store.events.cursors(self._job.id, self._job.attempt)
         said = await self.last_words()
         recoveries, restarts = await self._budgets()
@@ -249,13 +255,28 @@ class Watch:
                 drain = await gang.drain(rank, after_seq)
             except RankDiedError as error:
                 log.warning("rank_died", job=self._job.id, rank=rank, error=str(error))
+                await self._hear(rank)
                 self._end(rank, said or RankEnd(outcome="died"))
             except ClusterError as error:
                 log.warning("rank_not_responding", job=self._job.id, rank=rank, error=str(error))
+                await self._miss(rank, error)
                 await asyncio.sleep(RETRY_S)
             else:
+                await self._hear(rank)
                 after_seq = await self._take(rank, drain, after_seq)
                 await asyncio.sleep(BATCH_S)
+
+    async def _miss(self, rank: int, error: ClusterError) -> None:
+        """Show that a rank does not answer: a condition, which changes no state."""
+        if not self._unheard:
+            await self._store.jobs.set_message(self._job.id, NOT_RESPONDING, f"rank {rank} does not answer: {error}")
+        self._unheard.add(rank)
+
+    async def _hear(self, rank: int) -> None:
+        if rank in self._unheard:
+            self._unheard.remove(rank)
+            if not self._unheard:
+                await self._store.jobs.restore_message(self._job.id)
 
     async def _take(self, rank: int, drain: Drain, after_seq: int) -> int:
         reading = drain.reading if drain.generation == self._generation else None
