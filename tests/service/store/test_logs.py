@@ -11,7 +11,7 @@ from service.needle import Needle
 from service.states import State
 from service.store import logs
 from service.store.ids import new_job_id
-from tests.service.store.ranks import metrics, said, spec
+from tests.service.store.ranks import metrics, said, spec, talk
 from worker.contract import EventType
 
 FIRST = 4
@@ -147,7 +147,7 @@ def test_a_step_of_a_search_reads_no_more_of_the_log_than_it_looks_through(with_
 
     async def scenario(store):
         job_id = await _job(store)
-        await _many(store, job_id, 100_000)
+        await talk(store, job_id, 100_000)
         monkeypatch.setattr(store._database, "read", _noting(store._database.read, asked, []))
         page = await store.logs.search(job_id, Needle("line 50123 "), 100, after_seq=50_050)
         assert (_messages([page]), page.num_searched) == (["line 50123 of many"], 100)
@@ -172,15 +172,6 @@ def test_a_search_lets_go_of_the_database_between_its_steps(with_store, monkeypa
         assert len(opened) == 10
 
     with_store(scenario)
-
-
-async def _many(store, job_id: str, number: int) -> None:
-    numbers = "WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n WHERE i < :last)"
-    data = """'{"stream":"stdout","level":"info","message":"line ' || i || ' of many"}'"""
-    columns = "job_id, seq, at, type, attempt, rank, rank_seq, data"
-    statement = f"{numbers} INSERT INTO events ({columns}) SELECT :job_id, i + 10, 0, 'log', 1, 0, i, {data} FROM n"
-    async with store._database.write(job_id) as write:
-        await write.connection.execute(text(statement), [{"last": number, "job_id": job_id}])
 
 
 def _noting(read, asked, opened):
