@@ -62,6 +62,13 @@ class Comparison(TypedDict):
     rows: list[ComparisonRow]
 
 
+class ComparisonCheck(TypedDict):
+    """The specs as they would be run, in the order of the values: every default filled in; and what to think twice about."""
+
+    specs: list[dict[str, Any]]
+    warnings: list[str]
+
+
 class ComparisonEntry(TypedDict):
     """A comparison in a list, without the table."""
 
