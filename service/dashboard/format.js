@@ -59,6 +59,12 @@ export function yaml(value, indent = "") {
   return lines.join("\n");
 }
 
+/** The values of a spec as JSON, by dotted path. */
+export function flattened(value, path = "") {
+  if (value === null || typeof value !== "object" || Array.isArray(value)) return { [path]: JSON.stringify(value) };
+  return Object.assign({}, ...Object.entries(value).map(([key, inner]) => flattened(inner, path ? `${path}.${key}` : key)));
+}
+
 /** A text in small letters, as long as it was; letter by letter as the service compares them (service/needle.py). */
 export const folded = (text) => text.replaceAll("\u0130", "\ufffe").replaceAll("\u212a", "\uffff").replaceAll("\u03a3", "\u03c3").toLowerCase();
 
