@@ -4,7 +4,7 @@ import uuid
 from collections.abc import AsyncIterator, Mapping, Sequence
 from typing import Any
 
-from service.client.answers import Catalogue, Comparison, ComparisonCheck, ComparisonEntry, NewToken, Queued, Token, Usage
+from service.client.answers import Catalogue, Cluster, Comparison, ComparisonCheck, ComparisonEntry, NewToken, Queued, Token, Usage
 from service.client.asynchronous.requests import Requests
 from service.client.routes import Json, ahead_s, route
 from service.scopes import DEFAULT_PROJECT
@@ -57,9 +57,9 @@ class OperationCalls(Requests):
         """Have a token admitted no more."""
         await self._transport.request("DELETE", route("tokens", token_id), is_repeatable=True)
 
-    async def cluster(self) -> Json:
+    async def cluster(self) -> Cluster:
         """Return what the cluster has and what is in use."""
-        return await self._json("GET", "/v1/cluster")
+        return await self._answer(Cluster, "GET", "/v1/cluster")
 
     async def usage(self) -> Usage:
         """Return what the groups of every quota use of it."""

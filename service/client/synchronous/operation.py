@@ -5,7 +5,7 @@ import uuid
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from service.client.answers import Catalogue, Comparison, ComparisonCheck, ComparisonEntry, NewToken, Queued, Token, Usage
+from service.client.answers import Catalogue, Cluster, Comparison, ComparisonCheck, ComparisonEntry, NewToken, Queued, Token, Usage
 from service.client.routes import Json, ahead_s, route
 from service.client.synchronous.requests import Requests
 from service.scopes import DEFAULT_PROJECT
@@ -58,9 +58,9 @@ class OperationCalls(Requests):
         """Have a token admitted no more."""
         self._transport.request("DELETE", route("tokens", token_id), is_repeatable=True)
 
-    def cluster(self) -> Json:
+    def cluster(self) -> Cluster:
         """Return what the cluster has and what is in use."""
-        return self._json("GET", "/v1/cluster")
+        return self._answer(Cluster, "GET", "/v1/cluster")
 
     def usage(self) -> Usage:
         """Return what the groups of every quota use of it."""
