@@ -4,6 +4,7 @@ The database looks for what every database compares alike, in the JSON as it is 
 only lines that may be wanted leave it, and what is found does not depend on which database it is.
 """
 
+import asyncio
 import re
 import time
 from dataclasses import dataclass, replace
@@ -24,6 +25,8 @@ WINDOW: Final = 5000
 """Lines that are looked through in one transaction. They have at most 8192 characters each (`worker.output`)."""
 BUDGET_S: Final = 0.5
 """After so long a search ends with what it has, and says where to go on."""
+AT_ONCE: Final = 2
+"""Searches that are at the database at the same time: half of the readers that SQLite has here stay free for others."""
 _NEWEST: Final = 2**63 - 1
 
 
@@ -80,6 +83,7 @@ class Logs:
 
     def __init__(self, database: Database) -> None:
         self._database = database
+        self._places = asyncio.Semaphore(AT_ONCE)
 
     async def search(
         self, job_id: str, needle: Needle, limit: int, *, after_seq: int = 0, before_seq: int | None = None, rank: int | None = None
@@ -99,7 +103,8 @@ class Logs:
         lines: list[Event] = []
         num_searched = 0
         while True:
-            step = await self._step(job_id, needle, stretch, limit - len(lines), rank)
+            async with self._places:
+                step = await self._step(job_id, needle, stretch, limit - len(lines), rank)
             lines += step.lines
             num_searched += step.num_searched
             if step.last_seq is None or len(lines) == limit or time.monotonic() >= deadline:

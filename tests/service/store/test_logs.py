@@ -1,5 +1,6 @@
 """Tests of service/store/logs.py."""
 
+import asyncio
 import re
 from contextlib import asynccontextmanager
 from itertools import product
@@ -189,6 +190,40 @@ def _noting(read, asked, opened):
             yield session
 
     return noted
+
+
+def test_searches_leave_readers_to_others(with_store, monkeypatch):
+    """However many there are: each waits for its turn, and all come to their end."""
+    monkeypatch.setattr(logs, "WINDOW", 10)
+    monkeypatch.setattr(logs, "BUDGET_S", 60.0)
+    at_once: list = []
+
+    async def scenario(store):
+        job_id = await _job(store)
+        await _say(store, job_id, 0, *(f"line {at}" for at in range(95)))
+        monkeypatch.setattr(store._database, "read", _counting(store._database.read, at_once))
+        pages = await asyncio.gather(*(store.logs.search(job_id, Needle("never"), 100) for _ in range(8)))
+        assert {page.num_searched for page in pages} == {95}
+        assert max(at_once) == logs.AT_ONCE
+
+    with_store(scenario)
+
+
+def _counting(read, at_once):
+    opened = 0
+
+    @asynccontextmanager
+    async def counted():
+        nonlocal opened
+        opened += 1
+        at_once.append(opened)
+        try:
+            async with read() as session:
+                yield session
+        finally:
+            opened -= 1
+
+    return counted
 
 
 async def _plans(store, asked) -> list[str]:
