@@ -7,6 +7,7 @@ import pytest
 import yaml
 from playwright.sync_api import expect
 
+from service.needle import folded
 from service.states import State
 from tests.browser.filled import HOSTILE, NUM_JOBS, PEAK
 from tests.service.api.served import served
@@ -415,6 +416,13 @@ def test_a_whole_log_is_searched(look, filled, talkative):
     expect(lines).to_have_count(501)
     expect(view.button("Read 500 older lines")).to_be_visible()
     assert view.complaints == []
+
+
+def test_what_is_marked_is_what_the_service_finds(look):
+    """Letters are folded by the page as by the service, each to one: what is found in a line lies at the same place in it."""
+    letters = [chr(code) for code in (*range(0x590), *range(0x1E00, 0x2200))]
+    fold = "(letters) => import('/dashboard/format.js').then(({ folded }) => letters.map(folded))"
+    assert look().page.evaluate(fold, letters) == [folded(letter) for letter in letters]
 
 
 def test_a_search_says_how_far_it_is_and_ends_with_its_words(look, talkative):
