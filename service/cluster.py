@@ -19,6 +19,8 @@ from service.room import Node, Room
 from service.settings import export_ray_patience, export_ray_token
 from worker.contract import Assignment, Drain
 
+Look = Callable[[], bool]
+"""Asked again and again while something is waited for."""
 POLL_S = 5.0
 """Length of a long poll. Longer is cheaper; a dead rank is noticed at once whatever it is."""
 
@@ -53,13 +55,13 @@ class RunningGang(Protocol):
     async def assign(self, generation: int, assignment: Callable[[int, str, int], Assignment]) -> None:
         """Give every rank its assignment of a generation, made by `assignment(place, store_host, store_port)`."""
 
-    async def replace(self, lost: Collection[int], generation: int, is_given_up: Callable[[], bool], *, is_needed: bool) -> None:
+    async def replace(self, lost: Collection[int], generation: int, is_given_up: Look, *, is_needed: Look) -> None:
         """Put new processes into the places of lost ranks. Raises NoRoomError where a place does not come back, or on giving up:
 
-        where the gang can go on without them (`is_needed` is false), as soon as there is no room for them.
+        where the gang can do without them (`is_needed` returns False, also in the midst of it), as soon as there is no room for them.
         """
 
-    async def enlist(self, places: Sequence[int], preview: Callable[[int, str, int], Assignment], is_given_up: Callable[[], bool]) -> None:
+    async def enlist(self, places: Sequence[int], preview: Callable[[int, str, int], Assignment], is_given_up: Look) -> None:
         """Start processes in new places, and have them build data and model for what `preview` makes of the arguments as in `assign`.
 
         They are no part of the gang before `regroup`, which also ends them. Raises NoRoomError as `replace` does.
@@ -102,9 +104,7 @@ class Cluster(Protocol):
     async def nodes(self) -> list[dict[str, Any]]:
         """Return the nodes, for people."""
 
-    async def form(
-        self, job_id: str, attempt: int, world_size: int, *, cpus: float, gpus: int, is_given_up: Callable[[], bool]
-    ) -> RunningGang:
+    async def form(self, job_id: str, attempt: int, world_size: int, *, cpus: float, gpus: int, is_given_up: Look) -> RunningGang:
         """Start the ranks of an attempt, all or none. Raises NoRoomError where they do not fit, or on giving up."""
 
     async def adopt(self, job_id: str, attempt: int, world_size: int, *, cpus: float, gpus: int) -> RunningGang | None:
@@ -170,7 +170,7 @@ class RayGang:
         self.told = generation
         self.members = await _off_loop(gang.assign, self.members, generation, assignment)
 
-    async def replace(self, lost: Collection[int], generation: int, is_given_up: Callable[[], bool], *, is_needed: bool) -> None:
+    async def replace(self, lost: Collection[int], generation: int, is_given_up: Look, *, is_needed: Look) -> None:
         """See RunningGang."""
         from worker import gang
 
@@ -179,11 +179,11 @@ class RayGang:
         wanted = self._who | {"is_given_up": is_given_up, "is_needed": is_needed}
         self.members = await _off_loop(gang.replace, self.members, lost, generation, **wanted)
 
-    async def enlist(self, places: Sequence[int], preview: Callable[[int, str, int], Assignment], is_given_up: Callable[[], bool]) -> None:
+    async def enlist(self, places: Sequence[int], preview: Callable[[int, str, int], Assignment], is_given_up: Look) -> None:
         """See RunningGang."""
         from worker import gang, gang_members
 
-        wanted = self._who | {"is_given_up": is_given_up, "is_needed": False}
+        wanted = self._who | {"is_given_up": is_given_up, "is_needed": lambda: False}
         self.recruits = await _off_loop(gang.replace, (), places, self.generation + 1, **wanted)
         await _off_loop(gang_members.prepare, self.recruits, preview, is_given_up)
 
@@ -294,9 +294,7 @@ class RayCluster:
 
         return [_described(node) for node in await _off_loop(ray.nodes)]
 
-    async def form(
-        self, job_id: str, attempt: int, world_size: int, *, cpus: float, gpus: int, is_given_up: Callable[[], bool]
-    ) -> RunningGang:
+    async def form(self, job_id: str, attempt: int, world_size: int, *, cpus: float, gpus: int, is_given_up: Look) -> RunningGang:
         """See Cluster."""
         from worker.gang import form
 

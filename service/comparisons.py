@@ -18,6 +18,7 @@ from service.store.queue import QueueFullError
 from service.store.records import Comparison, IdempotencyClaim, Token, Variant
 from service.store.store import Store
 from service.variants import variants
+from worker.contract import JobSpec
 
 MAX_POINTS: Final = 50
 """Of a series: shorter ones than 32 times as many are read whole, longer ones by the highs and lows of stretches (`store.rolls`)."""
@@ -60,10 +61,7 @@ async def start(
         QuotaError: the queue has no place for all of the jobs.
     """
     comparison_id = new_id("cmp")
-    specs = variants(wish.spec, wish.field, wish.values, comparison_id)
-    for spec in specs:
-        await admit(store, spec, owner, roots)
-        await jobs.check_references(artifacts, spec)
+    specs = await admitted(store, artifacts, wish, owner, roots=roots, comparison_id=comparison_id)
     caps = [jobs.caps_of(spec, quotas, project=owner.project, submitter=owner.name) for spec in specs]
     parts = [NewVariant(value, new_job_id(), spec, some) for value, spec, some in zip(wish.values, specs, caps, strict=True)]
     try:
@@ -72,6 +70,17 @@ async def start(
     except (QueueFullError, KeyReusedError, CodeGoneError) as error:
         raise jobs.refusal(error) from error
     return await find(store, found), is_new
+
+
+async def admitted(
+    store: Store, artifacts: Artifacts, wish: Wish, owner: Token, *, roots: Sequence[str], comparison_id: str
+) -> list[JobSpec]:
+    """Return the spec of every variant with every default, or raise what `start` raises before it stores anything; but for quotas."""
+    specs = variants(wish.spec, wish.field, wish.values, comparison_id)
+    for spec in specs:
+        await admit(store, spec, owner, roots)
+        await jobs.check_references(artifacts, spec)
+    return specs
 
 
 async def find(store: Store, comparison_id: str) -> Comparison:

@@ -70,7 +70,10 @@ class Succeed:
 
 @dataclass(frozen=True)
 class Pause:
-    """The checkpoint of the pause is published, and every rank has ended or is to."""
+    """The checkpoint of the pause is published, or is not waited for any longer; every rank has ended or is to."""
+
+    what: str = ""
+    """Why it is not waited for, for people."""
 
 
 @dataclass(frozen=True)

@@ -36,6 +36,26 @@ class Heard:
     """How long it has been seen at the same line and layer."""
 
 
+@dataclass(frozen=True)
+class Sighting:
+    """When a rank was last heard, where it was, and since when it has been seen there; times are monotonic seconds."""
+
+    at: float
+    reading: Reading | None
+    since: float
+
+    @classmethod
+    def after(cls, last: "Sighting | None", reading: Reading | None, now: float) -> "Sighting":
+        """Return what is known after a rank was heard again."""
+        before = None if last is None else last.reading
+        is_there_still = before is not None and reading is not None and _spot(before) == _spot(reading)
+        return cls(now, reading, last.since if last is not None and is_there_still else now)
+
+    def heard(self, now: float) -> Heard:
+        """Return it as durations."""
+        return Heard(now - self.at, self.reading, self.at - self.since)
+
+
 def stalled(heard: Mapping[int, Heard], world_size: int) -> dict[int, str]:
     """Return the ranks that hold up the others, and for each what it does, for people.
 
@@ -91,6 +111,10 @@ def _alone(rank: int, one: Heard) -> str | None:
 
 def _place(reading: Reading) -> str:
     return f"layer {reading.layer} ({reading.where})" if reading.layer else reading.where
+
+
+def _spot(reading: Reading) -> tuple[int, str, str]:
+    return reading.step, reading.where, reading.layer
 
 
 def _is_held_up(reading: Reading) -> bool:

@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 
 from service.errors import TooManyStreamsError
+from service.needle import Needle
 from service.store.records import Event, Job
 from service.store.store import Store
 from service.tails import PAGE, Tails, Told
@@ -19,11 +20,15 @@ class StreamFilter:
 
     types: Collection[EventType] = ()
     rank: int | None = None
+    needle: Needle | None = None
+    """What log lines contain."""
 
     def has(self, event: Event) -> bool:
         """Return whether the stream has an event."""
-        is_for_all = event.type in {EventType.END, EventType.GAP}
-        return is_for_all or ((not self.types or event.type in self.types) and (self.rank is None or event.rank == self.rank))
+        if event.type in {EventType.END, EventType.GAP}:
+            return True
+        is_of_these = (not self.types or event.type in self.types) and (self.rank is None or event.rank == self.rank)
+        return is_of_these and (self.needle is None or self.needle.is_in(event.message))
 
 
 class StreamPlaces:

@@ -13,13 +13,14 @@ import structlog
 
 from service.assignments import Assignments
 from service.cluster import Cluster, ClusterError, NoRoomError, RankDiedError, RunningGang
+from service.pausing import STEP_S, paused
 from service.resizing import Resizer
 from service.retrying import Cancel, Fail, Pause, Replace, Resize, Restart, Succeed, Verdict, Why, after_gang_lost, named
 from service.states import HOLDS_GANG, State
 from service.store.errors import LeaseLostError
 from service.store.records import Job
 from service.store.store import Store
-from service.watch import RESTART, Watch
+from service.watch import NOT_RESPONDING, RESTART, Watch
 from worker.contract import FailureCode
 
 RETRY_S = 1.0
@@ -91,7 +92,7 @@ class Supervisor:
     async def adopt(self) -> None:
         """Find the gang that an earlier controller formed and see it through; where it is gone, decide what follows."""
         # Who is to end need not answer first: a rank whose code keeps Python's lock would not, and is found by name.
-        gang = await self._insist(self._find, unless=lambda: self._watch.is_cancelled)
+        gang = await self._insist(self._find, unless=lambda: self._watch.is_cancelled or self._watch.pausing_s > STEP_S)
         if gang is not None:
             log.info("gang_adopted", job=self._job.id, attempt=self._job.attempt)
             await self._see_through(gang)
@@ -101,7 +102,9 @@ class Supervisor:
             await self._give_up(State.QUEUED, "controller_restarted", "the controller ended while the gang was being formed")
         else:
             await self._insist(self._dissolve_by_name)
-            await self._conclude(Cancel() if self._watch.is_cancelled else await self._watch.aftermath(said))
+            is_given_up = self._watch.pausing_s > STEP_S and not said
+            unsaved = Pause(f"the ranks could not be reached within {STEP_S:.0f} s") if is_given_up else None
+            await self._conclude(Cancel() if self._watch.is_cancelled else unsaved or await self._watch.aftermath(said))
 
     async def _has_begun(self) -> bool:
         """Return whether the gang, which is gone, may have trained: a job that is pausing or cancelling may have been forming it."""
@@ -132,8 +135,10 @@ class Supervisor:
             await asyncio.sleep(RETRY_S)
             return None
         try:
-            is_needed = len(gang.places) - len(lost) < job.spec.resources.min_workers
-            await gang.replace(lost, generation, lambda: self._watch.is_cancelled, is_needed=is_needed)
+            is_short = len(gang.places) - len(lost) < job.spec.resources.min_workers
+            # A pause does without a checkpoint of its own rather than wait for room that may never come.
+            waits = {"is_given_up": lambda: self._watch.is_cancelled, "is_needed": lambda: is_short and not self._watch.is_pausing}
+            await gang.replace(lost, generation, **waits)
             # Raises where this controller was stopped meanwhile and has lost the job: whoever has it tells the ranks where to meet.
             await self._store.jobs.set_message(job.id, FailureCode.RANK_LOST, message)
             assignment = await self._assignments.prepare(job, gang.places, generation)
@@ -153,6 +158,8 @@ class Supervisor:
         if len(left) >= job.spec.resources.min_workers:
             await self._resizer.regroup(gang, left, Why.NODE_LOST)
             return None
+        if self._watch.is_pausing:
+            return Pause(f"{named(lost)} lost without a replacement ({error})")
         verdict = after_gang_lost(await self._watch.restarts())
         return Restart(f"{verdict.message} ({error})") if isinstance(verdict, Restart) else verdict
 
@@ -174,8 +181,8 @@ class Supervisor:
                 done = await self._enter(State.SUCCEEDED, "completed", "every step is done and the last checkpoint is published", live)
             case Fail(failure):
                 done = await self._enter(State.FAILED, failure.code, failure.message, live)
-            case Pause():
-                done = await self._paused()
+            case Pause(what):
+                done = await self._paused(what)
             case Restart(message):
                 # Who was asked to pause has come to rest, if from an older checkpoint than it would have written.
                 done = await self._paused() or await self._enter(State.QUEUED, RESTART, message, live)
@@ -184,8 +191,10 @@ class Supervisor:
         if not done:
             await self._cancelled()
 
-    async def _paused(self) -> bool:
-        return await self._enter(State.PAUSED, "paused", "every process is gone; it goes on from its last checkpoint", {State.PAUSING})
+    async def _paused(self, what: str = "") -> bool:
+        own, job = await self._store.checkpoints.of(self._job.id), await self._store.jobs.get(self._job.id) or self._job
+        message = paused(own[0].step if own else None, job.progress.step, what)
+        return await self._enter(State.PAUSED, "paused", message, {State.PAUSING})
 
     async def _cancelled(self) -> None:
         await self._enter(State.CANCELLED, "cancelled_by_user", "every process of the job is gone", {State.CANCELLING})
@@ -207,11 +216,17 @@ class Supervisor:
 
     async def _insist(self, ask: Callable[[], Awaitable[T]], unless: Callable[[], bool] = lambda: False) -> T | None:
         """Ask the cluster until it answers: silence is never a reason to declare anything. None where it need not be asked any more."""
+        is_silent = False
         while not unless():
             try:
-                return await ask()
+                found = await ask()
             except ClusterError as error:
                 log.warning("cluster_not_responding", job=self._job.id, error=str(error))
-                await self._store.jobs.set_message(self._job.id, "not_responding", f"waiting for the cluster: {error}")
+                await self._store.jobs.set_message(self._job.id, NOT_RESPONDING, f"waiting for the cluster: {error}")
+                is_silent = True
                 await asyncio.sleep(RETRY_S)
+            else:
+                if is_silent:
+                    await self._store.jobs.restore_message(self._job.id)
+                return found
         return None

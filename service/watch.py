@@ -9,19 +9,21 @@ import contextlib
 import math
 import time
 from collections.abc import AsyncIterator, Coroutine, Iterable, Mapping
-from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
 
 import structlog
 
 from service.cluster import ClusterError, RankDiedError, RunningGang
+from service.pausing import is_unhurried, overdue
 from service.retrying import (
     GATHER_S,
     Budget,
     Cancel,
+    Pause,
     RankEnd,
     Ranks,
+    Replace,
     Resize,
     Verdict,
     Wait,
@@ -30,16 +32,18 @@ from service.retrying import (
     judge,
     timed_out,
 )
-from service.stalling import SILENT_S, Heard, parted, stalled
+from service.stalling import SILENT_S, Heard, Sighting, parted, stalled
 from service.states import State
 from service.store.records import Job
 from service.store.store import Store
-from worker.contract import Drain, EventType, Reading
+from worker.contract import Drain, EventType
 
 CANCEL_GRACE_S = 4.0
 """How long ranks may take to come to the end of a step after a cancel."""
 RETRY_S = 1.0
 """Pause before polling a rank again that did not answer."""
+NOT_RESPONDING = "not_responding"
+"""Reason of a job whose cluster or ranks do not answer: a condition, not a state."""
 BATCH_S = 0.1
 """Shortest time between two polls of a rank, so that a fast one is stored in batches and not one disk write per step."""
 LOOK_S = 0.5
@@ -51,29 +55,6 @@ _NOT_AT_WORK = frozenset({"", "starting", "parked"})
 log = structlog.get_logger()
 
 
-@dataclass(frozen=True)
-class _Sighting:
-    """When a rank was last heard, where it was, and since when it has been seen there; times are monotonic seconds."""
-
-    at: float
-    reading: Reading | None
-    since: float
-
-    @classmethod
-    def after(cls, last: "_Sighting | None", reading: Reading | None, now: float) -> "_Sighting":
-        """Return what is known after a rank was heard again."""
-        is_there_still = last is not None and last.reading is not None and reading is not None and _place(last.reading) == _place(reading)
-        return cls(now, reading, last.since if last is not None and is_there_still else now)
-
-    def heard(self, now: float) -> Heard:
-        """Return it as durations."""
-        return Heard(now - self.at, self.reading, self.at - self.since)
-
-
-def _place(reading: Reading) -> tuple[int, str, str]:
-    return reading.step, reading.where, reading.layer
-
-
 class Watch:
     """The watch over one attempt."""
 
@@ -82,7 +63,9 @@ class Watch:
         self._job = job
         self._ends: dict[int, RankEnd] = {}
         self._standings: dict[int, tuple[int, str]] = {}
-        self._heard: dict[int, _Sighting] = {}
+        self._heard: dict[int, Sighting] = {}
+        self._unheard: set[int] = set()
+        """Ranks that did not answer the last question."""
         self.stalled: dict[int, str] = {}
         """What ranks that hold up the others do, for people, in the present generation."""
         self._parted_at: int | None = None
@@ -91,20 +74,31 @@ class Watch:
         self._unsettled_since: float | None = None
         self._began = 0.0
         self._changed = asyncio.Event()
-        self.is_pausing = job.state is State.PAUSING
+        self._pausing_since = time.monotonic() if job.state is State.PAUSING else None
         self.is_cancelled = job.state is State.CANCELLING
         self.resize: Resize | None = None
         """What is to be returned as soon as all ranks train."""
 
     def pause(self) -> None:
         """Have `until_decided` ask the ranks to pause, and tell when they have."""
-        self.is_pausing = True
+        if self._pausing_since is None:
+            self._pausing_since = time.monotonic()
         self._changed.set()
 
     def cancel(self) -> None:
         """Have `until_decided` stop the ranks and return Cancel."""
         self.is_cancelled = True
         self._changed.set()
+
+    @property
+    def is_pausing(self) -> bool:
+        """Whether the job is to pause."""
+        return self._pausing_since is not None
+
+    @property
+    def pausing_s(self) -> float:
+        """For how long it has been so, as far as this controller knows and as it counts; 0 where it is not."""
+        return 0.0 if self._pausing_since is None else time.monotonic() - self._pausing_since
 
     @property
     def is_ending(self) -> bool:
@@ -131,6 +125,8 @@ class Watch:
         self._ends, self._standings, self._unsettled_since, self._generation = {}, {}, None, gang.generation
         self._heard, self.stalled, self._began = {}, {}, time.monotonic()
         self._job = await self._fresh()
+        # What an earlier controller may have shown; a state that begins brings a reason of its own.
+        self._unheard = set(gang.places) if self._job.reason == NOT_RESPONDING else set()
         cursors = await self._store.events.cursors(self._job.id, self._job.attempt)
         said = await self.last_words()
         recoveries, restarts = await self._budgets()
@@ -190,6 +186,8 @@ class Watch:
             verdict, self._parted_at = after_parting(where, is_again=step == self._parted_at, recoveries=recoveries), step
         if isinstance(verdict, Wait):
             verdict = timed_out(self._job.ran_s(datetime.now(UTC)), self._job.spec.timeout_s)
+        if isinstance(verdict, Wait | Replace) and self.is_pausing and (what := self._overdue(heard, gang.places)):
+            return Pause(what)
         if isinstance(verdict, Wait) and meanwhile is None:
             return self._due_resize(gang) or verdict
         return verdict
@@ -216,6 +214,15 @@ class Watch:
         since = time.monotonic() - SILENT_S
         heard = {rank: sighting.at for rank, sighting in self._heard.items()}
         return {rank for rank in places if rank not in self._ends and heard.get(rank, self._began) < since}
+
+    def _overdue(self, heard: dict[int, Heard], places: Iterable[int]) -> str:
+        """Return why the pause is not waited for any longer; nothing while it is."""
+        unheard = Heard(time.monotonic() - self._began, None)
+        phases = {rank: phase for rank, (generation, phase) in self._standings.items() if generation == self._generation}
+        left = {rank: heard.get(rank, unheard) for rank in places if rank not in self._ends}
+        if is_unhurried(left, phases):
+            self._pausing_since = time.monotonic()
+        return overdue(left, self.pausing_s)
 
     async def _change(self, readers: list[asyncio.Task[None]]) -> None:
         """Wait until something may have changed, and pass on what a reader raised."""
@@ -249,17 +256,32 @@ class Watch:
                 drain = await gang.drain(rank, after_seq)
             except RankDiedError as error:
                 log.warning("rank_died", job=self._job.id, rank=rank, error=str(error))
+                await self._hear(rank)
                 self._end(rank, said or RankEnd(outcome="died"))
             except ClusterError as error:
                 log.warning("rank_not_responding", job=self._job.id, rank=rank, error=str(error))
+                await self._miss(rank, error)
                 await asyncio.sleep(RETRY_S)
             else:
+                await self._hear(rank)
                 after_seq = await self._take(rank, drain, after_seq)
                 await asyncio.sleep(BATCH_S)
 
+    async def _miss(self, rank: int, error: ClusterError) -> None:
+        """Show that a rank does not answer: a condition, which changes no state."""
+        if not self._unheard:
+            await self._store.jobs.set_message(self._job.id, NOT_RESPONDING, f"rank {rank} does not answer: {error}")
+        self._unheard.add(rank)
+
+    async def _hear(self, rank: int) -> None:
+        if rank in self._unheard:
+            self._unheard.remove(rank)
+            if not self._unheard:
+                await self._store.jobs.restore_message(self._job.id)
+
     async def _take(self, rank: int, drain: Drain, after_seq: int) -> int:
         reading = drain.reading if drain.generation == self._generation else None
-        self._heard[rank] = _Sighting.after(self._heard.get(rank), reading, time.monotonic())
+        self._heard[rank] = Sighting.after(self._heard.get(rank), reading, time.monotonic())
         if drain.events:
             await self._store.events.ingest(self._job.id, self._job.attempt, rank, drain.events, self._job.fence)
         await self._note(rank, drain)

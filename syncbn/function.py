@@ -112,12 +112,12 @@ class _Normalize(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        wanted = _Wanted(ctx.stages, ctx.eps, ctx.group, ctx.activation, ctx.needs_input_grad[0])
+        wanted = _Wanted(ctx.stages, ctx.eps, ctx.group, ctx.activation, ctx.needs_input_grad[0], ctx.needs_input_grad[3])
         # No compiled graph is differentiated twice, and a Function inside a traced backward would break the graph.
         twice = torch.is_grad_enabled() and not torch.compiler.is_compiling()
         arguments = (grads[0], *ctx.saved_tensors, wanted)
         dx, *others = _Gradients.apply(*arguments) if twice else _gradients(*arguments)  # type: ignore[no-untyped-call]
-        needed = (None if dtype is None else grad.to(dtype) for grad, dtype in zip(others, ctx.dtypes, strict=True))
+        needed = (None if dtype is None or grad is None else grad.to(dtype) for grad, dtype in zip(others, ctx.dtypes, strict=True))
         return dx, *needed, None, None
 
 
@@ -129,9 +129,10 @@ class _Wanted(NamedTuple):
     group: ProcessGroup | None
     activation: str | None
     needs_dx: bool
+    needs_dresidual: bool
 
 
-def _gradients(dy: Tensor, *arguments: Any) -> tuple[Tensor | None, Tensor, Tensor, Tensor]:
+def _gradients(dy: Tensor, *arguments: Any) -> tuple[Tensor | None, Tensor, Tensor, Tensor | None]:
     """The gradients of the input, the weight, the bias and the residual.
 
         dz = dy activation'        g = weight dz        dx = invstd (g - sum g / n - (x - mean) invstd^2 sum g (x - mean) / n)
@@ -144,11 +145,13 @@ def _gradients(dy: Tensor, *arguments: Any) -> tuple[Tensor | None, Tensor, Tens
     Collectives: one all_reduce(SUM) of (sum g, sum g (x - mean)), 2C float64, if dx is wanted: a property of the graph, the same on
         every rank.
     """
-    saved, (stages, _, group, activation, needs_dx) = Saved(*arguments[:-1]), arguments[-1]
-    if not needs_dx:
-        dz, _, dweight_C, dbias_C = EagerStages(loops_for(dy), activation).gradient_sums(dy, saved)
-        return None, dweight_C, dbias_C, dz if saved.mask is None else torch.where(saved.mask, dz, 0)
+    saved, (stages, _, group, activation, needs_dx, needs_dresidual) = Saved(*arguments[:-1]), arguments[-1]
     kept, local, dweight_C, dbias_C = stages.gradient_sums(dy, saved)
+    if not needs_dx:
+        if not needs_dresidual:
+            return None, dweight_C, dbias_C, None
+        dz = EagerStages(loops_for(dy), activation).gradient_sums(dy, saved)[0]
+        return None, dweight_C, dbias_C, dz if saved.mask is None else torch.where(saved.mask, dz, 0)
     dx, dresidual = stages.input_gradient(kept, saved, sum_over_ranks(local, group))
     return dx, dweight_C, dbias_C, dresidual
 
@@ -157,7 +160,7 @@ class _Gradients(torch.autograd.Function):
     """`_gradients` as an operation with a derivative of its own, which is taken from the plain formula."""
 
     @staticmethod
-    def forward(ctx: Any, *arguments: Any) -> tuple[Tensor | None, Tensor, Tensor, Tensor]:
+    def forward(ctx: Any, *arguments: Any) -> tuple[Tensor | None, Tensor, Tensor, Tensor | None]:
         dy, x, weight_C, bias_C, residual, mask, n, mean_C, _, _, wanted = arguments
         ctx.wanted = wanted
         ctx.save_for_backward(dy, x, weight_C, bias_C, residual, mask, n, mean_C)

@@ -1,4 +1,4 @@
-"""Cancel, as a user meets it: the real controller, real training; whatever the ranks do, nothing is left in 15 seconds."""
+"""Cancel and pause, as a user meets them: the real controller, real training; whatever the ranks do, nothing is left within bounds."""
 
 import asyncio
 import os
@@ -7,7 +7,7 @@ import time
 
 import pytest
 
-from service import jobs
+from service import jobs, pausing
 from service.states import State
 from service.store.store import Store
 from tests.support.process_cluster import ProcessCluster, alive
@@ -41,20 +41,21 @@ async def _while_it_recovers(world, job_id, gang):
     await world.until(job_id, State.RECOVERING)
 
 
-async def _scenario(folder, cluster, disturb):
+async def _scenario(folder, cluster, disturb, ask=jobs.cancel, workers=2):
     async with await Store.open(f"sqlite:///{folder / 'test.db'}") as store:
         world = World(store, cluster, folder)
         async with world.controller():
-            job_id = await world.submit(**SPEC | {"steps": 10**6, "resources": {"workers": 2}})
+            job_id = await world.submit(**SPEC | {"steps": 10**6, "resources": {"workers": workers}})
             while (job_id, 1) not in cluster.gangs:
                 await asyncio.sleep(0.005)
             gang = cluster.gangs[job_id, 1]
             await disturb(world, job_id, gang)
             asked_at = time.monotonic()
-            await jobs.cancel(store, job_id)
-            await world.until(job_id, State.CANCELLED, timeout_s=END_S)
+            await ask(store, job_id)
+            job = await world.until(job_id, State.CANCELLED if ask is jobs.cancel else State.PAUSED, timeout_s=END_S * 4)
             assert alive(gang) == []
-            assert time.monotonic() - asked_at < END_S
+            assert ask is jobs.pause or time.monotonic() - asked_at < END_S
+            return job
 
 
 @pytest.mark.parametrize("disturb", [_as_it_starts, _with_a_stopped_rank, _while_it_recovers])
@@ -65,3 +66,18 @@ def test_a_cancelled_job_leaves_nothing_in_15_seconds(tmp_path, disturb):
         asyncio.run(asyncio.wait_for(_scenario(tmp_path, cluster, disturb), 90))
     finally:
         cluster.close()
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_a_pause_does_not_wait_for_a_rank_that_is_stopped(tmp_path, monkeypatch, workers):
+    """Also where it is the only one. A pause waits for a minute and ten usual steps; here for a second and one."""
+    monkeypatch.setattr(pausing, "STEP_S", 1.0)
+    monkeypatch.setattr(pausing, "USUAL_TIMES", 1.0)
+    cluster = ProcessCluster()
+    try:
+        scenario = _scenario(tmp_path, cluster, _with_a_stopped_rank, jobs.pause, workers)
+        job = asyncio.run(asyncio.wait_for(scenario, 90))
+    finally:
+        cluster.close()
+    assert job.message.startswith("rank 0 ")
+    assert "so the pause did not wait for a checkpoint; every process is gone" in job.message

@@ -112,7 +112,7 @@ def replace(
     cpus: float,
     gpus: int,
     is_given_up: Callable[[], bool] = lambda: False,
-    is_needed: bool = True,
+    is_needed: Callable[[], bool] = lambda: True,
 ) -> list[Member]:
     """Put new processes into places: of lost ranks, once the old ones are surely gone, or into new ones.
 
@@ -122,7 +122,8 @@ def replace(
         generation: the one that the new processes will begin with; in their names, so that nobody makes them twice.
         job_id, attempt, cpus, gpus: which gang, and what each rank of it may use.
         is_given_up: looked at while waiting; ends the wait.
-        is_needed: whether the gang cannot go on without the new processes; else they are given up sooner (`worker.vacancy`).
+        is_needed: looked at while waiting: whether the gang cannot do without the new processes; else they are given up sooner
+            (`worker.vacancy`).
     Returns:
         All members, in the order of places; the new ones have no assignment yet.
     Raises:
@@ -146,7 +147,7 @@ def replace(
         # First what is free: a room that is given between the two looks is free in neither.
         num_fitting = rooms.num_fitting(cpus=cpus, gpus=gpus)
         num_without_room = sum(not rooms.is_given(groups[place]) for place in left)
-        if reason := given_up(Vacancy(len(left), num_without_room, num_fitting, waited_s), is_needed=is_needed):
+        if reason := given_up(Vacancy(len(left), num_without_room, num_fitting, waited_s), is_needed=is_needed()):
             raise NoRoomError(reason)
 
     new = _started(handles, job_id, look)

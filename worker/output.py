@@ -6,6 +6,7 @@ import sys
 import threading
 import time
 import traceback
+from collections import deque
 from collections.abc import Callable, Iterator
 from typing import TextIO
 
@@ -21,10 +22,18 @@ BYTES_PER_S = 256 * 2**10
 """What a rank may log for ever. More is dropped, and a line says so."""
 LINE_BYTES = 200
 """What a line costs beside its text."""
+MAX_WAITING_BYTES = 64 * 2**20
+"""How much memory may wait for a controller that is away."""
+TAIL_LINES = 100
+"""How many of the last lines are kept at the end of a rank, whatever was dropped before: there it says why it ends."""
+
+_TOO_MUCH = f"more than {BYTES_PER_S} bytes/s were logged; log less"
+_NOT_TAKEN = "the controller did not come for them"
 
 
 class LogGate:
-    """Lets through what a rank may log: a burst, then a steady rate. Where lines were dropped, one line says how many.
+    """Lets through what a rank may log: a burst, then a steady rate, and no more than may wait for the controller. Where lines were
+    dropped, one line says how many.
 
     Once it had to drop it stays shut until an eighth of the burst is free again, so that there is not one such line for every other.
     """
@@ -34,7 +43,10 @@ class LogGate:
         self._clock = clock
         self._free = float(BURST_BYTES)
         self._at = clock()
-        self._lines = self._bytes = 0
+        self._lines = self._chars = 0
+        self._why = ""
+        self._tail: deque[tuple[str, str, str]] = deque(maxlen=TAIL_LINES)
+        """The last of the dropped lines."""
         self._lock = threading.Lock()
 
     def emit(self, stream: str, level: str, message: str) -> bool:
@@ -44,30 +56,41 @@ class LogGate:
             now = self._clock()
             self._free = min(BURST_BYTES, self._free + (now - self._at) * BYTES_PER_S)
             self._at = now
-            if self._free < (BURST_BYTES / 8 if self._lines else size):
+            if why := self._refusal(size):
+                self._why = why
                 self._lines += 1
-                self._bytes += len(message)
+                self._chars += len(message)
+                self._tail.append((stream, level, message))
                 return False
             self._free -= size
+            self._tail.clear()
             self._say_dropped()
             self._emit(stream, level, message)
         return True
 
     def finish(self) -> None:
-        """Say what was dropped last."""
+        """Say what was dropped last, but for the very last lines, which are let through."""
         with self._lock:
+            self._lines -= len(self._tail)
+            self._chars -= sum(len(message) for _, _, message in self._tail)
             self._say_dropped()
+            while self._tail:
+                self._emit(*self._tail.popleft())
+
+    def _refusal(self, size: int) -> str:
+        """Return why a line is dropped; nothing where it is not."""
+        if self._free < (BURST_BYTES / 8 if self._lines else size):
+            return _TOO_MUCH
+        return _NOT_TAKEN if self._events.waiting_bytes > MAX_WAITING_BYTES / (2 if self._lines else 1) else ""
 
     def _say_dropped(self) -> None:
         if self._lines:
-            self._emit(
-                "log", "warning",
-                f"{self._lines} lines ({self._bytes} characters) were dropped here: more than {BYTES_PER_S} bytes/s were logged; log less",
-            )  # fmt: skip
-            self._lines = self._bytes = 0
+            message = f"{self._lines} lines ({self._chars} characters) were dropped here: {self._why}"
+            self._emit("log", "warning", message, num_dropped=self._lines)
+            self._lines = self._chars = 0
 
-    def _emit(self, stream: str, level: str, message: str) -> None:
-        self._events.emit(EventType.LOG, {"stream": stream, "level": level, "message": message})
+    def _emit(self, stream: str, level: str, message: str, **more: int) -> None:
+        self._events.emit(EventType.LOG, {"stream": stream, "level": level, "message": message, **more})
 
 
 class _Lines:
@@ -86,9 +109,10 @@ class _Lines:
         *lines, self._partial = (self._partial + text).split("\n")
         for line in lines:
             self._emit(line)
-        while len(self._partial) >= MAX_LINE_CHARS:
-            self._emit(self._partial[:MAX_LINE_CHARS])
-            self._partial = self._partial[MAX_LINE_CHARS:]
+        num_whole = len(self._partial) // MAX_LINE_CHARS * MAX_LINE_CHARS
+        for start in range(0, num_whole, MAX_LINE_CHARS):
+            self._emit(self._partial[start : start + MAX_LINE_CHARS])
+        self._partial = self._partial[num_whole:]
         return len(text)
 
     def flush(self) -> None:

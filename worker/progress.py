@@ -10,6 +10,9 @@ from typing import Any
 
 from worker.contract.events import EventType, RankEvent
 
+EVENT_BYTES = 1024
+"""What an event takes beside the text of a log line."""
+
 
 class EventBuffer:
     """Events of one rank, from the oldest unacknowledged to the newest.
@@ -24,7 +27,13 @@ class EventBuffer:
         self._is_ended = False
         self.standing: dict[str, Any] = {}
         """The data of the last `state` event."""
+        self._waiting_chars = 0
         self._changed = threading.Condition()
+
+    @property
+    def waiting_bytes(self) -> int:
+        """About how much memory the events take that are not acknowledged yet."""
+        return self._waiting_chars + EVENT_BYTES * len(self._events)
 
     def begin_after(self, seq: int) -> None:
         """Number the first event `seq` + 1: this process goes on where a dead one of the same rank ended. Nothing was emitted yet."""
@@ -38,6 +47,7 @@ class EventBuffer:
                 return
             self._last_seq += 1
             self._events.append(RankEvent(seq=self._last_seq, at=datetime.now(UTC), type=type_, data=data))
+            self._waiting_chars += len(data["message"]) if type_ is EventType.LOG else 0
             self._is_ended = type_ is EventType.END
             if type_ is EventType.STATE:
                 self.standing = data
@@ -55,7 +65,8 @@ class EventBuffer:
         """
         with self._changed:
             while self._events and self._events[0].seq <= after_seq:
-                self._events.popleft()
+                gone = self._events.popleft()
+                self._waiting_chars -= len(gone.data["message"]) if gone.type is EventType.LOG else 0
             self._changed.wait_for(lambda: bool(self._events) or self._is_ended, timeout_s)
             batch = tuple(self._events)[:limit]
             return batch, self._is_ended and len(batch) == len(self._events)

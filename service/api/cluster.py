@@ -1,12 +1,12 @@
 """Routes of what surrounds the jobs: the cluster, the queue, and the names that a spec may use."""
 
 from collections.abc import Mapping
-from typing import Annotated, Any
+from typing import Annotated
 
 from fastapi import APIRouter, Query
 
 from service.api.context import READ, InContext, InIdentity
-from service.api.schemas import CataloguePage, EntryShape, GroupUsageShape, QueuedShape, QueuePage, UsageShape
+from service.api.schemas import CataloguePage, EntryShape, GroupUsageShape, QueuedShape, QueuePage, Shape, UsageShape
 from service.quotas import Quota
 from service.store.records import Job
 from service.store.usage import Used
@@ -17,16 +17,48 @@ from worker.contract.catalogue import Entry
 router = APIRouter(tags=["cluster"], dependencies=[READ])
 
 
+class NodeShape(Shape):
+    """A machine of the cluster. Of `resources` (CPU, GPU, and memory in bytes) `free` says what of CPU and GPU is not in use."""
+
+    id: str
+    address: str
+    is_alive: bool
+    resources: dict[str, float]
+    free: dict[str, float]
+    """Empty where the node is gone."""
+
+
+class RoomShape(Shape):
+    """What all living nodes have together, and what of it is free."""
+
+    total_cpus: float
+    total_gpus: int
+    free_cpus: float
+    free_gpus: int
+
+
+class ClusterShape(Shape):
+    """The cluster, as this controller sees it."""
+
+    is_connected: bool
+    message: str
+    """Why it is not connected."""
+    nodes: list[NodeShape]
+    room: RoomShape | None
+    """Null while it is not connected."""
+    gangs: list[str]
+    """Ids of the jobs that have processes."""
+
+
 @router.get("/cluster")
-async def get_cluster(context: InContext, identity: InIdentity) -> dict[str, Any]:
+async def get_cluster(context: InContext, identity: InIdentity) -> ClusterShape:
     """Show the nodes and what is free on them, and which of the project's jobs have a gang."""
     if context.controller is None:
-        return {"is_connected": False, "message": "this controller runs no jobs", "nodes": [], "room": None, "gangs": []}
-    view = await context.controller.view()
+        return ClusterShape(is_connected=False, message="this controller runs no jobs", nodes=[], room=None, gangs=[])
+    view = ClusterShape.model_validate(await context.controller.view())
     if identity.is_admin:
         return view
-    own = await context.store.jobs.of_project(view.get("gangs", ()), identity.project)
-    return view | {"gangs": sorted(own)}
+    return view.model_copy(update={"gangs": sorted(await context.store.jobs.of_project(view.gangs, identity.project))})
 
 
 @router.get("/queue")

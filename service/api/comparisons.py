@@ -4,6 +4,7 @@ from datetime import datetime
 from typing import Annotated, Any, Self
 
 from fastapi import APIRouter, Depends, Path, Query, Response
+from fastapi.responses import JSONResponse
 from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError, model_validator
 
 from service import comparisons as use_cases
@@ -16,9 +17,9 @@ from service.comparison_table import Row, Stage, stage
 from service.comparisons import Wish
 from service.errors import InvalidError
 from service.states import State
-from service.store.ids import COMPARISON_ID_PATTERN
+from service.store.ids import COMPARISON_ID_PATTERN, new_id
 from service.store.records import Comparison, IdempotencyClaim
-from worker.contract import Health
+from worker.contract import Health, advise
 from worker.contract.rules import refuse
 
 router = APIRouter(tags=["comparisons"])
@@ -125,22 +126,41 @@ class ComparisonPage(Shape):
     next_cursor: str | None
 
 
-@router.post("/comparisons", status_code=201, dependencies=[SUBMIT])
+class ComparisonCheckShape(Shape):
+    """The specs as they would be run, in the order of the values: every default filled in; and what to think twice about."""
+
+    specs: list[dict[str, Any]]
+    warnings: list[str]
+
+
+@router.post(
+    "/comparisons",
+    status_code=201,
+    response_model=ComparisonShape,
+    responses={200: {"model": ComparisonCheckShape | ComparisonShape}},
+    dependencies=[SUBMIT],
+)
 async def start_comparison(
     response: Response,
     context: InContext,
     identity: InIdentity,
+    *,
     document: Annotated[Any, Depends(read_json_or_yaml)],
+    dry_run: Annotated[bool, Query(description="only validate, and answer with the resolved specs")] = False,
     idempotency_key: IdempotencyKey = None,
-) -> ComparisonShape:
+) -> Any:
     """Submit one spec several times, alike but for one field. When the answer is there, all of the jobs are stored."""
     try:
         ask = ComparisonAsk.model_validate(document)
     except ValidationError as error:
         raise InvalidError.of(problems_of(error.errors())) from error
+    wish, roots = Wish(ask.spec, ask.field, ask.values), context.settings.data_roots
+    if dry_run:
+        specs = await use_cases.admitted(context.store, context.artifacts, wish, identity, roots=roots, comparison_id=new_id("cmp"))
+        warnings = dict.fromkeys(str(problem) for spec in specs for problem in advise(spec))
+        return JSONResponse({"specs": [spec.model_dump(mode="json") for spec in specs], "warnings": list(warnings)})
     claim = None if idempotency_key is None else IdempotencyClaim(idempotency_key, fingerprint(document))
-    wish = Wish(ask.spec, ask.field, ask.values)
-    roots, quotas = context.settings.data_roots, context.policy.current().quotas
+    quotas = context.policy.current().quotas
     comparison, is_new = await use_cases.start(context.store, context.artifacts, wish, identity, roots=roots, quotas=quotas, claim=claim)
     response.headers["Location"] = f"/v1/comparisons/{comparison.id}"
     if not is_new:

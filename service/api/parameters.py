@@ -42,5 +42,9 @@ BeforeSeq = Annotated[
     int | None,
     Query(ge=1, le=MAX_SEQ, description="only what is older than this `seq`, and of that the newest; next_cursor is the next `before`"),
 ]
+Contains = Annotated[
+    str | None,
+    Query(min_length=1, max_length=500, description="only lines that contain this text, in capitals or not; go on while has_more"),
+]
 EventLimit = Annotated[int, Query(ge=1, le=1000)]
 RankFilter = Annotated[int | None, Query(ge=0, le=2**31 - 1, description="only this rank")]

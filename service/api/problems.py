@@ -119,7 +119,12 @@ def _expectation(message: str) -> str:
 
     >>> _expectation("Input should be greater than or equal to 1"), _expectation("String should match pattern '^a$'")
     ('a number greater than or equal to 1', "something that matches pattern '^a$'")
+    >>> _expectation("List should have at least 2 items after validation, not 1")
+    'at least 2 items'
     """
+    counted = re.match(r"^\w+ should have (at (?:least|most) [0-9]+ \w+)", message)
+    if counted:
+        return counted[1]
     text = re.sub(r"^(Input|String|Value|Data) should (be )?", "", message)
     return re.sub(r"^match ", "something that matches ", re.sub(r"^(greater|less) than", r"a number \1 than", text))
 

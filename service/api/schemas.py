@@ -137,6 +137,7 @@ class LogPage(Shape):
     data: list[LogShape]
     has_more: bool
     next_cursor: str | None
+    num_searched: int = Field(description="lines that were looked at for this page, of all ranks where it is searched")
 
 
 class SeriesShape(Shape):

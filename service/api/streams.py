@@ -11,10 +11,11 @@ from pydantic import BaseModel
 from service import jobs as use_cases
 from service.api.context import READ, Context, InContext, InIdentity
 from service.api.downsampling import downsample
-from service.api.parameters import MAX_SEQ, MAX_STEP, AfterSeq, BeforeSeq, EventLimit, JobId, RankFilter
+from service.api.parameters import MAX_SEQ, MAX_STEP, AfterSeq, BeforeSeq, Contains, EventLimit, JobId, RankFilter
 from service.api.schemas import EventPage, EventShape, LogPage, LogShape, MetricsShape, SeriesShape
 from service.auth import is_still_admitted
 from service.logs import log_line
+from service.needle import Needle
 from service.states import TERMINAL
 from service.store.records import Event, Job, Token
 from service.streams import StreamFilter, follow
@@ -62,19 +63,27 @@ async def list_logs(
     identity: InIdentity,
     *,
     rank: RankFilter = None,
+    contains: Contains = None,
     after: AfterSeq = 0,
     before: BeforeSeq = None,
     limit: EventLimit = 100,
     last_event_id: LastEventId = None,
 ) -> Any:
-    """List what the ranks wrote, oldest first; with `Accept: text/event-stream`, follow it live to the `end`."""
+    """List what the ranks wrote, oldest first; with `Accept: text/event-stream`, follow it live to the `end`.
+
+    With `contains` the whole log is searched, for about half a second a page: a page may have few lines or none and yet a `next_cursor`.
+    """
+    needle = None if contains is None else Needle(contains)
     if _wants_stream(request):
-        wanted = StreamFilter((EventType.LOG, EventType.END), rank)
+        wanted = StreamFilter((EventType.LOG, EventType.END), rank, needle)
         return await _stream(context, identity, job_id, _start(after, last_event_id), wanted, _log_line)
     await use_cases.find(context.store, job_id)
-    found = await context.store.events.page(job_id, after, limit + 1, types=(EventType.LOG,), rank=rank, before_seq=before)
-    page, has_more, cursor = _cut(found, limit, is_backwards=before is not None)
-    return LogPage(data=[LogShape.model_validate(log_line(event)) for event in page], has_more=has_more, next_cursor=cursor)
+    if needle is not None:
+        found = await context.store.logs.search(job_id, needle, limit, after_seq=after, before_seq=before, rank=rank)
+        return _log_page(found.lines, found.num_searched, None if found.next_seq is None else str(found.next_seq))
+    some = await context.store.events.page(job_id, after, limit + 1, types=(EventType.LOG,), rank=rank, before_seq=before)
+    page, _, cursor = _cut(some, limit, is_backwards=before is not None)
+    return _log_page(page, len(page), cursor)
 
 
 @router.get("/jobs/{job_id}/metrics")
@@ -105,6 +114,11 @@ def _cut(found: Sequence[Event], limit: int, *, is_backwards: bool) -> tuple[Seq
         return found, False, None
     page = found[-limit:] if is_backwards else found[:limit]
     return page, True, str(page[0 if is_backwards else -1].seq)
+
+
+def _log_page(lines: Sequence[Event], num_searched: int, cursor: str | None) -> LogPage:
+    data = [LogShape.model_validate(log_line(event)) for event in lines]
+    return LogPage(data=data, has_more=cursor is not None, next_cursor=cursor, num_searched=num_searched)
 
 
 def _wants_stream(request: Request) -> bool:

@@ -10,7 +10,7 @@ import typer
 from service.cli.completion import norm_kinds
 from service.cli.exits import INTERRUPTED, JOB_FAILED, UsageError
 from service.cli.options import JsonFlag, SetOption, connect
-from service.cli.output import answer, console, say
+from service.cli.output import answer, console, print_json, say
 from service.cli.specs import parse, read_spec
 from service.cli.tables import comparison_table
 from service.client import Client
@@ -35,19 +35,24 @@ def compare(  # noqa: PLR0917 - one option of the command line each
         str | None, typer.Option("--vary", metavar="A.B=C,D,...", help="Another field, and its values.", show_default=False)
     ] = None,
     assignments: SetOption = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only check, and print every spec with every default.")] = False,
     follow: Annotated[bool, typer.Option("--follow", "-f", help="Wait until all jobs have ended; exit 1 unless all succeeded.")] = False,
     as_json: JsonFlag = False,
 ) -> None:
     """Run one spec several times, alike but for one field, and show the table. With an ID: the table of one that was started before."""
     is_known = _ID.match(spec) is not None
-    if is_known and (norms or vary or assignments):
-        raise UsageError(f"{spec} is started already; expected a SPEC beside --norms, --vary and --set; leave them out to see its table")
+    if is_known and (norms or vary or assignments or dry_run):
+        options = "--norms, --vary, --set and --dry-run"
+        raise UsageError(f"{spec} is started already; expected a SPEC beside {options}; leave them out to see its table")
     ask = None if is_known else (read_spec(spec, assignments or ()), *_varied(norms, vary))
     with connect(ctx) as client:
         if ask is None:
             comparison = client.comparison(spec)
         else:
             document, field, values = ask
+            if dry_run:
+                print_json(client.validate_comparison(document, values, field=field))
+                return
             comparison = client.compare(document, values, field=field)
         if follow:
             comparison = _until_ended(client, comparison)

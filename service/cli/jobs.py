@@ -103,11 +103,14 @@ def wait(
     raise typer.Exit(exit_code(ended))
 
 
-def logs(
+def logs(  # noqa: PLR0917 - one option of the command line each
     ctx: typer.Context,
     job: JobArgument,
     follow: Annotated[bool, typer.Option("--follow", "-f", help="Go on until the job ends.")] = False,
     rank: Annotated[int | None, typer.Option(min=0, help="Only this rank.", show_default=False)] = None,
+    grep: Annotated[
+        str | None, typer.Option("--grep", "-g", metavar="TEXT", help="Only lines with this text, in capitals or not.", show_default=False)
+    ] = None,
     as_json: JsonFlag = False,
 ) -> None:
     """Show what the ranks wrote."""
@@ -115,7 +118,8 @@ def logs(
     with connect(ctx) as client:
         job_id = full_id(client, job)
         try:
-            for line in client.follow_logs(job_id, rank=rank) if follow else client.logs(job_id, rank=rank):
+            show = client.follow_logs if follow else client.logs
+            for line in show(job_id, rank=rank, contains=grep):
                 if as_json:
                     print_json(line, is_line=True)
                 else:

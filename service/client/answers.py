@@ -39,6 +39,16 @@ class CatalogueEntry(TypedDict):
     args: dict[str, Any]
 
 
+class Cluster(TypedDict):
+    """The cluster, as this controller sees it."""
+
+    is_connected: bool
+    message: str
+    nodes: list[Node]
+    room: Room | None
+    gangs: list[str]
+
+
 class Code(TypedDict):
     """Uploaded code."""
 
@@ -60,6 +70,13 @@ class Comparison(TypedDict):
     created_at: str
     spec: dict[str, Any]
     rows: list[ComparisonRow]
+
+
+class ComparisonCheck(TypedDict):
+    """The specs as they would be run, in the order of the values: every default filled in; and what to think twice about."""
+
+    specs: list[dict[str, Any]]
+    warnings: list[str]
 
 
 class ComparisonEntry(TypedDict):
@@ -164,6 +181,16 @@ class NewToken(TypedDict):
     token: str
 
 
+class Node(TypedDict):
+    """A machine of the cluster. Of `resources` (CPU, GPU, and memory in bytes) `free` says what of CPU and GPU is not in use."""
+
+    id: str
+    address: str
+    is_alive: bool
+    resources: dict[str, float]
+    free: dict[str, float]
+
+
 class Progress(TypedDict):
     """How far training is."""
 
@@ -184,6 +211,15 @@ class Queued(TypedDict):
     created_at: str
     reason: str
     message: str
+
+
+class Room(TypedDict):
+    """What all living nodes have together, and what of it is free."""
+
+    total_cpus: float
+    total_gpus: int
+    free_cpus: float
+    free_gpus: int
 
 
 class Score(TypedDict):

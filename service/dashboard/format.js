@@ -59,5 +59,14 @@ export function yaml(value, indent = "") {
   return lines.join("\n");
 }
 
+/** The values of a spec as JSON, by dotted path. */
+export function flattened(value, path = "") {
+  if (value === null || typeof value !== "object" || Array.isArray(value)) return { [path]: JSON.stringify(value) };
+  return Object.assign({}, ...Object.entries(value).map(([key, inner]) => flattened(inner, path ? `${path}.${key}` : key)));
+}
+
+/** A text in small letters, as long as it was; letter by letter as the service compares them (service/needle.py). */
+export const folded = (text) => text.replaceAll("\u0130", "\ufffe").replaceAll("\u212a", "\uffff").replaceAll("\u03a3", "\u03c3").toLowerCase();
+
 /** What a terminal would show: without colours and other escapes, and without what cannot be seen. */
 export const plain = (text) => text.replace(/\x1b(?:\[[0-?]*[ -/]*[@-~]|\][^\x07\x1b]*(?:\x07|\x1b\\)?|.)/g, "").replace(/[\x00-\x08\x0b-\x1f\x7f]/g, "\ufffd");

@@ -5,6 +5,7 @@ import { h, render } from "./dom.js";
 import { button, card, problem } from "./elements.js";
 import * as cluster from "./pages/cluster.js";
 import * as compare from "./pages/compare.js";
+import * as comparing from "./pages/comparing.js";
 import * as job from "./pages/job.js";
 import * as jobs from "./pages/jobs.js";
 import * as reference from "./pages/reference.js";
@@ -28,6 +29,7 @@ function route() {
 function opened({ parts, query }, redraw) {
   const [place = "jobs", id] = parts;
   if (place === "jobs") return id ? job.open(parts, query, redraw) : jobs.open(query, redraw);
+  if (place === "compare" && id === "new") return comparing.open(query, redraw);
   const found = { compare, cluster, submit, api: reference }[place];
   if (found) return found.open(query, redraw);
   return { title: "Not here", refresh: () => card("Not here", h("p", {}, "There is no such page. ", h("a", { href: "#/jobs" }, "All jobs"))) };

@@ -94,7 +94,7 @@ class Events:
         if rank is not None:
             query = query.where((events.c.rank == rank) | events.c.type.in_([EventType.END.value, EventType.GAP.value]))
         async with self._database.read() as connection:
-            found = [_event(row) for row in (await connection.execute(query)).mappings()]
+            found = [event_of(row) for row in (await connection.execute(query)).mappings()]
         return found if before_seq is None else found[::-1]
 
     async def spread(self, job_id: str, type_: EventType, most: int) -> list[Event]:
@@ -106,7 +106,7 @@ class Events:
             number = min(most, len(seqs))
             kept = [seqs[(place + 1) * len(seqs) // number - 1] for place in range(number)]
             query = select(events).where((events.c.job_id == job_id) & events.c.seq.in_(kept)).order_by(events.c.seq)
-            return [_event(row) for row in (await connection.execute(query)).mappings()]
+            return [event_of(row) for row in (await connection.execute(query)).mappings()]
 
 
 async def _without_known(write: Write, job_id: str, attempt: int, rank: int, batch: Sequence[RankEvent]) -> list[RankEvent]:
@@ -132,5 +132,6 @@ def _entry(event: RankEvent, attempt: int, rank: int) -> Entry:
     return Entry(at=event.at, type=type_, attempt=attempt, data=data, rank=rank, rank_seq=event.seq)
 
 
-def _event(row: RowMapping) -> Event:
+def event_of(row: RowMapping) -> Event:
+    """Return a row as an event."""
     return Event(row["seq"], row["at"], EventType(row["type"]), row["attempt"], row["rank"], row["data"])

@@ -18,7 +18,7 @@ from service.store.query import Command, stored
 from service.store.queue import QueueCap, require_place, store_need
 from service.store.records import Attempt, IdempotencyClaim, Job, Progress, Transition
 from service.store.session import Write
-from service.store.tables import job_labels, jobs, norm_choices
+from service.store.tables import job_labels, jobs, norm_choices, transitions
 from worker.contract import JobSpec
 from worker.contract.catalogue import AUTO_NORM
 
@@ -175,6 +175,16 @@ class Jobs:
         """Say anew why a job is where it is, such as why it still waits. No transition, no event."""
         async with self._database.write(job_id) as write:
             await write.connection.execute(update(jobs).where(jobs.c.id == job_id).values(reason=reason, message=message))
+
+    async def restore_message(self, job_id: str) -> None:
+        """Say of a job again what was said when it came into its state: what was said since is over."""
+        last = (
+            select(transitions.c.reason, transitions.c.message).where(transitions.c.job_id == job_id).order_by(transitions.c.number.desc())
+        )
+        async with self._database.write(job_id) as write:
+            row = (await write.connection.execute(last.limit(1))).one_or_none()
+            if row is not None:
+                await write.connection.execute(update(jobs).where(jobs.c.id == job_id).values(reason=row.reason, message=row.message))
 
     async def edit(self, job_id: str, edition: int | None, *, priority: int | None, labels: Mapping[str, str] | None) -> bool:
         """Change what a user may change.

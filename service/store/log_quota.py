@@ -15,9 +15,10 @@ CHUNK: Final = 5000
 
 
 async def keep_quota(write: Write, job_id: str, fresh: Sequence[RankEvent], quota_bytes: int) -> None:
-    """Count log lines that were just stored; where the job has more than its quota, drop the oldest quarter of it.
+    """Count log lines that were just stored; where the job has more than its quota, drop the oldest.
 
-    What is dropped leaves its numbers: the last of it becomes the line that says so.
+    Little more than what is too much, so that no transaction takes long: others wait for it. What is dropped leaves its numbers: the last
+    of it becomes the line that says so.
     """
     added = sum(_size(event.data) for event in fresh if event.type is EventType.LOG)
     if not added:
@@ -26,7 +27,7 @@ async def keep_quota(write: Write, job_id: str, fresh: Sequence[RankEvent], quot
     held = (await write.connection.execute(counted)).scalar_one()
     if held > quota_bytes:
         why = "the job logged more than its quota (SYNCBN_MAX_LOG_BYTES)"
-        freed = await drop_lines(write, job_id, held - quota_bytes * 3 // 4, why)
+        freed = await drop_lines(write, job_id, held - quota_bytes + min(CHUNK * LINE_BYTES, quota_bytes // 4), why)
         await write.connection.execute(update(jobs).where(jobs.c.id == job_id).values(log_bytes=held - freed))
 
 

@@ -121,6 +121,11 @@ class Event:
     """None where the controller speaks."""
     data: dict[str, Any]
 
+    @property
+    def message(self) -> str:
+        """What a line of log says. Its words are those of a job's author: whoever shows it escapes it."""
+        return str(self.data.get("message", ""))
+
 
 @dataclass(frozen=True)
 class Checkpoint:

@@ -13,6 +13,7 @@ from service.store.database import Database
 from service.store.events import Events
 from service.store.jobs import Jobs
 from service.store.leases import Leases
+from service.store.logs import Logs
 from service.store.metrics import Metrics
 from service.store.migration import migrate
 from service.store.norm_choices import NormChoices
@@ -36,6 +37,7 @@ class Store:
         self.queue = Queue(database)
         self.attempts = Attempts(database)
         self.events = Events(database, max_log_bytes)
+        self.logs = Logs(database)
         self.metrics = Metrics(database)
         self.checkpoints = Checkpoints(database)
         self.comparisons = Comparisons(database)

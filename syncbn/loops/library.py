@@ -1,7 +1,7 @@
 """The compiled passes as a library of C functions: built once per machine and type of values, loaded, and called.
 
-Owns: the compiler, the cache on disk, and the struct that the functions take. Does not own the passes (`passes.cpp`, `values.hpp`) or
-which batches they get (`compiled.py`).
+Owns: the compiler, the cache on disk, and the struct that the functions take. Does not own the passes (`passes.cpp` and what it includes)
+or which batches they get (`compiled.py`).
 
 The sources need a C++17 compiler and nothing of torch, so that building takes two to four seconds. The library lies in the directory of
 torch's own caches, under a name made of the sources, the compiler and the processor that it resolves `-march=native` to.
@@ -26,7 +26,7 @@ VALUES = {torch.float32: "float", torch.float64: "double", torch.bfloat16: "BFlo
 """The types of values that there are passes for, and their names in C++."""
 _TYPES = {None: 0, torch.float32: 1, torch.float64: 2, torch.bfloat16: 3}  # of vectors, as `Type` in values.hpp
 _ACTIVATIONS = (None, "relu", "relu6", "leaky_relu", "silu", "gelu", "hardswish", "elu")  # as `Activation` in values.hpp
-_SOURCES = (Path(__file__).with_name("passes.cpp"), Path(__file__).with_name("values.hpp"))
+_SOURCES = tuple(Path(__file__).with_name(name) for name in ("passes.cpp", "sums.hpp", "batch.hpp", "values.hpp"))
 _COMPILERS = ("c++", "g++", "clang++")
 _FLAGS = ("-std=c++17", "-O3", "-march=native", "-fno-math-errno", "-fno-trapping-math", "-fPIC", "-shared")
 _PATIENCE_S = 120.0
@@ -41,7 +41,7 @@ class BuildError(RuntimeError):
 
 @final
 class Batch(ctypes.Structure):
-    """What a pass reads and writes: the fields of `Batch` in passes.cpp. Those of no use to a pass stay 0."""
+    """What a pass reads and writes: the fields of `Batch` in batch.hpp. Those of no use to a pass stay 0."""
 
     _fields_ = (
         *((name, _POINTER) for name in ("x", "dy", "residual", "mask", "y", "dx", "dresidual")),

@@ -3,62 +3,14 @@
 // Owns the arithmetic of these loops, for one type of values (-DVALUES=float, double or BFloat16). Does not own which batches come here
 // (compiled.py) or how this file is built (library.py). Tests: tests/syncbn/test_compiled.py.
 //
-// A batch lies in memory as lines of values next to each other:
-//
-//     planes  N * C lines of S values, a channel each        rows  N lines of C values, one of each channel
-//
-// Sums are taken in the accumulation type over at most a few hundred values, and in double beyond; how a batch is cut into parts for that
-// does not depend on the number of threads, so neither does a result. Vectors are double where not said otherwise; formulas are those of
-// moments.py, running.py and vectors.py.
+// Vectors are double where not said otherwise; formulas are those of moments.py, running.py and vectors.py.
 
-#include "values.hpp"
-
-constexpr Index CHUNK = 1024;    // values that pass through the nearest cache at a time, and that Wide adds up
-constexpr Index ROWS = 256;      // rows that Wide adds up one after the other
-constexpr Index SPAN = 512;      // channels below which several rows are taken for one where values are worked on one by one
-constexpr Index WIDTH = 64;      // the same where they are added up
-constexpr Index SIDE = 4;        // rows that are added up side by side before they meet their sums, up to WIDTH: wider ones, several of which
-                                 // begin in one page, would take turns there, which processors do not foresee (1.2 instead of 1.8 ms)
-constexpr Index HEAD = 256;      // values per channel from which the shift is taken
-constexpr Index PARTS = 64;      // into which a batch is cut at most, for threads
-constexpr Index GRAIN = 1 << 15; // values that are worth a thread
-constexpr double FAR = 16;       // (shift - mean)^2 / variance beyond which the shift costs accuracy: that factor in the variance's error
-
-struct Batch {  // the same fields in the same order as `Batch` in library.py
-  const Value *x, *dy, *residual;
-  const std::uint8_t *mask;  // one for each row, or for each place of a plane
-  Value *y, *dx, *dresidual; // to be written
-  Index N, C, S;             // S is 1 for rows
-  Index is_planes, activation, num_threads;
-  double *total;             // (2C + 1,)
-  const void *weight, *bias; // (C,)
-  void *running_mean, *running_var, *dweight, *dbias; // (C,), to be moved or written
-  Index weight_type, bias_type, running_type, gradient_type, is_unbiased;
-  double eps, momentum;
-  double *mean, *invstd;     // (C,)
-  Wide *rounded;             // (3, C): mean, scale and shift
-  double *summed;            // (2C,)
-  const double *n;           // ()
-};
-
-// ------------------------------------------------------------------------------------------------------------------ elementwise
-
-// The gradients of the activation's arguments, 0 outside the mask: dy itself if they are.
-template <class Factor>
-static const Wide *argument_gradients(const Batch &b, Index at, Wide *buffer, const std::uint8_t *mask, Factors<Factor> f, Index count) {
-  if constexpr (is_wide)
-    if (b.activation == NONE && mask == nullptr) return reinterpret_cast<const Wide *>(b.dy + at);
-  if (b.activation != NONE) argument(buffer, b.x + at, b.residual == nullptr ? nullptr : b.residual + at, f, count);
-  differentiate(buffer, b.dy + at, count, b.activation);
-  clear_outside(buffer, mask, count);
-  return buffer;
-}
-
+#include "sums.hpp"
 
 // Call function(first value, factors, mask, number of values) for all lines, in pieces of at most CHUNK values, and
 // empty(first value, number of values) for rows outside the mask.
 template <class Function, class Empty>
-static void for_all_lines(const Batch &b, const std::vector<Wide> &vectors, Function function, Empty empty) {
+static void for_all_lines(const Batch &b, const Vector &vectors, Function function, Empty empty) {
   const Index num_values = b.N * b.C * b.S;
   [[maybe_unused]] const int threads = num_values < 2 * GRAIN ? 1 : int(b.num_threads);
   if (b.is_planes) {
@@ -73,7 +25,7 @@ static void for_all_lines(const Batch &b, const std::vector<Wide> &vectors, Func
     return;
   }
   const Index times = b.mask != nullptr || b.C >= SPAN ? 1 : SPAN / b.C;
-  const std::vector<Wide> wide = repeated(vectors, b.C, times);
+  const Vector wide = repeated(vectors, b.C, times);
   const Index width = times * b.C;
 #pragma omp parallel for num_threads(threads) schedule(static)
   for (Index row = 0; row < (b.N + times - 1) / times; ++row) {
@@ -82,175 +34,18 @@ static void for_all_lines(const Batch &b, const std::vector<Wide> &vectors, Func
       empty(at, count);
       continue;
     }
-    const Factors<Each> factors = of_row(wide, width);
+    const Factors<Each> factors = of_row(wide);
     for (Index i = 0; i < count; i += CHUNK)
       function(at + i, factors.from(i), static_cast<const std::uint8_t *>(nullptr), std::min(CHUNK, count - i));
   }
 }
 
-// ------------------------------------------------------------------------------------------------------------------------- sums
-
-struct Sums {
-  std::vector<double> first, second;  // (C,)
-  double n;
-  explicit Sums(Index C) : first(C), second(C), n(0) {}
-};
-
-// Add up (g, g (x - origin)) or, for local sums, (x - origin, (x - origin)^2).
-template <bool is_local> static void add_line(const Wide *g, const Wide *x, Wide origin, Index count, double &first, double &second) {
-  Wide a = 0, b = 0;
-#pragma omp simd reduction(+ : a, b)
-  for (Index i = 0; i < count; ++i) {
-    const Wide distance = x[i] - origin, value = is_local ? distance : g[i];
-    a += value;
-    b += value * distance;
-  }
-  first += a;
-  second += b;
-}
-
-template <bool is_local, Index rows>
-static void add_rows(const Wide *__restrict g, const Wide *__restrict x, const Wide *__restrict origin, Index width, Wide *__restrict first,
-                     Wide *__restrict second) {
-#pragma omp simd
-  for (Index i = 0; i < width; ++i) {
-    Wide a = 0, b = 0;
-    for (Index row = 0; row < rows; ++row) {
-      const Wide distance = x[row * width + i] - origin[i], value = is_local ? distance : g[row * width + i];
-      a += value;
-      b += value * distance;
-    }
-    first[i] += a;
-    second[i] += b;
-  }
-}
-
-// Of the images [begin, end) and, of their planes, the places [from, to).
-template <bool is_local>
-static void add_planes(const Batch &b, const std::vector<Wide> &vectors, Index begin, Index end, Index from, Index to, Sums &sums) {
-  Wide gradients[CHUNK], values[CHUNK];
-  for (Index image = begin; image < end; ++image) {
-    const std::uint8_t *mask = b.mask == nullptr ? nullptr : b.mask + image * b.S;
-    sums.n += mask == nullptr ? double(to - from) : double(std::count_if(mask + from, mask + to, [](std::uint8_t m) { return m != 0; }));
-    for (Index c = 0; c < b.C; ++c)
-      for (Index i = from; i < to; i += CHUNK) {
-        const Index at = (image * b.C + c) * b.S + i, count = std::min(CHUNK, to - i);
-        const Factors<Same> f = of_channel(vectors, b.C, c);
-        const std::uint8_t *inside = mask == nullptr ? nullptr : mask + i;
-        const Wide *x = widened(b.x + at, values, inside, f.origin, count);
-        const Wide *g = is_local ? nullptr : argument_gradients(b, at, gradients, inside, f, count);
-        add_line<is_local>(g, x, vectors[c], count, sums.first[c], sums.second[c]);
-      }
-  }
-}
-
-// Sums of rows, of which several may have been taken for one.
-class RowSums {
- public:
-  RowSums(Index C, Index width) : C(C), width(width), first(width), second(width) {}
-  template <bool is_local, Index rows> void add(const Wide *g, const Wide *x, const Wide *origin, Sums &sums) {
-    add_rows<is_local, rows>(g, x, origin, width, first.data(), second.data());
-    if ((pending += rows) >= ROWS) flush(sums);
-  }
-  void flush(Sums &sums) {
-    for (Index i = 0; i < width; ++i) {
-      sums.first[i % C] += first[i];
-      sums.second[i % C] += second[i];
-      first[i] = second[i] = 0;
-    }
-    pending = 0;
-  }
-
- private:
-  Index C, width, pending = 0;
-  std::vector<Wide> first, second;
-};
-
-// Of the rows [begin, end), `times` of which are taken for one.
-template <bool is_local>
-static void add_rows_of(const Batch &b, const std::vector<Wide> &vectors, Index begin, Index end, Index times, Sums &sums) {
-  const Index width = times * b.C;
-  const std::vector<Wide> wide = repeated(vectors, b.C, times);
-  const Factors<Each> f = of_row(wide, width);
-  std::vector<Wide> gradients(is_local ? 0 : SIDE * width), values(is_wide ? 0 : SIDE * width);
-  RowSums partial(b.C, width);
-  for (Index row = begin; row < end;) {
-    const bool is_side_by_side = b.mask == nullptr && width <= WIDTH && row + SIDE * times <= end;
-    const Index rows = is_side_by_side ? SIDE : 1, at = row * b.C;
-    row += rows * times;
-    if (b.mask != nullptr && !b.mask[at / b.C]) continue;
-    sums.n += double(rows * times);
-    const Wide *x = widened(b.x + at, values.data(), nullptr, f.origin, rows * width);
-    const Wide *g = nullptr;  // of the first of these rows, and so of all: they lie one after the other, in dy or in the buffer
-    if constexpr (!is_local)
-      for (Index k = rows - 1; k >= 0; --k) g = argument_gradients(b, at + k * width, gradients.data() + k * width, nullptr, f, width);
-    if (is_side_by_side)
-      partial.add<is_local, SIDE>(g, x, wide.data(), sums);
-    else
-      partial.add<is_local, 1>(g, x, wide.data(), sums);
-  }
-  partial.flush(sums);
-}
-
-static Sums merged(const std::vector<Sums> &parts, Index C) {
-  Sums whole(C);
-  for (const Sums &part : parts) {
-    whole.n += part.n;
-    for (Index c = 0; c < C; ++c) {
-      whole.first[c] += part.first[c];
-      whole.second[c] += part.second[c];
-    }
-  }
-  return whole;
-}
-
-// Sums over the batch, cut into parts by its size alone. Of the vectors (6, C) local sums read the origin only.
-template <bool is_local> static Sums sums_of(const Batch &b, const std::vector<Wide> &vectors) {
-  const Index num_parts = std::clamp<Index>(b.N * b.C * b.S / GRAIN, 1, PARTS);
-  const Index along = std::min(num_parts, b.N), across = b.is_planes ? std::clamp<Index>(num_parts / along, 1, (b.S + CHUNK - 1) / CHUNK) : 1;
-  const Index times = b.is_planes || b.mask != nullptr || b.C >= WIDTH ? 1 : WIDTH / b.C;
-  std::vector<Sums> parts(along * across, Sums(b.C));
-  [[maybe_unused]] const int threads = parts.size() < 2 ? 1 : int(b.num_threads);
-#pragma omp parallel for num_threads(threads) schedule(static)
-  for (Index part = 0; part < along * across; ++part) {
-    const Index begin = part / across * b.N / along, end = (part / across + 1) * b.N / along;
-    if (b.is_planes) {
-      add_planes<is_local>(b, vectors, begin, end, part % across * b.S / across, (part % across + 1) * b.S / across, parts[part]);
-    } else {
-      const Index whole = begin + (end - begin) / times * times;
-      add_rows_of<is_local>(b, vectors, begin, whole, times, parts[part]);
-      if (whole < end) add_rows_of<is_local>(b, vectors, whole, end, 1, parts[part]);
-    }
-  }
-  return merged(parts, b.C);
-}
-
-// A cheap estimate of the means: those of the head of the batch.
-static std::vector<Wide> shifts_of(const Batch &b) {
-  std::vector<Wide> origin(NUM_FACTORS * b.C);
-  Sums head(b.C);
-  if (b.is_planes)
-    add_planes<true>(b, origin, 0, 1, 0, std::min(b.S, HEAD), head);
-  else
-    add_rows_of<true>(b, origin, 0, std::min(b.N, HEAD), 1, head);
-  for (Index c = 0; c < b.C && head.n > 0; ++c) origin[c] = Wide(head.first[c] / head.n);
-  return origin;
-}
-
 // What the forward has normalized with, and room for three vectors more.
-static std::vector<Wide> rounded_of(const Batch &b) {
-  std::vector<Wide> vectors(b.rounded, b.rounded + 3 * b.C);
+static Vector rounded_of(const Batch &b) {
+  Vector vectors(b.rounded, b.rounded + 3 * b.C);
   vectors.resize(NUM_FACTORS * b.C);
   return vectors;
 }
-
-static bool is_far(const Sums &sums, Index C) {
-  for (Index c = 0; c < C; ++c)
-    if (sums.first[c] * sums.first[c] > FAR / (1 + FAR) * sums.n * sums.second[c]) return true;
-  return false;
-}
-
-// ------------------------------------------------------------------------------------------------------------------- the passes
 
 extern "C" {
 
@@ -259,7 +54,7 @@ Index size_of_batch() { return sizeof(Batch); }
 // Writes total: this rank's packed moments. One pass, and another where the shift turns out to be far from the mean.
 void local_sums(const Batch *batch) {
   const Batch &b = *batch;
-  std::vector<Wide> origin = shifts_of(b);
+  Vector origin = shifts_of(b);
   Sums sums = sums_of<true>(b, origin);
   if (is_far(sums, b.C)) {
     for (Index c = 0; c < b.C; ++c) origin[c] += Wide(sums.first[c] / std::max(sums.n, 1.0));
@@ -293,9 +88,9 @@ void normalize(const Batch *batch) {
     b.rounded[2 * b.C + c] = Wide(read(b.bias, b.bias_type, c, 0) + (origin - mean) * scale);
   }
   const auto line = [&b](Index at, auto factors, const std::uint8_t *mask, Index count) {
-    Wide buffer[CHUNK], *z = place(b.y + at, buffer);
-    argument(z, b.x + at, b.residual == nullptr ? nullptr : b.residual + at, factors, count);
-    activate(z, count, b.activation);
+    alignas(LINE) Wide buffer[CHUNK];
+    Wide *z = place(b.y + at, buffer);
+    activate(z, b.x + at, b.residual == nullptr ? nullptr : b.residual + at, factors, count, b.activation);
     clear_outside(z, mask, count);
     if constexpr (!is_wide) store(b.y + at, z, count);
   };
@@ -319,7 +114,7 @@ void gradient_sums(const Batch *batch) {
 void input_gradient(const Batch *batch) {
   const Batch &b = *batch;
   const double divisor = std::max(*b.n, 1.0);
-  std::vector<Wide> vectors = rounded_of(b);
+  Vector vectors = rounded_of(b);
   for (Index c = 0; c < b.C; ++c) {
     const double invstd = b.invstd[c], slope = -invstd * invstd * invstd * b.summed[b.C + c] / divisor;
     vectors[3 * b.C + c] = Wide(invstd * read(b.weight, b.weight_type, c, 1));
@@ -327,7 +122,7 @@ void input_gradient(const Batch *batch) {
     vectors[5 * b.C + c] = Wide(-invstd * b.summed[c] / divisor + (b.rounded[c] - b.mean[c]) * slope);
   }
   const auto line = [&b](Index at, auto f, const std::uint8_t *mask, Index count) {
-    Wide gradients[CHUNK], buffer[CHUNK];
+    alignas(LINE) Wide gradients[CHUNK], buffer[CHUNK];
     const Wide *dz = argument_gradients(b, at, gradients, mask, f, count);
     if (b.dresidual != nullptr) store(b.dresidual + at, dz, count);
     const Value *x = b.x + at;

@@ -8,6 +8,7 @@
 #include <cmath>
 #include <cstdint>
 #include <cstring>
+#include <new>
 #include <type_traits>
 #include <vector>
 
@@ -35,6 +36,43 @@ constexpr bool is_wide = std::is_same_v<Value, Wide>;
 
 enum Activation : Index { NONE, RELU, RELU6, LEAKY_RELU, SILU, GELU, HARDSWISH, ELU };  // as in library.py
 enum Type : Index { ABSENT, FLOAT, DOUBLE, BFLOAT16 };                                  // as in library.py
+
+// ------------------------------------------------------------------------------------------------------------------- alignment
+
+constexpr std::size_t LINE = 64;                    // bytes: what is read at once and lies in two lines of the cache takes twice the time
+constexpr Index LANES = LINE / sizeof(Wide);
+typedef Wide Lanes __attribute__((vector_size(LINE)));  // values that are worked on at once
+
+static Lanes load(const Wide *from) {
+  Lanes values;
+  std::memcpy(&values, from, LINE);
+  return values;
+}
+
+static void keep(Wide *to, const Lanes &values) { std::memcpy(to, &values, LINE); }
+
+// The values, 0 before a lane.
+static Lanes from_lane(Index from, Lanes values) {
+  using Number = std::conditional_t<std::is_same_v<Wide, double>, std::int64_t, std::int32_t>;
+  typedef Number Numbers __attribute__((vector_size(LINE)));
+  if (from == 0) return values;
+  Numbers lanes;
+  for (Index lane = 0; lane < LANES; ++lane) lanes[lane] = Number(lane);
+  return lanes >= Number(from) ? values : Lanes{};
+}
+
+template <class T> struct Aligned {  // an allocator
+  using value_type = T;
+  Aligned() = default;
+  template <class U> Aligned(const Aligned<U> &) {}
+  T *allocate(std::size_t n) { return static_cast<T *>(::operator new(n * sizeof(T), std::align_val_t(LINE))); }
+  void deallocate(T *values, std::size_t) { ::operator delete(values, std::align_val_t(LINE)); }
+  template <class U> bool operator==(const Aligned<U> &) const { return true; }
+  template <class U> bool operator!=(const Aligned<U> &) const { return false; }
+};
+using Vector = std::vector<Wide, Aligned<Wide>>;
+
+static Index padded(Index width) { return (width + LANES - 1) / LANES * LANES; }
 
 // ---------------------------------------------------------------------------------------------------------------------- vectors
 
@@ -79,36 +117,27 @@ template <class Factor> struct Factors {
   Factors from(Index i) const { return {origin.from(i), scale.from(i), shift.from(i), a.from(i), b.from(i), c.from(i)}; }
 };
 
-static Factors<Same> of_channel(const std::vector<Wide> &vectors, Index C, Index c) {
+static Factors<Same> of_channel(const Vector &vectors, Index C, Index c) {
   const Wide *v = vectors.data() + c;
   return {{v[0]}, {v[C]}, {v[2 * C]}, {v[3 * C]}, {v[4 * C]}, {v[5 * C]}};
 }
 
-static Factors<Each> of_row(const std::vector<Wide> &vectors, Index width) {
-  const Wide *v = vectors.data();
-  return {{v}, {v + width}, {v + 2 * width}, {v + 3 * width}, {v + 4 * width}, {v + 5 * width}};
-}
-
 // Vectors (6, C), several times side by side for rows that are taken for one.
-static std::vector<Wide> repeated(const std::vector<Wide> &vectors, Index C, Index times) {
-  std::vector<Wide> result(NUM_FACTORS * C * times);
-  for (Index k = 0; k < NUM_FACTORS * times; ++k) std::copy_n(vectors.data() + k / times * C, C, result.data() + k * C);
+static Vector repeated(const Vector &vectors, Index C, Index times) {
+  const Index stride = padded(times * C);
+  Vector result(NUM_FACTORS * stride);
+  for (Index k = 0; k < NUM_FACTORS; ++k)
+    for (Index time = 0; time < times; ++time) std::copy_n(vectors.data() + k * C, C, result.data() + k * stride + time * C);
   return result;
 }
 
-// ------------------------------------------------------------------------------------------------- values, at most CHUNK at a time
-
-// z = (x - origin) scale + shift + residual
-template <class Factor>
-static void argument(Wide *__restrict z, const Value *__restrict x, const Value *__restrict residual, Factors<Factor> f, Index count) {
-  if (residual == nullptr) {
-#pragma omp simd
-    for (Index i = 0; i < count; ++i) z[i] = (Wide(x[i]) - f.origin[i]) * f.scale[i] + f.shift[i];
-  } else {
-#pragma omp simd
-    for (Index i = 0; i < count; ++i) z[i] = (Wide(x[i]) - f.origin[i]) * f.scale[i] + f.shift[i] + Wide(residual[i]);
-  }
+static Factors<Each> of_row(const Vector &repeated) {
+  const Wide *v = repeated.data();
+  const Index stride = repeated.size() / NUM_FACTORS;
+  return {{v}, {v + stride}, {v + 2 * stride}, {v + 3 * stride}, {v + 4 * stride}, {v + 5 * stride}};
 }
+
+// ------------------------------------------------------------------------------------------------- values, at most CHUNK at a time
 
 static void widen(Wide *__restrict to, const Value *__restrict from, Index count) {
 #pragma omp simd
@@ -118,11 +147,6 @@ static void widen(Wide *__restrict to, const Value *__restrict from, Index count
 static void store(Value *__restrict to, const Wide *__restrict from, Index count) {
 #pragma omp simd
   for (Index i = 0; i < count; ++i) to[i] = Value(from[i]);
-}
-
-template <class Function> static void apply(Wide *z, Index count, Function function) {
-#pragma omp simd
-  for (Index i = 0; i < count; ++i) z[i] = function(z[i]);
 }
 
 // e^z - 1, by steps that a compiler does side by side: z = n ln 2 + r, the series of e^r - 1, times 2^n. Relative error 2e-7.
@@ -148,37 +172,51 @@ static float normal_cdf(float z) {
 }
 static double normal_cdf(double z) { return (1 + std::erf(z * M_SQRT1_2)) / 2; }
 
-static void activate(Wide *z, Index count, Index activation) {
-  switch (activation) {
-    case RELU: return apply(z, count, [](Wide v) { return v < 0 ? Wide(0) : v; });
-    case RELU6: return apply(z, count, [](Wide v) { return v < 0 ? Wide(0) : v > 6 ? Wide(6) : v; });
-    case LEAKY_RELU: return apply(z, count, [](Wide v) { return v > 0 ? v : v * Wide(0.01); });
-    case SILU: return apply(z, count, [](Wide v) { return v * sigmoid(v); });
-    case GELU: return apply(z, count, [](Wide v) { return v * normal_cdf(v); });
-    case HARDSWISH: return apply(z, count, [](Wide v) { return v < -3 ? Wide(0) : v > 3 ? v : v * (v + 3) / 6; });
-    case ELU: return apply(z, count, [](Wide v) { return v > 0 ? v : exp_minus_1(v); });
-  }
-}
-
-template <class Function> static void chain(Wide *__restrict z, const Value *__restrict dy, Index count, Function derivative) {
+// Call function(i, z) with z = (x - origin) scale + shift + residual, the argument of the activation, for each value.
+template <class Factor, class Function>
+static void with_arguments(const Value *x, const Value *residual, Factors<Factor> f, Index count, Function function) {
+  if (residual == nullptr) {
 #pragma omp simd
-  for (Index i = 0; i < count; ++i) {
-    const Wide slope = derivative(z[i]);
-    z[i] = slope == 0 ? Wide(0) : Wide(dy[i]) * slope;  // 0 also where dy is infinite
+    for (Index i = 0; i < count; ++i) function(i, (Wide(x[i]) - f.origin[i]) * f.scale[i] + f.shift[i]);
+  } else {
+#pragma omp simd
+    for (Index i = 0; i < count; ++i) function(i, (Wide(x[i]) - f.origin[i]) * f.scale[i] + f.shift[i] + Wide(residual[i]));
   }
 }
 
-// From the arguments of an activation to their gradients, in place.
-static void differentiate(Wide *z, const Value *dy, Index count, Index activation) {
+template <class Factor>
+static void activate(Wide *to, const Value *x, const Value *residual, Factors<Factor> f, Index count, Index activation) {
+  const auto apply = [=](auto function) { with_arguments(x, residual, f, count, [=](Index i, Wide v) { to[i] = function(v); }); };
   switch (activation) {
-    case NONE: return widen(z, dy, count);
-    case RELU: return chain(z, dy, count, [](Wide v) { return v <= 0 ? Wide(0) : Wide(1); });
-    case RELU6: return chain(z, dy, count, [](Wide v) { return v <= 0 || v >= 6 ? Wide(0) : Wide(1); });
-    case LEAKY_RELU: return chain(z, dy, count, [](Wide v) { return v > 0 ? Wide(1) : Wide(0.01); });
-    case SILU: return chain(z, dy, count, [](Wide v) { const Wide s = sigmoid(v); return s * (1 + v * (1 - s)); });
-    case GELU: return chain(z, dy, count, [](Wide v) { return normal_cdf(v) + v * normal_density(v); });
-    case HARDSWISH: return chain(z, dy, count, [](Wide v) { return v <= -3 ? Wide(0) : v >= 3 ? Wide(1) : v / 3 + Wide(0.5); });
-    case ELU: return chain(z, dy, count, [](Wide v) { return v > 0 ? Wide(1) : 1 + exp_minus_1(v); });
+    case NONE: return apply([](Wide v) { return v; });
+    case RELU: return apply([](Wide v) { return v < 0 ? Wide(0) : v; });
+    case RELU6: return apply([](Wide v) { return v < 0 ? Wide(0) : v > 6 ? Wide(6) : v; });
+    case LEAKY_RELU: return apply([](Wide v) { return v > 0 ? v : v * Wide(0.01); });
+    case SILU: return apply([](Wide v) { return v * sigmoid(v); });
+    case GELU: return apply([](Wide v) { return v * normal_cdf(v); });
+    case HARDSWISH: return apply([](Wide v) { return v < -3 ? Wide(0) : v > 3 ? v : v * (v + 3) / 6; });
+    case ELU: return apply([](Wide v) { return v > 0 ? v : exp_minus_1(v); });
+  }
+}
+
+// The gradients of the activation's arguments from those of its results.
+template <class Factor>
+static void differentiate(Wide *to, const Value *dy, const Value *x, const Value *residual, Factors<Factor> f, Index count, Index activation) {
+  const auto chain = [=](auto derivative) {
+    with_arguments(x, residual, f, count, [=](Index i, Wide v) {
+      const Wide slope = derivative(v);
+      to[i] = slope == 0 ? Wide(0) : Wide(dy[i]) * slope;  // 0 also where dy is infinite
+    });
+  };
+  switch (activation) {
+    case NONE: return widen(to, dy, count);
+    case RELU: return chain([](Wide v) { return v <= 0 ? Wide(0) : Wide(1); });
+    case RELU6: return chain([](Wide v) { return v <= 0 || v >= 6 ? Wide(0) : Wide(1); });
+    case LEAKY_RELU: return chain([](Wide v) { return v > 0 ? Wide(1) : Wide(0.01); });
+    case SILU: return chain([](Wide v) { const Wide s = sigmoid(v); return s * (1 + v * (1 - s)); });
+    case GELU: return chain([](Wide v) { return normal_cdf(v) + v * normal_density(v); });
+    case HARDSWISH: return chain([](Wide v) { return v <= -3 ? Wide(0) : v >= 3 ? Wide(1) : v / 3 + Wide(0.5); });
+    case ELU: return chain([](Wide v) { return v > 0 ? Wide(1) : 1 + exp_minus_1(v); });
   }
 }
 

@@ -66,15 +66,21 @@ class Gathering(torch.autograd.Function):
         return scale * (dy - plain.view(along) - xhat * by_xhat.view(along)), dweight, dbias, None
 
 
-def side_by_side(runs: list[Callable[[], Any]]) -> list[float]:
-    """The least time of each, taken in turns: what else runs on the machine only adds. The first two turns do not count."""
+def in_turns(runs: list[Callable[[], Any]], begin: Callable[[], Any] = lambda: None) -> list[list[float]]:
+    """The times of each, taken in turns, after `begin`. The first two turns do not count."""
     times: list[list[float]] = [[] for _ in runs]
     for number in range(ROUNDS + 2):
         for run, seen in zip(runs, times, strict=True):
+            begin()
             start = time.perf_counter()
             run()
             if number >= 2:
                 seen.append(time.perf_counter() - start)
+    return times
+
+
+def least(times: list[list[float]]) -> list[float]:
+    """The least time of each: what else runs on the machine only adds."""
     return [min(seen) for seen in times]
 
 
@@ -95,8 +101,11 @@ def batch(shape: tuple[int, ...], layout: torch.memory_format, device: str = "cp
     return x.requires_grad_(), dy, residual
 
 
-def measure(rank: int, world_size: int, shape: tuple[int, ...], layout_name: str) -> list[float]:
-    """The ratios of `COLUMNS`, to local BatchNorm2d. Collectives: those of the layers; every rank of the group must call."""
+def measure(rank: int, world_size: int, shape: tuple[int, ...], layout_name: str) -> list[list[float]]:
+    """The times of local BatchNorm2d and `COLUMNS`. Ranks begin each together, so that they share the memory's bandwidth in all alike.
+
+    Collectives: a barrier before each, and those of the layers; every rank of the group must call.
+    """
     torch.manual_seed(rank)
     torch.set_num_threads(1)
     C = shape[1]
@@ -123,8 +132,7 @@ def measure(rank: int, world_size: int, shape: tuple[int, ...], layout_name: str
     ]
     runs[2]()  # compiles, while no rank waits for another in a layer
     dist.barrier()
-    times = side_by_side(runs)
-    return [each / times[0] for each in times[1:]]
+    return in_turns(runs, dist.barrier)
 
 
 def measure_fused(rank: int, world_size: int, shape: tuple[int, ...], layout_name: str) -> list[float]:
@@ -144,7 +152,7 @@ def measure_fused(rank: int, world_size: int, shape: tuple[int, ...], layout_nam
         with_loops("aten", lambda values: (local(values) + residual).relu(), x, dy),
     ]
     ours = [with_loops(kind, fused(added), x, dy) for added in (None, residual) for kind in ("aten", "compiled")]
-    times, peaks = side_by_side([*plain, *ours]), [peak_bytes(run) for run in (*plain, *ours)]
+    times, peaks = least(in_turns([*plain, *ours])), [peak_bytes(run) for run in (*plain, *ours)]
     return [each[2 + column] / each[column // 2] for each in (times, peaks) for column in range(4)]
 
 
@@ -192,7 +200,7 @@ def gpu_rows() -> None:
             alone = Parameters(local.weight, local.bias, local.eps, None)
             torch_layer = nn.SyncBatchNorm(shape[1], device="cuda")
             forwards = (local, lambda values, alone=alone: normalized(values, None, alone), torch_layer)
-            times = side_by_side([synchronized(with_loops("aten", forward, x, dy)) for forward in forwards])
+            times = least(in_turns([synchronized(with_loops("aten", forward, x, dy)) for forward in forwards]))
             ratios[shape, name] = [each / times[0] for each in times[1:]]
     table("GPU, / local BatchNorm2d, one process", ("our loops", "torch.nn.SyncBatchNorm"), ratios)
 
@@ -207,16 +215,17 @@ def synchronized(run: Callable[[], None]) -> Callable[[], None]:
     return whole
 
 
-def slower(by_rank: list[list[float]]) -> list[float]:
-    """Column by column, the slower rank."""
-    return [max(column) for column in zip(*by_rank, strict=True)]
+def against_local(by_rank: list[list[list[float]]]) -> list[float]:
+    """Of the times of `measure`, what the gang took: of each turn the slower rank's time, of these the least; to local BatchNorm2d."""
+    times = [min(map(max, zip(*seen, strict=True))) for seen in zip(*by_rank, strict=True)]
+    return [each / times[0] for each in times[1:]]
 
 
 def main() -> None:
     """Measure on two ranks and print the tables."""
     cases = [(shape, name) for shape in SHAPES for name in LAYOUTS]
     with RankPool(answer_timeout_s=600) as pool:
-        table("Forward and backward / local BatchNorm2d", COLUMNS, {case: slower(pool.run(2, measure, *case)) for case in cases})
+        table("Forward and backward / local BatchNorm2d", COLUMNS, {case: against_local(pool.run(2, measure, *case)) for case in cases})
         fused = {case: pool.run(1, measure_fused, *case)[0] for case in cases}
     table("Inner loops with epilogue / BatchNorm2d and the same operators", FUSED, {case: row[:4] for case, row in fused.items()})
     table("Peak memory of the same", FUSED, {case: row[4:] for case, row in fused.items()})

@@ -1,15 +1,17 @@
 """What people do with the dashboard, in a real Chromium. Pictures of every page are kept in artifacts/dashboard."""
 
 import re
+from urllib.parse import parse_qs, urlsplit
 
 import pytest
 import yaml
 from playwright.sync_api import expect
 
+from service.needle import folded
 from service.states import State
 from tests.browser.filled import HOSTILE, NUM_JOBS, PEAK
 from tests.service.api.served import served
-from tests.service.store.ranks import metrics, said
+from tests.service.store.ranks import metrics, said, talk
 from tests.support.predictions import digit, published, small_model
 from worker.contract import EventType, parse_spec
 
@@ -23,6 +25,7 @@ def _pages(filled) -> dict[str, str]:
     tabs = {tab: f"{job}/{tab}" for tab in ("checkpoints", "logs", "events", "spec")}
     tabs |= {"job": job, "statistics": f"{job}/statistics?layer=layer1.1.bn2&against=100"}
     tabs["comparison"] = f"#/compare?comparison={filled.comparison}"
+    tabs["comparing"] = f"#/compare/new?from={filled.job}"
     jobs = {"failed": f"#/jobs/{filled.by_state[State.FAILED]}", "compare": f"#/compare?jobs={filled.job},{filled.other}"}
     return tabs | jobs | {place: f"#/{place}" for place in ("jobs", "cluster", "submit", "api")}
 
@@ -123,6 +126,67 @@ def test_a_comparison_is_a_table(look, filled):
     view.page.get_by_role("link", name="sync_bn, group_norm").click()
     for kind in ("sync_bn", "group_norm"):
         expect(view.page.get_by_role("table", name="Results of the comparison").locator("tr", has_text=kind)).to_contain_text("queued")
+
+
+def test_norms_are_compared_by_form(look, filled):
+    """From the list of comparisons: kinds are ticked, what is wrong is said beside what it is about, and the table opens."""
+    view = look("#/compare")
+    view.page.get_by_role("link", name="New comparison").click()
+    view.sees("✓ valid: 3 jobs")
+    view.page.get_by_label("batch_norm").uncheck()
+    view.page.get_by_label("group_norm").uncheck()
+    expect(view.find("#kinds-wrong")).to_contain_text("at least 2 items")
+    expect(view.button("Start 1 job")).to_be_disabled()
+    view.page.get_by_label("ghost_bn").check()
+    view.sees("✓ valid: 2 jobs")
+    view.page.get_by_label("Batch size").fill("nothing")
+    expect(view.find("[id='field-batch_size-wrong']")).to_contain_text("a whole number")
+    view.page.get_by_label("Batch size").fill("64")
+    view.page.get_by_label("Name").fill("by form")
+    expect(view.row("by form ghost_bn")).to_have_count(1)
+    view.button("Start 2 jobs").click()
+    results = view.page.get_by_role("table", name="Results of the comparison")
+    expect(results.locator("tbody tr")).to_have_count(2)
+    expect(results.locator("tr", has_text="ghost_bn")).to_contain_text("queued")
+    assert view.complaints == []
+
+
+def test_the_norms_of_a_job_are_compared(look, filled):
+    """Its spec is filled in, its own kind is ticked."""
+    view = look(f"#/jobs/{filled.job}")
+    view.page.get_by_role("link", name="Compare norms").click()
+    view.sees("✓ valid: 3 jobs")
+    expect(view.page.get_by_label("Name")).to_have_value("resnet18-sync")
+    expect(view.page.get_by_label("sync_bn")).to_be_checked()
+
+
+def test_another_field_is_compared_without_a_mouse(look, filled):
+    """Its values are numbers, words or JSON; each that is wrong is named; the field itself is told with what was meant."""
+    view = look("#/compare/new")
+    view.sees("✓ valid: 3 jobs")
+    compare = view.page.get_by_role("combobox", name="Compare")
+    compare.focus()
+    view.page.keyboard.press("ArrowDown")
+    expect(view.page.get_by_label("Learning rate")).to_have_count(0)
+    view.page.keyboard.press("Tab")
+    expect(view.page.get_by_label("Field, as in a spec")).to_be_focused()
+    view.page.keyboard.press("Tab")
+    view.page.keyboard.type("0.1\n-1\n")
+    expect(view.find("#of-field-wrong")).to_contain_text("-1: expected a number greater than 0")
+    expect(view.page.get_by_label("Values, one a line")).to_have_attribute("aria-invalid", "true")
+    view.picture("light-comparing-wrong", is_whole=True)
+    assert view.barriers() == []
+    view.page.get_by_label("Values, one a line").fill("0.1\n0.01")
+    view.sees("✓ valid: 2 jobs")
+    view.page.get_by_label("Field, as in a spec").fill("optimizer..lr")
+    expect(view.find("#varied-wrong")).to_contain_text("a dotted path into a job spec")
+    view.page.get_by_label("Field, as in a spec").fill("optimizer")
+    view.page.get_by_label("Values, one a line").fill('{"name": "sgd", "lr": 0.1}\n{"name": "adamw"}')
+    view.sees("✓ valid: 2 jobs")
+    view.page.get_by_label("Values, one a line").press("Tab")
+    view.button("Start 2 jobs").press("Enter")
+    expect(view.page.get_by_role("table", name="Results of the comparison").locator("tbody tr")).to_have_count(2)
+    assert view.complaints == []
 
 
 def test_a_job_is_submitted_by_form_checked_while_it_is_written(look, filled):
@@ -306,17 +370,97 @@ def test_logs_are_searched_followed_and_read_back(look, filled):
     expect(lines).to_have_count(500)
     view.button("Read 500 older lines").click()
     expect(lines).to_have_count(707)
-    view.page.get_by_label("Search in the lines").fill("<SCRIPT>")
+    view.page.get_by_label("Search the log").fill("<SCRIPT>")
     expect(lines).to_have_count(1)
     expect(lines).to_contain_text(HOSTILE)
-    view.page.get_by_label("Search in the lines").fill("after an escape")
+    view.page.get_by_label("Search the log").fill("after an escape")
     expect(lines.locator(".text")).to_have_text("red after an escape")
-    view.page.get_by_label("Search in the lines").fill("")
+    view.page.get_by_label("Search the log").fill("")
     view.page.get_by_role("combobox", name="Rank").select_option("1")
     expect(lines).to_have_count(5)
     filled.world.say(filled.job, 1, said(6, EventType.LOG, stream="stdout", level="info", message="live"))
     expect(lines).to_have_count(6)
     expect(view.find("#connection")).to_have_text("live")
+
+
+@pytest.fixture
+def talkative(filled):
+    """A job with so long a log that the page reads only the end of it; one of its first lines is hostile."""
+    job_id = filled.world.start(name="talkative")
+    filled.world.say(job_id, 0, said(1, EventType.LOG, stream="stdout", level="info", message=f"first {HOSTILE}"))
+    filled.world.call(talk, filled.world.store, job_id, 3000)
+    return job_id
+
+
+def test_a_whole_log_is_searched(look, filled, talkative):
+    """What the page has not read the service looks through; what is found is marked as text; a line that comes meanwhile is found too."""
+    view = look(f"#/jobs/{talkative}/logs")
+    lines = view.find("#log .line")
+    expect(lines).to_have_count(500)
+    view.page.get_by_label("Search the log").fill("LINE 17 of")
+    expect(lines).to_have_count(1)
+    expect(lines.locator("mark")).to_have_text("line 17 of")
+    expect(view.find("#log-said")).to_have_text("1 line found, 3,001 lines looked at")
+    expect(view.button("Read 500 older lines")).to_be_hidden()
+    filled.world.say(talkative, 0, said(9000, EventType.LOG, stream="stdout", level="info", message="line 17 of a new epoch"))
+    expect(lines).to_have_count(2)
+    view.picture("light-log-search")
+    assert view.barriers() == []
+    view.page.get_by_label("Search the log").fill("<SCRIPT>window.injected")
+    expect(lines.locator("mark")).to_have_text("<script>window.injected")
+    expect(lines).to_contain_text(HOSTILE)
+    view.page.get_by_label("Search the log").fill("<img src=x onerror='window.injected = 2'>")
+    expect(lines.locator("mark")).to_have_text("<img src=x onerror='window.injected = 2'>")
+    assert view.page.evaluate("[window.injected, document.querySelectorAll('#log script, #log img').length]") == [None, 0]
+    view.page.get_by_label("Search the log").fill("")
+    expect(lines).to_have_count(501)
+    expect(view.button("Read 500 older lines")).to_be_visible()
+    assert view.complaints == []
+
+
+def test_what_is_marked_is_what_the_service_finds(look):
+    """Letters are folded by the page as by the service, each to one: what is found in a line lies at the same place in it."""
+    letters = [chr(code) for code in (*range(0x590), *range(0x1E00, 0x2200))]
+    fold = "(letters) => import('/dashboard/format.js').then(({ folded }) => letters.map(folded))"
+    assert look().page.evaluate(fold, letters) == [folded(letter) for letter in letters]
+
+
+def test_a_search_says_how_far_it_is_and_ends_with_its_words(look, talkative):
+    """While it goes on; other words end it; where there is much it stops to be asked on, and where it breaks off it says so."""
+    view = look(f"#/jobs/{talkative}/logs")
+    expect(view.find("#log .line")).to_have_count(500)
+    asked = []
+
+    def slow(route):
+        asked.append(parse_qs(urlsplit(route.request.url).query))
+        if len(asked) == 1:
+            route.fulfill(json={"data": [], "has_more": True, "next_cursor": "1234", "num_searched": 5000})
+
+    view.page.route("**/logs?*contains=never*", slow)
+    search, how_far = view.page.get_by_label("Search the log"), view.find("#log-said")
+    search.fill("never")
+    expect(how_far).to_have_text("searching: 0 lines found, 5,500 lines looked at …")
+    with view.page.expect_event("requestfailed", lambda request: "contains=never" in request.url):
+        search.fill("of many")
+    assert [one.get("before") for one in asked] == [["2505"], ["1234"]]
+    expect(how_far).to_have_text(re.compile("^1,500 lines found, 1,500 lines looked at; there may be more"))
+    view.button("Search on").click()
+    expect(how_far).to_have_text(re.compile("^2,500 lines found, 2,500 lines looked at; there may be more"))
+    view.button("Search on").click()
+    expect(how_far).to_have_text("3,000 lines found, 3,001 lines looked at")
+    expect(view.button("Search on")).to_be_hidden()
+    view.page.route("**/logs?*contains=lost*", lambda route: route.abort())
+    search.fill("lost")
+    expect(how_far).to_have_text("0 lines found, 500 lines looked at; the search broke off")
+
+
+def test_a_rank_is_chosen_without_searching_anew(look, filled):
+    """The words stay."""
+    view = look(f"#/jobs/{filled.job}/logs")
+    view.page.get_by_label("Search the log").fill("line 3")
+    view.page.get_by_role("combobox", name="Rank").select_option("1")
+    expect(view.find("#log .text")).to_have_text("hello of rank 1, line 3")
+    expect(view.page.get_by_label("Search the log")).to_have_value("line 3")
 
 
 def test_a_broken_stream_goes_on_where_it_was(look, filled):
@@ -343,6 +487,8 @@ def test_only_what_the_service_can_do_is_offered(look, filled):
     job = f"#/jobs/{filled.job}"
     expect(look(job).button("Cancel")).to_have_count(1)
     expect(look(job, without={"/v1/jobs/{job_id}/cancel"}).button("Cancel")).to_have_count(0)
+    expect(look(job).page.get_by_role("link", name="Compare norms")).to_have_count(1)
+    expect(look(job, without={"/v1/comparisons"}).page.get_by_role("link", name="Compare norms")).to_have_count(0)
 
 
 def test_what_the_service_refuses_is_said_with_its_remedy(look, filled):
@@ -376,7 +522,7 @@ def test_pages_in_the_dark(look, filled):
     view = look(color_scheme="dark")
     barriers = {}
     pages = _pages(filled)
-    for name in ("jobs", "job", "statistics", "checkpoints", "failed", "submit"):
+    for name in ("jobs", "job", "statistics", "checkpoints", "failed", "submit", "comparing"):
         view.go(pages[name])
         view.picture(f"dark-{name}")
         barriers[name] = view.barriers(["color-contrast"])

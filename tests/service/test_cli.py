@@ -134,6 +134,15 @@ def test_logs_show_no_control_characters_but_in_json(run, spec):
         assert json.loads(line)["message"].startswith("\x1b[31m")
 
 
+def test_logs_are_searched(run, spec):
+    """Only lines with a text, in capitals or not; a dot is a dot."""
+    job = _submitted(run, spec)
+    run("wait", job)
+    for flags in ((), ("-f",)):
+        assert "red" in run("logs", job, *flags, "--grep", "31mRED").stdout
+        assert run("logs", job, *flags, "-g", "r.d").stdout == ""
+
+
 def test_a_checkpoint_is_downloaded_with_its_digests(run, spec, tmp_path):
     """The default directory says which checkpoint it is; a second run verifies."""
     job = _submitted(run, spec)

@@ -40,6 +40,14 @@ def test_any_field_is_compared_and_the_table_is_shown_again_by_its_id(compare):
     assert (again["id"], again["state"]) == (comparison["id"], "ended")
 
 
+def test_a_comparison_is_only_checked(compare):
+    """Every spec with every default, and nothing is started."""
+    checked = json.loads(compare("spec.json", "--norms", "sync_bn,group_norm", "--dry-run").stdout)
+
+    assert [spec["norm"]["kind"] for spec in checked["specs"]] == ["sync_bn", "group_norm"]
+    assert compare("cmp_" + "0" * 26, "--dry-run").exit_code == 2
+
+
 def test_a_variant_that_fails_is_exit_code_1(compare):
     """For scripts."""
     result = compare("spec.json", "--vary", "name=good,fails", "--follow")

@@ -84,6 +84,17 @@ def test_logs_as_pages_and_as_a_stream_are_the_same(client, done):
     assert list(client.logs(done["id"], rank=7)) == []
 
 
+def test_logs_are_searched_as_pages_and_as_a_stream(client, done):
+    """What contains a text, in capitals or not."""
+    words = NASTY[:8].upper()
+    assert (
+        list(client.logs(done["id"], contains=words))
+        == list(client.follow_logs(done["id"], contains=words))
+        == list(client.logs(done["id"]))
+    )
+    assert list(client.logs(done["id"], contains="never said")) == list(client.follow_logs(done["id"], contains="never said")) == []
+
+
 def test_metrics_by_name(client, done):
     """A series is steps and values."""
     series = client.metrics(done["id"], ["train/loss"])["series"]

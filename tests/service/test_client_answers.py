@@ -24,6 +24,10 @@ async def step(client: AsyncClient, job_id: str) -> int:
     job = await client.job(job_id)
     return job["progress"]["step"]
 
+def free(client: Client) -> int:
+    room = client.cluster()["room"]
+    return room["free_gpus"] if room else 0
+
 def probable(client: Client, job_id: str) -> str | None:
     with client:
         return client.manifest(job_id)["created_at"] if client.job(job_id)["state"] == "succeeded" else None
@@ -32,7 +36,8 @@ WRONG = {
     'layer["name"]': ('layer["nome"]', "nome"),
     '["progress"]["step"]': ('["progress"]["steps"]', "steps"),
     '== "succeeded"': ('== "successful"', "successful"),
-    "-> int": ("-> str", "Incompatible return value"),
+    'room["free_gpus"]': ('room["free_tpus"]', "free_tpus"),
+    "job_id: str) -> int": ("job_id: str) -> str", "Incompatible return value"),
 }
 
 

@@ -124,6 +124,20 @@ def test_an_id_cannot_lead_to_another_route():
     assert script.requests[0].url.raw_path == b"/v1/jobs/..%2F..%2Fhealthz%3Fx%23y"
 
 
+def test_a_page_of_a_search_may_be_empty_and_not_the_last():
+    """It ends where the service says so."""
+    pages = [
+        {"data": [], "has_more": True, "next_cursor": "5", "num_searched": 5},
+        {"data": [{"seq": 7}], "has_more": False, "next_cursor": None, "num_searched": 2},
+    ]
+    script = Script(*(httpx.Response(200, json=page) for page in pages))
+    assert [line["seq"] for line in _client_of(script).logs("job_1", contains="x")] == [7]
+    assert [dict(request.url.params) for request in script.requests] == [
+        {"contains": "x", "limit": "1000"},
+        {"contains": "x", "limit": "1000", "after": "5"},
+    ]
+
+
 def test_pages_are_fetched_until_the_limit():
     """I ask for three jobs and the pages hold two."""
     pages = [

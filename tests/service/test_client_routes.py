@@ -15,7 +15,7 @@ ARGUMENTS = {
     "spec": {"name": "a"}, "job_id": "JOB", "step": 3, "token_id": "TOKEN", "comparison_id": "COMPARISON", "values": [1], "name": "n",
     "scopes": ["read"], "names": ["a"], "types": ["log"], "state": "running", "label": "a=b", "search": "x", "after": "7", "rank": 0,
     "limit": 1, "max_points": 5, "layer": "bn1", "against": 2, "overlap_s": 1.0, "priority": 1, "workers": 2, "labels": {"a": "b"},
-    "formats": ["plain"], "from_step": 1, "to_step": 9, "code_id": "CODE",
+    "formats": ["plain"], "from_step": 1, "to_step": 9, "code_id": "CODE", "contains": "x",
 }  # fmt: skip
 """By name, a value for every parameter that a request says something of."""
 LOCAL = {"url", "close", "export_tensorboard", "mirror_to_mlflow"}

@@ -76,7 +76,7 @@ async def _suite(cluster, tmp_path, finish, kill, without_room=None):
             await _last_word(adopted, 1, after_seq=10**6)
         assert (await _last_word(adopted, 0))[-1] == events[-1], "the other rank is still there"
 
-        await adopted.replace([1], 2, lambda: False, is_needed=True)
+        await adopted.replace([1], 2, lambda: False, is_needed=lambda: True)
         torn = await cluster.adopt(JOB_ID, 1, 2, **ROOM)
         assert (torn.generation, torn.is_torn) == (1, True), "the new process has not been told anything"
         await torn.assign(2, _assignment(tmp_path, generation=2, after_seq=100))

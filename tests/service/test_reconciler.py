@@ -2,6 +2,7 @@
 
 import asyncio
 
+from service.api.cluster import ClusterShape
 from service.states import State
 from tests.support.world import World, run
 
@@ -19,6 +20,23 @@ def test_a_lost_cluster_is_connected_anew_and_its_jobs_go_on(tmp_path, monkeypat
             again = await world.cluster.gang(job_id, attempt=2)
             again.end()
             await world.until(job_id, State.SUCCEEDED)
+
+    run(tmp_path, scenario)
+
+
+def test_the_cluster_is_shown_as_the_api_describes_it(tmp_path):
+    """Connected, with a node, its room and a gang; and not yet."""
+
+    async def scenario(world: World) -> None:
+        async with world.controller() as reconciler:
+            job_id, _ = await world.training()
+            view = await reconciler.view()
+            assert ClusterShape.model_validate(view).model_dump() == view
+            assert (view["is_connected"], view["gangs"], len(view["nodes"])) == (True, [job_id], 1)
+            reconciler._condition = "Ray is away"
+            view = await reconciler.view()
+            assert ClusterShape.model_validate(view).model_dump() == view
+            assert (view["is_connected"], view["message"], view["room"]) == (False, "Ray is away", None)
 
     run(tmp_path, scenario)
 

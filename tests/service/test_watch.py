@@ -48,7 +48,7 @@ def test_a_cancel_outlives_the_controller(tmp_path):
 
 
 def test_silence_is_no_reason_to_declare_anything(tmp_path):
-    """A cluster that does not answer for a while changes no state."""
+    """A cluster that does not answer for a while changes no state; the job shows it, until it answers."""
 
     async def scenario(world: World) -> None:
         async with world.controller():
@@ -57,10 +57,32 @@ def test_silence_is_no_reason_to_declare_anything(tmp_path):
             before = gang.drains
             while gang.drains < before + 4:
                 await asyncio.sleep(0.01)
-            assert (await world.store.jobs.get(job_id)).state is State.RUNNING
+            silent = await world.store.jobs.get(job_id)
+            assert (silent.state, silent.reason) == (State.RUNNING, "not_responding")
+            assert " does not answer: " in silent.message
             gang.is_silent = False
+            while (heard := await world.store.jobs.get(job_id)).reason == "not_responding":
+                await asyncio.sleep(0.01)
+            assert (heard.state, heard.reason) == (State.RUNNING, (await world.store.jobs.transitions_of([job_id]))[job_id][-1].reason)
             gang.end()
             await world.until(job_id, State.SUCCEEDED)
+
+    run(tmp_path, scenario)
+
+
+def test_a_condition_that_another_controller_has_shown_ends_too(tmp_path):
+    """The ranks answer again while no controller listens: the next one hears them, and takes back what the first has said."""
+
+    async def scenario(world: World) -> None:
+        async with world.controller():
+            job_id, gang = await world.training()
+            gang.is_silent = True
+            while (await world.store.jobs.get(job_id)).reason != "not_responding":
+                await asyncio.sleep(0.01)
+        gang.is_silent = False
+        async with world.controller():
+            while (await world.store.jobs.get(job_id)).reason != "training":
+                await asyncio.sleep(0.01)
 
     run(tmp_path, scenario)
 

@@ -7,7 +7,7 @@ from typing import Any
 from service.cluster import ClusterError, NoRoomError, RankDiedError
 from service.places import places_of
 from service.room import Node, Room
-from worker.contract import Assignment, Drain, EventType
+from worker.contract import Assignment, Drain, EventType, Reading
 from worker.progress import EventBuffer
 
 POLL_S = 0.05
@@ -30,6 +30,10 @@ class FakeGang:
         self.needed: list[bool] = []
         """Whether the gang could not have gone on without them, of every replacement that was asked for."""
         self.has_room = True
+        self.is_room_awaited = False
+        """Whether a replacement waits for room that is not there, as long as it is needed."""
+        self.readings: dict[int, Reading] = {}
+        """Where in a step ranks are."""
         self.is_cut_off = False
         self.is_asked_to_pause = False
         self.is_asked_to_stop = False
@@ -63,9 +67,13 @@ class FakeGang:
                 self.buffers[place].begin_after(told.after_seq)
             self.generations[place] = generation
 
-    async def replace(self, lost: Collection[int], generation: int, is_given_up: Callable[[], bool], *, is_needed: bool) -> None:
+    async def replace(
+        self, lost: Collection[int], generation: int, is_given_up: Callable[[], bool], *, is_needed: Callable[[], bool]
+    ) -> None:
         """Put new ranks into the places of lost ones, unless the test took the room away or cuts the controller off after it."""
-        self.needed.append(is_needed)
+        self.needed.append(is_needed())
+        while self.is_room_awaited and is_needed() and not self.has_room and not is_given_up():
+            await asyncio.sleep(0.005)
         if not self.has_room:
             raise NoRoomError("the place did not come back")
         if self.generations.keys() - set(self.places):
@@ -111,7 +119,8 @@ class FakeGang:
             await asyncio.sleep(POLL_S / 10)
         fence = self.assignments[0].fence if self.assignments else 0
         standing = {"generation": self.generations[rank], "phase": ""} | self.buffers[rank].standing
-        return Drain(rank=rank, fence=fence, events=events, is_ended=is_ended, generation=standing["generation"], phase=standing["phase"])
+        told = {name: standing[name] for name in ("generation", "phase")}
+        return Drain(rank=rank, fence=fence, events=events, is_ended=is_ended, reading=self.readings.get(rank), **told)
 
     async def pause(self) -> None:
         """Remember that the ranks were asked."""

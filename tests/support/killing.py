@@ -4,7 +4,7 @@ import contextlib
 import json
 import signal
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,12 +14,11 @@ from service.states import TERMINAL
 from tests.support import mortal_controller
 from tests.support.actor_host import ActorHost
 from tests.support.forking import fork
+from tests.support.mortal_controller import Point
 
 STEPS = 9
 START_TIMEOUT_S = 60.0
 END_TIMEOUT_S = 600.0
-Point = tuple[str, str, int]
-"""When, at which effect, at which time that the controller comes there."""
 
 
 def spec(script: str, steps: int = STEPS, **change: Any) -> dict[str, Any]:
@@ -31,11 +30,12 @@ def spec(script: str, steps: int = STEPS, **change: Any) -> dict[str, Any]:
 
 
 class Killing:
-    """One home, one host of ranks, one controller at a time. Use `killing` to make one."""
+    """One home, one host of ranks, one controller at a time. Use `killing` to make one. Several may share a host and a database."""
 
-    def __init__(self, home: Path, host: ActorHost) -> None:
+    def __init__(self, home: Path, host: ActorHost, environment: Mapping[str, str] | None = None) -> None:
         self.home = home
         self.host = host
+        self._environment = environment or {}
         self.client = Client(home=home)
         self.serving_s: list[float] = []
         """How long each controller took until it served."""
@@ -44,7 +44,7 @@ class Killing:
     def start(self, point: Point | None = None, *, is_awaited: bool = True) -> None:
         """Start a controller, mortal at a point, and wait until it serves, unless that is not to be awaited."""
         began = time.monotonic()
-        self._controller = fork(mortal_controller.serve, self.home, self.host.address, *(point or ("", "", 0)))
+        self._controller = fork(mortal_controller.serve, self.home, self.host.address, self._environment, point)
         while is_awaited and not self._is_listening() and self._controller.is_alive():
             assert time.monotonic() - began < START_TIMEOUT_S, "the controller does not listen"
             time.sleep(0.01)
@@ -52,6 +52,16 @@ class Killing:
             self.serving_s.append(time.monotonic() - began)
         self.client.close()
         self.client = Client(home=self.home, patience=Patience(tries=2, first_wait_s=0.05))
+
+    @property
+    def pid(self) -> int:
+        """Of the controller."""
+        return int(self._controller.pid)
+
+    @property
+    def log(self) -> str:
+        """What its controllers have logged."""
+        return (self.home / "serve.log").read_text()
 
     def _is_listening(self) -> bool:
         note = self.home / "controller.json"
@@ -62,6 +72,12 @@ class Killing:
         if self._controller is not None:
             self._controller.kill()
             self._controller.join(10)
+
+    def end(self) -> None:
+        """Have the controller end well, with what it has to give back."""
+        self._controller.terminate()
+        self._controller.join(30)
+        assert self._controller.exitcode is not None, f"the controller does not end\n{self.log[-3000:]}"
 
     def is_killed(self, timeout_s: float) -> bool:
         """Wait for the controller's death; return whether it was by SIGKILL."""
@@ -129,14 +145,19 @@ def until(look: Any, timeout_s: float, what: str, home: Path) -> Any:
 @contextlib.contextmanager
 def killing(directory: Path) -> Iterator[Killing]:
     """Lend a home with its host; every process is ended afterwards."""
-    home = directory / "home"
+    with ActorHost(directory) as host, home_of(directory / "home", host) as world:
+        yield world
+
+
+@contextlib.contextmanager
+def home_of(home: Path, host: ActorHost, environment: Mapping[str, str] | None = None) -> Iterator[Killing]:
+    """Lend a home for controllers of a host's ranks; its controller is ended afterwards."""
     home.mkdir(mode=0o700)
     # The server from which processes are forked imports everything first, which no controller's start is to be charged with.
     fork(int).join(START_TIMEOUT_S)
-    with ActorHost(directory) as host:
-        world = Killing(home, host)
-        try:
-            yield world
-        finally:
-            world.kill()
-            world.client.close()
+    world = Killing(home, host, environment)
+    try:
+        yield world
+    finally:
+        world.kill()
+        world.client.close()

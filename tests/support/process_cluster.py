@@ -109,7 +109,9 @@ class ProcessGang:
             await _off_loop(rank.call, "assign", assignment(rank.rank, "127.0.0.1", port).model_dump(mode="json"))
             rank.generation = generation
 
-    async def replace(self, lost: Collection[int], generation: int, is_given_up: Callable[[], bool], *, is_needed: bool) -> None:
+    async def replace(
+        self, lost: Collection[int], generation: int, is_given_up: Callable[[], bool], *, is_needed: Callable[[], bool]
+    ) -> None:
         """See RunningGang."""
         del is_needed
         self._require_room()

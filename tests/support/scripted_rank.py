@@ -4,11 +4,13 @@ label `script`   what its ranks do
 mortal           a checkpoint of which nobody hears; then rank 1 dies by SIGKILL, in the middle, once in each attempt; the other parks and
                  goes on when it was told where to meet anew
 fails            rank 0 makes a mistake in the middle, and says so; the other parks
+loud             prints LOUD_LINES lines of LOUD_CHARS characters in each step, as fast as it can, and a last word
 anything else    every step, a checkpoint in the middle and one at the end
 All meet before the first step, and part when the last checkpoint is published. Each step, rank 0 reports a metric, and every rank a line
 of log with the step's number.
 """
 
+import contextlib
 import ctypes
 import json
 import os
@@ -27,10 +29,12 @@ from tests.support.calling import answer_calls
 from worker.contract import Assignment, EventType, Health, Manifest
 from worker.mailbox import Mailbox
 from worker.orders import Request
+from worker.output import captured_output
 from worker.storage.local import LocalStorage
 
 _PR_SET_NAME = 15
 STEP_S = 0.02
+LOUD_LINES, LOUD_CHARS = 8000, 250
 PATIENCE_S = 120.0
 """How long a parked rank waits for a controller."""
 
@@ -68,7 +72,9 @@ class ScriptedRank(Mailbox):
         del world_size
         outcome, failure = "failed", None
         try:
-            outcome = self._play()
+            # What is let through is passed on to the process's own output: here that of the tests.
+            with Path(os.devnull).open("w") as nowhere, contextlib.redirect_stdout(nowhere), captured_output(self._events):
+                outcome = self._play()
         except Exception as error:  # noqa: BLE001  the last word
             failure = {"code": "task_error", "message": repr(error), "rank": rank, "retryable": False}
         self._events.emit(EventType.END, {"outcome": outcome, "failure": failure})
@@ -106,6 +112,8 @@ class ScriptedRank(Mailbox):
 
     def _finish(self, told: Assignment, step: int) -> str:
         self._publish(told, step)
+        if told.spec.labels["script"] == "loud":
+            print(f"the last word of rank {self._rank}")
         self._wait(told, lambda: step in LocalStorage(Path(told.storage)).steps(told.job_id))
         return "succeeded"
 
@@ -132,7 +140,11 @@ class ScriptedRank(Mailbox):
     def _step(self, told: Assignment, step: int, *, is_fresh: bool) -> None:
         time.sleep(STEP_S)
         script = told.spec.labels["script"]
-        self._events.emit(EventType.LOG, {"stream": "stdout", "level": "info", "message": str(step)})
+        if script == "loud":
+            for _ in range(LOUD_LINES):
+                print("x" * LOUD_CHARS)
+        else:
+            self._events.emit(EventType.LOG, {"stream": "stdout", "level": "info", "message": str(step)})
         if self._rank == 0:
             values = {"train/loss": 1 / step}
             data = {"step": step, "total_steps": told.spec.steps, "epoch": 0.1, "samples": step, "values": values}

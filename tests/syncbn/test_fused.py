@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch.autograd import gradcheck, gradgradcheck
 
-from syncbn import ShapeError, SyncBatchNorm, sync_batch_norm
+from syncbn import ShapeError, SyncBatchNorm, inner_loops, sync_batch_norm
 from syncbn.activations import activation_named
 from syncbn.function import Parameters, normalized
 from tests.syncbn.oracle import error
@@ -40,6 +40,22 @@ def test_equals_the_operators_one_after_the_other(name, dtype) -> None:
     bound = 1e-12 if dtype == torch.float64 else 1e-5
     assert error(y.detach(), wanted.detach()) < bound
     assert max(error(a.grad, b.grad) for a, b in zip(ours, theirs, strict=True)) < bound
+
+
+@pytest.mark.parametrize("kind", ["aten", "compiled"])
+@pytest.mark.parametrize("wanted", [(0,), (1, 2), (3,), (1, 2, 3), (0, 3)])
+def test_what_needs_no_gradient_gets_none(wanted, kind) -> None:
+    """A first layer, a frozen one, a residual from elsewhere: the gradients that are needed are the same, whichever the others."""
+
+    def gradients(needed: tuple[int, ...]) -> list[Tensor | None]:
+        x, weight, bias, residual = tensors = [t.detach().requires_grad_(k in needed) for k, t in enumerate(inputs(torch.float32))]
+        with inner_loops(kind):
+            normalized(x, None, Parameters(weight, bias, 1e-2, None, None, "relu", residual)).pow(2).sum().backward()
+        return [tensor.grad for tensor in tensors]
+
+    found, whole = gradients(wanted), gradients((0, 1, 2, 3))
+    assert [k for k in range(4) if found[k] is not None] == list(wanted)
+    assert all(error(found[k], whole[k]) < 1e-6 for k in wanted)
 
 
 @pytest.mark.parametrize("name", NAMES)

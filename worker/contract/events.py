@@ -3,7 +3,7 @@
 The data of each type:
     state       {phase, generation, step}            starting, training, evaluating, recalibrating, finishing, parked
     metrics     {step, total_steps, epoch, samples, values: {NAME: number}}
-    log         {stream: stdout | stderr | log, level, message}
+    log         {stream: stdout | stderr | log, level, message, num_dropped}      the last where it says how many lines are missing
     checkpoint  the manifest                         only after it is published
     pruned      {steps: [...]}                       checkpoints deleted by the retention rule
     telemetry   TelemetryRecord                      rank 0, now and then

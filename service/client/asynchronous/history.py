@@ -20,13 +20,19 @@ class HistoryCalls(Requests):
         """Yield what has happened and what happens, each event once, until the `end` event, which is the last one."""
         return follow(Event, self._transport, route("jobs", job_id, "events"), after=after)
 
-    def logs(self, job_id: str, *, rank: int | None = None, after: str | None = None, limit: int | None = None) -> AsyncIterator[LogLine]:
-        """Yield the lines written so far, oldest first."""
-        return self._pages(LogLine, route("jobs", job_id, "logs"), {"rank": rank, "after": after}, limit, size=1000)
+    def logs(
+        self, job_id: str, *, rank: int | None = None, contains: str | None = None, after: str | None = None, limit: int | None = None
+    ) -> AsyncIterator[LogLine]:
+        """Yield the lines written so far, oldest first. contains: only those with this text in them, in capitals or not."""
+        params = {"rank": rank, "contains": contains, "after": after}
+        return self._pages(LogLine, route("jobs", job_id, "logs"), params, limit, size=1000)
 
-    async def follow_logs(self, job_id: str, *, rank: int | None = None, after: str | None = None) -> AsyncIterator[LogLine]:
-        """Yield lines as they are written, until the job ends."""
-        async for line in follow(LogLine, self._transport, route("jobs", job_id, "logs"), params=given(rank=rank), after=after):
+    async def follow_logs(
+        self, job_id: str, *, rank: int | None = None, contains: str | None = None, after: str | None = None
+    ) -> AsyncIterator[LogLine]:
+        """Yield lines as they are written, until the job ends. contains: as in `logs`."""
+        params = given(rank=rank, contains=contains)
+        async for line in follow(LogLine, self._transport, route("jobs", job_id, "logs"), params=params, after=after):
             if "message" in line:  # the end event is none
                 yield line
 

@@ -4,7 +4,7 @@ import uuid
 from collections.abc import AsyncIterator, Mapping, Sequence
 from typing import Any
 
-from service.client.answers import Catalogue, Comparison, ComparisonEntry, NewToken, Queued, Token, Usage
+from service.client.answers import Catalogue, Cluster, Comparison, ComparisonCheck, ComparisonEntry, NewToken, Queued, Token, Usage
 from service.client.asynchronous.requests import Requests
 from service.client.routes import Json, ahead_s, route
 from service.scopes import DEFAULT_PROJECT
@@ -20,6 +20,11 @@ class OperationCalls(Requests):
         headers = {"Idempotency-Key": idempotency_key or uuid.uuid4().hex}
         ask = {"spec": dict(spec), "field": field, "values": list(values)}
         return await self._answer(Comparison, "POST", "/v1/comparisons", json=ask, headers=headers, is_repeatable=True)
+
+    async def validate_comparison(self, spec: Mapping[str, Any], values: Sequence[Any], *, field: str = "norm.kind") -> ComparisonCheck:
+        """Return the spec of every variant with every default, or raise BadRequest with everything that is wrong. Submits nothing."""
+        ask = {"spec": dict(spec), "field": field, "values": list(values)}
+        return await self._answer(ComparisonCheck, "POST", "/v1/comparisons", params={"dry_run": "true"}, json=ask, is_repeatable=True)
 
     def comparisons(self, *, limit: int | None = None) -> AsyncIterator[ComparisonEntry]:
         """Yield comparisons, newest first, without their tables."""
@@ -52,9 +57,9 @@ class OperationCalls(Requests):
         """Have a token admitted no more."""
         await self._transport.request("DELETE", route("tokens", token_id), is_repeatable=True)
 
-    async def cluster(self) -> Json:
+    async def cluster(self) -> Cluster:
         """Return what the cluster has and what is in use."""
-        return await self._json("GET", "/v1/cluster")
+        return await self._answer(Cluster, "GET", "/v1/cluster")
 
     async def usage(self) -> Usage:
         """Return what the groups of every quota use of it."""

@@ -5,7 +5,7 @@ import uuid
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from service.client.answers import Catalogue, Comparison, ComparisonEntry, NewToken, Queued, Token, Usage
+from service.client.answers import Catalogue, Cluster, Comparison, ComparisonCheck, ComparisonEntry, NewToken, Queued, Token, Usage
 from service.client.routes import Json, ahead_s, route
 from service.client.synchronous.requests import Requests
 from service.scopes import DEFAULT_PROJECT
@@ -21,6 +21,11 @@ class OperationCalls(Requests):
         headers = {"Idempotency-Key": idempotency_key or uuid.uuid4().hex}
         ask = {"spec": dict(spec), "field": field, "values": list(values)}
         return self._answer(Comparison, "POST", "/v1/comparisons", json=ask, headers=headers, is_repeatable=True)
+
+    def validate_comparison(self, spec: Mapping[str, Any], values: Sequence[Any], *, field: str = "norm.kind") -> ComparisonCheck:
+        """Return the spec of every variant with every default, or raise BadRequest with everything that is wrong. Submits nothing."""
+        ask = {"spec": dict(spec), "field": field, "values": list(values)}
+        return self._answer(ComparisonCheck, "POST", "/v1/comparisons", params={"dry_run": "true"}, json=ask, is_repeatable=True)
 
     def comparisons(self, *, limit: int | None = None) -> Iterator[ComparisonEntry]:
         """Yield comparisons, newest first, without their tables."""
@@ -53,9 +58,9 @@ class OperationCalls(Requests):
         """Have a token admitted no more."""
         self._transport.request("DELETE", route("tokens", token_id), is_repeatable=True)
 
-    def cluster(self) -> Json:
+    def cluster(self) -> Cluster:
         """Return what the cluster has and what is in use."""
-        return self._json("GET", "/v1/cluster")
+        return self._answer(Cluster, "GET", "/v1/cluster")
 
     def usage(self) -> Usage:
         """Return what the groups of every quota use of it."""

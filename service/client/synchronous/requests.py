@@ -63,6 +63,6 @@ class Requests:
             for row in page["data"]:
                 yield cast("Answer", row)
             left = None if left is None else left - len(page["data"])
-            if not page.get("has_more") or not page["data"]:
+            if not page.get("has_more"):  # of a search a page may be empty and yet not the last
                 return
             cursor = page["next_cursor"]

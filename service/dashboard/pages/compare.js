@@ -4,7 +4,7 @@ import { get } from "../api.js";
 import { lines, place } from "../charts.js";
 import { h } from "../dom.js";
 import { button, card, choice, quiet, state, table } from "../elements.js";
-import { between, number, percent } from "../format.js";
+import { between, flattened, number, percent } from "../format.js";
 import * as comparisons from "./comparisons.js";
 
 const MOST = 12, MAX_POINTS = 600;
@@ -72,9 +72,4 @@ function differences(jobs) {
   if (jobs.length < 2) return null;
   if (!keys.length) return card("Differences", quiet("Their specs are the same."));
   return card("Differences", table("Differences of the specs", ["field", ...jobs.map((job) => job.name)], keys.sort().map((key) => [h("code", {}, key), ...specs.map((spec) => spec[key] ?? "–")])));
-}
-
-function flattened(value, path = "") {
-  if (value === null || typeof value !== "object" || Array.isArray(value)) return { [path]: JSON.stringify(value) };
-  return Object.assign({}, ...Object.entries(value).map(([key, inner]) => flattened(inner, path ? `${path}.${key}` : key)));
 }

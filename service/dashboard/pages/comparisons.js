@@ -5,16 +5,17 @@ import { h } from "../dom.js";
 import { card, quiet, state, table } from "../elements.js";
 import { ago, count, duration, number, size } from "../format.js";
 
-const ROUTE = "/v1/comparisons";
+export const ROUTE = "/v1/comparisons";
 const numeric = (name, more = {}) => ({ name, isNumber: true, ...more });
 
 /** The newest comparisons as a card; nothing where this service makes none. */
 export async function list() {
   if (!can("GET", ROUTE)) return null;
   const { data } = await get(`${ROUTE}?limit=50`);
-  if (!data.length) return card("Comparisons", quiet("None yet. Start one from a shell:"), h("pre", {}, "syncbn compare SPEC.yaml --norms sync_bn,batch_norm,group_norm"));
+  const start = can("POST", ROUTE) ? h("a", { class: "button", href: "#/compare/new" }, "New comparison") : null;
+  if (!data.length) return card("Comparisons", quiet("None yet: the same job with several kinds of normalization, or several values of any other field."), start);
   const rows = data.map((one) => ({ key: one.id, cells: [h("a", { href: `#/compare?comparison=${one.id}` }, one.variants.map((variant) => words(variant.value)).join(", ")), h("code", {}, one.field), one.state, ago(one.created_at)] }));
-  return card("Comparisons", table("Comparisons", ["variants", "field", "state", { name: "age", isWide: true }], rows));
+  return card("Comparisons", table("Comparisons", ["variants", "field", "state", { name: "age", isWide: true }], rows), start && h("p", {}, start));
 }
 
 export const find = (id) => get(`${ROUTE}/${encodeURIComponent(id)}`);

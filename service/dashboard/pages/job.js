@@ -6,6 +6,7 @@ import { TERMINAL, ask, button, code, progress, state, tabs } from "../elements.
 import { ago, between, count, duration, remaining } from "../format.js";
 import { follow } from "../stream.js";
 import * as checkpoints from "./checkpoints.js";
+import { ROUTE as comparisons } from "./comparisons.js";
 import * as events from "./events.js";
 import * as logs from "./logs.js";
 import * as overview from "./overview.js";
@@ -96,6 +97,7 @@ function actions(job, redraw) {
     has("POST", "/pause") && ["queued", "starting", "running", "recovering"].includes(job.state) ? button("Pause", act("POST", "/pause")) : null,
     has("POST", "/resume") && job.state === "paused" ? button("Resume", act("POST", "/resume")) : null,
     h("a", { class: "button", href: `#/submit?from=${job.id}` }, "Fork"),
+    can("POST", comparisons) ? h("a", { class: "button", href: `#/compare/new?from=${job.id}` }, "Compare norms") : null,
     has("POST", "/cancel") && !isOver && job.state !== "cancelling" ? button("Cancel", act("POST", "/cancel", `Cancel ${job.name}?`, "Cancel it")) : null,
     has("DELETE", "") && isOver ? button("Delete", remove) : null);
 }

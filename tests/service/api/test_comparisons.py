@@ -107,6 +107,21 @@ def test_a_comparison_that_cannot_be_run_stores_nothing(world, change, place):
     assert world.client.get("/v1/jobs").json()["data"] == []
 
 
+def test_a_comparison_is_only_checked_where_that_is_asked(world):
+    """Every spec as it would run, what to think twice about once, what is wrong in the same words; nothing is stored."""
+    small = SPEC | {"batch_size": 2}
+    checked = world.client.post("/v1/comparisons?dry_run=true", json={"spec": small, "values": ["sync_bn", "batch_norm"]})
+    refused = world.client.post("/v1/comparisons?dry_run=true", json=ASK | {"values": ["sync_bn", "nosuch"]})
+    too_few = world.client.post("/v1/comparisons?dry_run=true", json=ASK | {"values": ["sync_bn"]})
+
+    assert checked.status_code == 200
+    assert [spec["norm"]["kind"] for spec in checked.json()["specs"]] == ["sync_bn", "batch_norm"]
+    assert len(checked.json()["warnings"]) == len(set(checked.json()["warnings"])) > 0
+    assert (refused.status_code, refused.json()["errors"][0]["loc"]) == (422, "values.1:norm.kind")
+    assert (too_few.json()["errors"][0]["loc"], too_few.json()["errors"][0]["expected"]) == ("values", "at least 2 items")
+    assert [world.client.get(path).json()["data"] for path in ("/v1/jobs", "/v1/comparisons")] == [[], []]
+
+
 def test_a_quota_holds_for_all_jobs_of_a_comparison_together(tmp_path):
     """Two places are left and three jobs ask: none is stored."""
     (tmp_path / "policy.toml").write_text('[[quotas]]\nlabel = "team"\nqueued_jobs = 2\n')

@@ -13,7 +13,9 @@ from service.api.downsampling import downsample
 from service.auth import create_token, revoke_token
 from service.scopes import Scope
 from service.states import State
+from service.store import logs
 from tests.service.api.served import served
+from tests.service.api.world import running
 from tests.service.store.ranks import metrics, said
 from worker.contract import EventType
 
@@ -62,8 +64,65 @@ def test_logs_are_flat_and_of_one_rank_where_asked(world):
 
     assert [(line["rank"], line["message"]) for line in of("")["data"]] == [(0, "zero"), (1, "<b>one</b>\r\n\x1b[31m")]
     assert [list(line) for line in of("rank=1")["data"]] == [["seq", "at", "rank", "attempt", "stream", "level", "message"]]
-    assert of("rank=7") == {"data": [], "has_more": False, "next_cursor": None}
+    assert of("rank=7") == {"data": [], "has_more": False, "next_cursor": None, "num_searched": 0}
     assert of("limit=1")["next_cursor"] == str(of("limit=1")["data"][0]["seq"])
+
+
+@pytest.mark.parametrize("database", ["sqlite", "postgresql"])
+def test_a_log_is_searched_page_by_page(database, request, tmp_path):
+    """Together with rank, after, before and limit; a page says how many lines it cost and where to go on, until there are no more."""
+    url = request.getfixturevalue("postgres").new_database() if database == "postgresql" else ""
+    with running(tmp_path, database_url=url) as world:
+        _searched_page_by_page(world)
+
+
+def _searched_page_by_page(world):
+    job_id = world.start()
+    world.say(job_id, 0, *(_log(seq, f"loss is {'NaN' if seq % 3 == 0 else seq}") for seq in range(1, 10)))
+    world.say(job_id, 1, _log(1, "<mark>nan</mark>"))
+    of = lambda query: world.client.get(f"/v1/jobs/{job_id}/logs?{query}").json()  # noqa: E731
+    first = of("contains=is+nan&limit=2")
+    second = of(f"contains=is+nan&limit=2&after={first['next_cursor']}")
+
+    assert [(line["seq"], line["message"]) for page in (first, second) for line in page["data"]] == [
+        (seq + 3, "loss is NaN") for seq in (3, 6, 9)
+    ]
+    assert [(page["has_more"], page["num_searched"]) for page in (first, second)] == [(True, 6), (False, 4)]
+    assert [line["seq"] for line in of("contains=nan&limit=2&before=9999")["data"]] == [12, 13]
+    assert [line["message"] for line in of("contains=nan&rank=1")["data"]] == ["<mark>nan</mark>"]
+    assert of("contains=never") == {"data": [], "has_more": False, "next_cursor": None, "num_searched": 10}
+    assert of("limit=3")["num_searched"] == 3
+
+
+@pytest.mark.parametrize("words", ["", "x" * 501])
+def test_a_search_for_nothing_or_too_much_is_refused(world, words):
+    """With the name of the parameter."""
+    answer = world.client.get(f"/v1/jobs/{world.start()}/logs", params={"contains": words})
+
+    assert (answer.status_code, answer.json()["errors"][0]["loc"]) == (422, "query.contains")
+
+
+def test_a_page_of_a_search_without_lines_is_not_the_last(world, monkeypatch):
+    """It comes when the time is up, and leads on."""
+    monkeypatch.setattr(logs, "WINDOW", 4)
+    monkeypatch.setattr(logs, "BUDGET_S", 0.0)
+    job_id = world.start()
+    world.say(job_id, 0, *(_log(seq, str(seq)) for seq in range(1, 10)))
+    page = world.client.get(f"/v1/jobs/{job_id}/logs?contains=9").json()
+
+    assert page == {"data": [], "has_more": True, "next_cursor": "7", "num_searched": 4}
+
+
+def test_a_stream_is_searched_too(world):
+    """Only lines with the text in them, and the end."""
+    job_id = world.start()
+    world.say(job_id, 0, _log(1, "Hit 1"), _log(2, "miss"), _log(3, "hit 2"))
+    world.say(job_id, 1, _log(1, "hit of another rank"))
+    world.finish(job_id)
+    answer = world.client.get(f"/v1/jobs/{job_id}/logs?contains=hit&rank=0", headers=STREAM)
+
+    told = [data.get("message", event) for _, event, data in (one for one in _messages(answer.text.split("\n")) if one != "ping")]
+    assert told == ["Hit 1", "hit 2", "end"]
 
 
 def test_the_stream_of_an_ended_job_is_the_whole_story(world):

@@ -3,6 +3,8 @@
 from datetime import UTC, datetime
 from typing import Any
 
+from sqlalchemy import text
+
 from worker.contract import EventType, RankEvent, parse_spec
 
 SPEC = {"name": "t", "model": {"name": "resnet18"}, "data": {"name": "digits"}, "resources": {"workers": 2}}
@@ -44,3 +46,16 @@ def manifest(job_id: str, step: int, *, fence: int = 1, accuracy: float = 0.5, s
         "layers": [],
         "files": {},
     } | changes
+
+
+async def talk(store: Any, job_id: str, number: int) -> None:
+    """Store so many log lines of rank 0 behind what there is, at once: `line 1 of many` and so on."""
+    last_seq = (await store.jobs.get(job_id)).last_seq
+    numbers = "WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n WHERE i < :last)"
+    data = """'{"stream":"stdout","level":"info","message":"line ' || i || ' of many"}'"""
+    columns = "job_id, seq, at, type, attempt, rank, rank_seq, data"
+    insert = f"{numbers} INSERT INTO events ({columns}) SELECT :job_id, i + {last_seq}, 0, 'log', 1, 0, i + {last_seq}, {data} FROM n"
+    async with store._database.write(job_id) as write:
+        await write.connection.execute(text(insert), [{"last": number, "job_id": job_id}])
+        told = text("UPDATE jobs SET last_seq = :last_seq WHERE id = :job_id")
+        await write.connection.execute(told, [{"last_seq": last_seq + number, "job_id": job_id}])
