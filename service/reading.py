@@ -13,7 +13,7 @@ from service.errors import DamagedError
 from worker.storage.storage import Identity
 
 CHUNK_BYTES: Final = 2**20
-TRUSTED_S: Final = 7 * 86_400.0
+TRUSTED_S: Final = 86_400.0
 """How long a digest that was found right is believed of a file that has not been written to since."""
 SETTLED_S: Final = 2.0
 """How long ago a file must have been written to: two writes within one tick of the file system's clock look like one."""
