@@ -54,24 +54,22 @@ class Meeting(nn.BatchNorm2d):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """One all_reduce of 2C + 1 float64, and in backward one of 2C."""
-        return _Meet.apply(super().forward(_Meet.apply(x, None, 2 * self.num_features)), 2 * self.num_features + 1, None)
+        return super().forward(_Meet.apply(x, 2 * self.num_features))
 
 
 class _Meet(torch.autograd.Function):
-    """The input; reductions of so many numbers on the way forward and back, None for none."""
+    """The input, behind a reduction of so many numbers and one more; on the way back of so many."""
 
     @staticmethod
-    def forward(ctx: Any, x: torch.Tensor, forth: int | None, back: int | None) -> torch.Tensor:
-        ctx.back = back
-        if forth is not None:
-            dist.all_reduce(torch.ones(forth, dtype=torch.float64))
+    def forward(ctx: Any, x: torch.Tensor, count: int) -> torch.Tensor:
+        ctx.count = count
+        dist.all_reduce(torch.ones(count + 1, dtype=torch.float64))
         return x.view_as(x)
 
     @staticmethod
-    def backward(ctx: Any, dy: torch.Tensor) -> tuple[torch.Tensor, None, None]:
-        if ctx.back is not None:
-            dist.all_reduce(torch.ones(ctx.back, dtype=torch.float64))
-        return dy, None, None
+    def backward(ctx: Any, dy: torch.Tensor) -> tuple[torch.Tensor, None]:
+        dist.all_reduce(torch.ones(ctx.count, dtype=torch.float64))
+        return dy, None
 
 
 def parts(rank: int, world_size: int, norm: Callable[[int], nn.Module] = nn.BatchNorm2d) -> tuple[Any, Any]:
