@@ -4,6 +4,7 @@ PYTHON ?= $(shell command -v python3.11 || command -v python3)
 VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
+TESTS_AT_ONCE ?= 2
 
 .PHONY: help demo test soak soak-ranks check docs format bench-layer bench-service bench-training clean
 .DEFAULT_GOAL := help
@@ -14,8 +15,9 @@ help: ## this list
 demo: $(INSTALLED) ## train on real data, watch it, download and use the checkpoint; stops everything it started
 	@$(BIN)/syncbn demo
 
-test: $(INSTALLED) ## all tests but the soak
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not soak"
+# Half of the time tests wait, for processes that start, meet and die. A file's tests stay together, for what they share.
+test: $(INSTALLED) ## all tests but the soak, two files at a time (TESTS_AT_ONCE)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not soak" -n $(TESTS_AT_ONCE) --dist loadfile --no-loadscope-reorder
 
 soak: $(INSTALLED) ## controllers killed before and after each thing that they do, then a thousand times at random under load; an hour
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m soak
