@@ -1,19 +1,17 @@
 """What people do with the dashboard, in a real Chromium. Pictures of every page are kept in artifacts/dashboard."""
 
 import re
-from urllib.parse import parse_qs, urlsplit
 
 import pytest
 import yaml
 from playwright.sync_api import expect
 
-from service.needle import folded
 from service.states import State
-from tests.browser.filled import HOSTILE, NUM_JOBS, PEAK
+from tests.browser.filled import NUM_JOBS, PEAK
 from tests.service.api.served import served
-from tests.service.store.ranks import metrics, said, talk
+from tests.service.store.ranks import metrics
 from tests.support.predictions import digit, published, small_model
-from worker.contract import EventType, parse_spec
+from worker.contract import parse_spec
 
 pytestmark = pytest.mark.browser
 
@@ -94,161 +92,6 @@ def test_the_list_is_live_and_keeps_the_focus(look, filled):
     expect(view.row("lively")).to_contain_text("40 %")
     expect(view.row("lively")).to_contain_text("50.00 %")
     expect(link).to_be_focused()
-
-
-def test_chosen_jobs_are_compared(look):
-    """Two jobs on the same axes, a table of what they reached, and in what their specs differ."""
-    view = look()
-    for name in ("resnet18-sync", "resnet18-local"):
-        view.page.get_by_label(f"choose {name}").check()
-    view.page.get_by_role("link", name="Compare", exact=True).last.click()
-    view.sees("norm.kind")
-    view.wait_until_drawn()
-    expect(view.find("#compare")).to_have_attribute("aria-label", re.compile("resnet18-sync: 0.9679.*resnet18-local: 0.9375"))
-
-
-def test_a_choice_does_not_wait_for_the_service(look):
-    """While the service says nothing, what is chosen is what is compared."""
-    view = look()
-    view.row("resnet18-sync")
-    view.page.route("**/v1/jobs?*", lambda route: None)
-    for name in ("resnet18-sync", "resnet18-local"):
-        view.page.get_by_label(f"choose {name}").check()
-    expect(view.find("#chosen")).to_contain_text("2 chosen")
-    expect(view.find("#chosen").get_by_role("link", name="Compare")).to_have_attribute("href", re.compile("jobs=job_.*,job_"))
-    view.page.get_by_role("button", name="None").click()
-    expect(view.find("#chosen")).to_be_empty()
-
-
-def test_a_comparison_is_a_table(look, filled):
-    """What the service compares is found on the page, row by row."""
-    view = look("#/compare")
-    view.page.get_by_role("link", name="sync_bn, group_norm").click()
-    for kind in ("sync_bn", "group_norm"):
-        expect(view.page.get_by_role("table", name="Results of the comparison").locator("tr", has_text=kind)).to_contain_text("queued")
-
-
-def test_norms_are_compared_by_form(look, filled):
-    """From the list of comparisons: kinds are ticked, what is wrong is said beside what it is about, and the table opens."""
-    view = look("#/compare")
-    view.page.get_by_role("link", name="New comparison").click()
-    view.sees("✓ valid: 3 jobs")
-    view.page.get_by_label("batch_norm").uncheck()
-    view.page.get_by_label("group_norm").uncheck()
-    expect(view.find("#kinds-wrong")).to_contain_text("at least 2 items")
-    expect(view.button("Start 1 job")).to_be_disabled()
-    view.page.get_by_label("ghost_bn").check()
-    view.sees("✓ valid: 2 jobs")
-    view.page.get_by_label("Batch size").fill("nothing")
-    expect(view.find("[id='field-batch_size-wrong']")).to_contain_text("a whole number")
-    view.page.get_by_label("Batch size").fill("64")
-    view.page.get_by_label("Name").fill("by form")
-    expect(view.row("by form ghost_bn")).to_have_count(1)
-    view.button("Start 2 jobs").click()
-    results = view.page.get_by_role("table", name="Results of the comparison")
-    expect(results.locator("tbody tr")).to_have_count(2)
-    expect(results.locator("tr", has_text="ghost_bn")).to_contain_text("queued")
-    assert view.complaints == []
-
-
-def test_the_norms_of_a_job_are_compared(look, filled):
-    """Its spec is filled in, its own kind is ticked."""
-    view = look(f"#/jobs/{filled.job}")
-    view.page.get_by_role("link", name="Compare norms").click()
-    view.sees("✓ valid: 3 jobs")
-    expect(view.page.get_by_label("Name")).to_have_value("resnet18-sync")
-    expect(view.page.get_by_label("sync_bn")).to_be_checked()
-
-
-def test_another_field_is_compared_without_a_mouse(look, filled):
-    """Its values are numbers, words or JSON; each that is wrong is named; the field itself is told with what was meant."""
-    view = look("#/compare/new")
-    view.sees("✓ valid: 3 jobs")
-    compare = view.page.get_by_role("combobox", name="Compare")
-    compare.focus()
-    view.page.keyboard.press("ArrowDown")
-    expect(view.page.get_by_label("Learning rate")).to_have_count(0)
-    view.page.keyboard.press("Tab")
-    expect(view.page.get_by_label("Field, as in a spec")).to_be_focused()
-    view.page.keyboard.press("Tab")
-    view.page.keyboard.type("0.1\n-1\n")
-    expect(view.find("#of-field-wrong")).to_contain_text("-1: expected a number greater than 0")
-    expect(view.page.get_by_label("Values, one a line")).to_have_attribute("aria-invalid", "true")
-    view.picture("light-comparing-wrong", is_whole=True)
-    assert view.barriers() == []
-    view.page.get_by_label("Values, one a line").fill("0.1\n0.01")
-    view.sees("✓ valid: 2 jobs")
-    view.page.get_by_label("Field, as in a spec").fill("optimizer..lr")
-    expect(view.find("#varied-wrong")).to_contain_text("a dotted path into a job spec")
-    view.page.get_by_label("Field, as in a spec").fill("optimizer")
-    view.page.get_by_label("Values, one a line").fill('{"name": "sgd", "lr": 0.1}\n{"name": "adamw"}')
-    view.sees("✓ valid: 2 jobs")
-    view.page.get_by_label("Values, one a line").press("Tab")
-    view.button("Start 2 jobs").press("Enter")
-    expect(view.page.get_by_role("table", name="Results of the comparison").locator("tbody tr")).to_have_count(2)
-    assert view.complaints == []
-
-
-def test_a_job_is_submitted_by_form_checked_while_it_is_written(look, filled):
-    """What is wrong is said at its field, with what to do; then it gets another number of workers, and is cancelled after a question."""
-    view = look("#/submit")
-    view.sees("✓ valid")
-    view.page.get_by_label("Batch size").fill("nothing")
-    expect(view.find("[id='field-batch_size-wrong']")).to_contain_text("expected")
-    expect(view.button("Submit")).to_be_disabled()
-    view.page.get_by_label("Batch size").fill("64")
-    view.page.get_by_label("Normalization", exact=True).select_option("ghost_bn")
-    view.page.get_by_label("Normalization, virtual batch size").fill("0")
-    expect(view.find("[id='field-norm.args.virtual_batch_size-wrong']")).to_contain_text("greater than or equal to 1")
-    view.page.get_by_label("Normalization, virtual batch size").fill("8")
-    view.sees("virtual_batch_size: 8")
-    view.page.get_by_label("Normalization", exact=True).select_option("sync_bn")
-    view.page.get_by_label("Name").fill("by hand")
-    view.sees("batch_size: 64")
-    view.button("Submit").click()
-    expect(view.find("h1")).to_have_text("by hand")
-    view.page.get_by_label("workers").fill("3")
-    view.page.get_by_label("workers").press("Enter")
-    view.sees("3 workers")
-    view.button("Cancel").click()
-    view.button("Cancel it").click()
-    view.sees("cancelled")
-    assert view.complaints == []
-
-
-def test_a_job_is_submitted_as_yaml(look, filled):
-    """The form becomes YAML; a typing error is answered with the nearest key; the YAML becomes a form again."""
-    view = look("#/submit")
-    view.sees("✓ valid")
-    view.button("Edit as YAML").click()
-    text = view.find("#yaml")
-    expect(text).to_have_value(re.compile("kind: sync_bn"))
-    text.fill("name: typed\nmodel: {name: resnet18}\ndata: {name: digits}\nbatch_sizes: 7\n")
-    view.sees("batch_size")
-    text.fill("name: typed\nmodel: {name: resnet18}\ndata: {name: digits}\nbatch_size: 7\n")
-    view.sees("✓ valid")
-    view.button("Edit as form").click()
-    expect(view.page.get_by_label("Batch size")).to_have_value("7")
-
-
-def test_a_fork_begins_with_the_spec_and_the_checkpoint(look, filled):
-    """From a checkpoint of a job, with everything filled in."""
-    view = look(f"#/jobs/{filled.job}/checkpoints")
-    view.page.get_by_role("link", name="Fork from here").first.click()
-    view.sees(f"{filled.job}/checkpoints/200")
-    expect(view.page.get_by_label("Name")).to_have_value("resnet18-sync-fork")
-
-
-def test_other_jobs_are_made_of_a_checkpoint(look, filled):
-    """Recalibrated or exported at a click; the new job says where it is from."""
-    for press in (
-        lambda view: view.page.get_by_role("button", name="Recalibrate").first.click(),
-        lambda view: (view.page.get_by_text("Export", exact=True).first.click(), view.button("Export step 200 as onnx").click()),
-    ):
-        view = look(f"#/jobs/{filled.job}/checkpoints")
-        press(view)
-        view.page.get_by_role("link", name=f"from step 200 of {filled.job}").click()
-        view.sees("Fork from here")
 
 
 def test_an_image_is_tried_out(look, filled, tmp_path):
@@ -361,125 +204,6 @@ def test_a_download_is_checked_against_its_digest(look, filled):
     expect(view.find("#notices")).to_contain_text("is not what its SHA-256 says")
     view.button("Dismiss").click()
     expect(view.find("#notices")).to_have_text("")
-
-
-def test_logs_are_searched_followed_and_read_back(look, filled):
-    """The newest lines first; older ones on demand; a rank by itself; what comes while the line is broken arrives once."""
-    view = look(f"#/jobs/{filled.job}/logs")
-    lines = view.find("#log .line")
-    expect(lines).to_have_count(500)
-    view.button("Read 500 older lines").click()
-    expect(lines).to_have_count(707)
-    view.page.get_by_label("Search the log").fill("<SCRIPT>")
-    expect(lines).to_have_count(1)
-    expect(lines).to_contain_text(HOSTILE)
-    view.page.get_by_label("Search the log").fill("after an escape")
-    expect(lines.locator(".text")).to_have_text("red after an escape")
-    view.page.get_by_label("Search the log").fill("")
-    view.page.get_by_role("combobox", name="Rank").select_option("1")
-    expect(lines).to_have_count(5)
-    filled.world.say(filled.job, 1, said(6, EventType.LOG, stream="stdout", level="info", message="live"))
-    expect(lines).to_have_count(6)
-    expect(view.find("#connection")).to_have_text("live")
-
-
-@pytest.fixture
-def talkative(filled):
-    """A job with so long a log that the page reads only the end of it; one of its first lines is hostile."""
-    job_id = filled.world.start(name="talkative")
-    filled.world.say(job_id, 0, said(1, EventType.LOG, stream="stdout", level="info", message=f"first {HOSTILE}"))
-    filled.world.call(talk, filled.world.store, job_id, 3000)
-    return job_id
-
-
-def test_a_whole_log_is_searched(look, filled, talkative):
-    """What the page has not read the service looks through; what is found is marked as text; a line that comes meanwhile is found too."""
-    view = look(f"#/jobs/{talkative}/logs")
-    lines = view.find("#log .line")
-    expect(lines).to_have_count(500)
-    view.page.get_by_label("Search the log").fill("LINE 17 of")
-    expect(lines).to_have_count(1)
-    expect(lines.locator("mark")).to_have_text("line 17 of")
-    expect(view.find("#log-said")).to_have_text("1 line found, 3,001 lines looked at")
-    expect(view.button("Read 500 older lines")).to_be_hidden()
-    filled.world.say(talkative, 0, said(9000, EventType.LOG, stream="stdout", level="info", message="line 17 of a new epoch"))
-    expect(lines).to_have_count(2)
-    view.picture("light-log-search")
-    assert view.barriers() == []
-    view.page.get_by_label("Search the log").fill("<SCRIPT>window.injected")
-    expect(lines.locator("mark")).to_have_text("<script>window.injected")
-    expect(lines).to_contain_text(HOSTILE)
-    view.page.get_by_label("Search the log").fill("<img src=x onerror='window.injected = 2'>")
-    expect(lines.locator("mark")).to_have_text("<img src=x onerror='window.injected = 2'>")
-    assert view.page.evaluate("[window.injected, document.querySelectorAll('#log script, #log img').length]") == [None, 0]
-    view.page.get_by_label("Search the log").fill("")
-    expect(lines).to_have_count(501)
-    expect(view.button("Read 500 older lines")).to_be_visible()
-    assert view.complaints == []
-
-
-def test_what_is_marked_is_what_the_service_finds(look):
-    """Letters are folded by the page as by the service, each to one: what is found in a line lies at the same place in it."""
-    letters = [chr(code) for code in (*range(0x590), *range(0x1E00, 0x2200))]
-    fold = "(letters) => import('/dashboard/format.js').then(({ folded }) => letters.map(folded))"
-    assert look().page.evaluate(fold, letters) == [folded(letter) for letter in letters]
-
-
-def test_a_search_says_how_far_it_is_and_ends_with_its_words(look, talkative):
-    """While it goes on; other words end it; where there is much it stops to be asked on, and where it breaks off it says so."""
-    view = look(f"#/jobs/{talkative}/logs")
-    expect(view.find("#log .line")).to_have_count(500)
-    asked = []
-
-    def slow(route):
-        asked.append(parse_qs(urlsplit(route.request.url).query))
-        if len(asked) == 1:
-            route.fulfill(json={"data": [], "has_more": True, "next_cursor": "1234", "num_searched": 5000})
-
-    view.page.route("**/logs?*contains=never*", slow)
-    search, how_far = view.page.get_by_label("Search the log"), view.find("#log-said")
-    search.fill("never")
-    expect(how_far).to_have_text("searching: 0 lines found, 5,500 lines looked at …")
-    with view.page.expect_event("requestfailed", lambda request: "contains=never" in request.url):
-        search.fill("of many")
-    assert [one.get("before") for one in asked] == [["2505"], ["1234"]]
-    expect(how_far).to_have_text(re.compile("^1,500 lines found, 1,500 lines looked at; there may be more"))
-    view.button("Search on").click()
-    expect(how_far).to_have_text(re.compile("^2,500 lines found, 2,500 lines looked at; there may be more"))
-    view.button("Search on").click()
-    expect(how_far).to_have_text("3,000 lines found, 3,001 lines looked at")
-    expect(view.button("Search on")).to_be_hidden()
-    view.page.route("**/logs?*contains=lost*", lambda route: route.abort())
-    search.fill("lost")
-    expect(how_far).to_have_text("0 lines found, 500 lines looked at; the search broke off")
-
-
-def test_a_rank_is_chosen_without_searching_anew(look, filled):
-    """The words stay."""
-    view = look(f"#/jobs/{filled.job}/logs")
-    view.page.get_by_label("Search the log").fill("line 3")
-    view.page.get_by_role("combobox", name="Rank").select_option("1")
-    expect(view.find("#log .text")).to_have_text("hello of rank 1, line 3")
-    expect(view.page.get_by_label("Search the log")).to_have_value("line 3")
-
-
-def test_a_broken_stream_goes_on_where_it_was(look, filled):
-    """The line breaks twice while a rank writes: every line arrives, each once."""
-    view = look()
-    asked = []
-
-    def breaking(route):
-        if "text/event-stream" not in route.request.headers.get("accept", "") or len(asked) == 2:
-            return route.continue_()
-        asked.append(route.request.headers.get("last-event-id"))
-        filled.world.say(filled.other, 1, said(5 + len(asked), EventType.LOG, stream="stdout", level="info", message=f"break {len(asked)}"))
-        return route.fulfill(headers={"content-type": "text/event-stream"}, body=": ping\n\n") if len(asked) == 1 else route.abort()
-
-    view.page.route("**/logs?rank=1", breaking)
-    view.go(f"#/jobs/{filled.other}/logs?rank=1")
-    expect(view.find("#log .line").last).to_contain_text("break 2")
-    expect(view.find("#log .line")).to_have_count(7)
-    assert asked[0] == asked[1]
 
 
 def test_only_what_the_service_can_do_is_offered(look, filled):

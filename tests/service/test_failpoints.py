@@ -16,7 +16,7 @@ SERVING_S = 5.0
 LONG = 100
 # Which job's life leads to an effect, and where the controller before was killed; that of `mortal`, from its beginning, leads to others.
 SCRIPTS = {"pause": "paused", "stop": "cancelled"}
-BEFORE = {"adopt": ("after", "assign", 1), "dissolve by name": ("after", "create actor", 1)}
+BEFORE = dict.fromkeys(("adopt", "identify"), ("after", "assign", 1)) | {"dissolve by name": ("after", "create actor", 1)}
 # What has no effect: questions, and what other threads than the reconciler's do on request.
 QUESTIONS = {"connect", "disconnect", "is_lost", "room", "nodes", "present", "world_size", "places", "generation", "is_torn"}
 QUESTIONS |= {"address", "published", "steps", "jobs", "open", "pins", "read_code", "is_marked"}
