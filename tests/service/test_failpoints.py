@@ -24,7 +24,7 @@ OF_RANKS = {"staging", "publish", "remove"}
 OF_REQUESTS = {"delete", "pin", "unpin", "put_code", "remove_code"}
 OF_RESIZES = {"enlist", "regroup"}
 """Killed in the middle of one in tests/service/test_resizing.py."""
-LATER = [("create actor", 2), ("identify", 2), ("tell", 5), ("kill actor", 2), ("enter state", 2), ("enter state", 3)]
+LATER = [("create actor", 2), ("tell", 5), ("kill actor", 2), ("enter state", 2), ("enter state", 3)]
 # A fourth state is tried only where both ranks say at once that they train, and the store has not answered the first yet.
 POINTS = [*((effect, 1) for effect in EFFECTS), *LATER]
 
