@@ -67,7 +67,6 @@ class Tenure:
                     on_lost(name)
 
     async def end(self) -> None:
-        """Give everything back, so that the next controller need not wait."""
-        names = [*self._held, *self._done]
+        """Give everything back, so that the next controller need not wait; also what was being taken when the taker was cancelled."""
         self._held.clear()
-        await self._store.leases.give_back(self.holder, names)
+        await self._store.leases.give_back(self.holder)

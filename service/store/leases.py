@@ -57,11 +57,11 @@ class Leases:
             found = await write.connection.execute(update(leases).where(mine).values(expires_at=until).returning(leases.c.name))
             return set(found.scalars())
 
-    async def give_back(self, holder: str, names: Collection[str]) -> None:
-        """Let others take leases at once, if they are still the holder's."""
+    async def give_back(self, holder: str, names: Collection[str] | None = None) -> None:
+        """Let others take leases at once, if they are still the holder's; None: all that are."""
+        mine = leases.c.holder == holder
         async with self._database.write("leases") as write:
-            mine = (leases.c.holder == holder) & leases.c.name.in_(list(names))
-            await write.connection.execute(delete(leases).where(mine))
+            await write.connection.execute(delete(leases).where(mine if names is None else mine & leases.c.name.in_(list(names))))
 
     async def clear(self) -> None:
         """End every lease: for a database that only this process can have, where every other holder is dead."""

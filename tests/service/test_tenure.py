@@ -39,8 +39,27 @@ async def _freeze(reconciler: Reconciler) -> None:
     for task in tasks:
         task.cancel()
     await asyncio.gather(*tasks, return_exceptions=True)
-    reconciler._tenure._held.clear()
-    reconciler._tenure._done.clear()
+    reconciler._tenure = None
+
+
+def test_a_lease_that_was_being_taken_at_the_end_is_given_back(with_worlds):
+    """The taker is cancelled when the database has answered and nobody has heard: the next controller need not wait for it to run out."""
+
+    async def scenario(first, second):
+        ending, take = Tenure(first.store), first.store.leases.take
+
+        async def unheard(*given):
+            await take(*given)
+            raise asyncio.CancelledError
+
+        first.store.leases.take = unheard
+        with pytest.raises(asyncio.CancelledError):
+            await ending.take(["scheduler"])
+        assert set(await second.store.leases.held()) == {"scheduler"}
+        await ending.end()
+        assert await second.store.leases.held() == {}
+
+    with_worlds(scenario)
 
 
 def test_a_lease_that_is_taken_again_while_others_are_given_back_is_kept(with_worlds):
