@@ -19,8 +19,9 @@ demo: $(INSTALLED) ## train on real data, watch it, download and use the checkpo
 test: $(INSTALLED) ## all tests but the soak, two files at a time (TESTS_AT_ONCE)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not soak" -n $(TESTS_AT_ONCE) --dist loadfile --no-loadscope-reorder
 
-soak: $(INSTALLED) ## controllers killed before and after each thing that they do, then a thousand times at random under load; an hour
+soak: $(INSTALLED) ## controllers killed before and after each thing that they do, new examples of every property, then a thousand kills at random under load; an hour
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m soak
+	HYPOTHESIS_PROFILE=default OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not soak" $$(git grep -l hypothesis -- 'tests/**/test_*.py')
 	OMP_NUM_THREADS=1 $(BIN)/python -m tests.soak.kills --kills 1000
 
 check: $(INSTALLED) ## lint, types, import contracts

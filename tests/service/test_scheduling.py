@@ -332,17 +332,17 @@ def test_wherever_the_gangs_come_to_stand_the_first_in_line_has_its_room_in_time
         return
     names = [one.job_id for one in queue]
     first = queue[names.index(decision.reserved.job_id)]
-    ledger, gone = Ledger.of_free(seen), [job for job in running if job.ends_by(NOW) <= decision.reserved.by]
+    ledger = Ledger.of_free(seen)
+    gone = [(job.bundle, seen.placed[job.job_id]) for job in running if job.ends_by(NOW) <= decision.reserved.by]
     for start in decision.start:
         one = queue[names.index(start.job_id)]
         is_before = names.index(start.job_id) < names.index(first.job_id)
         places = ledger.take(one.bundle, start.workers) if is_before else _anywhere(ledger, one.bundle, start.workers, chance)
         if NOW + one.timeout + GRACE <= decision.reserved.by:
-            for node_id, workers in places.items():
-                ledger.move(node_id, one.bundle, workers)
-    for job in gone:
-        for node_id, workers in seen.placed[job.job_id].items():
-            ledger.move(node_id, job.bundle, workers)
+            gone.append((one.bundle, places))
+    for bundle, places in gone:  # only when all of them stand somewhere
+        for node_id, workers in places.items():
+            ledger.move(node_id, bundle, workers)
 
     assert ledger.slots(first.bundle) >= first.min_workers
 
