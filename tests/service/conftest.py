@@ -48,7 +48,7 @@ def with_store(database_url: str) -> Callable[[Callable[[Store], Awaitable[None]
     def run(scenario: Callable[[Store], Awaitable[None]]) -> None:
         async def whole() -> None:
             async with await Store.open(database_url) as store:
-                await asyncio.wait_for(scenario(store), 20)
+                await asyncio.wait_for(scenario(store), 60)
 
         asyncio.run(whole())
 
