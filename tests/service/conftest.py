@@ -1,6 +1,7 @@
 """Fixtures of the service's tests: a real store on a real file, and the command line beside a live service."""
 
 import asyncio
+import hashlib
 from collections.abc import Awaitable, Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -8,6 +9,7 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner
 
+from service import reading
 from service.cli.app import app
 from service.store.store import Store
 from tests.support.live_service import live_service
@@ -20,6 +22,26 @@ def postgres() -> Iterator[PostgresServer]:
     _require_postgres()
     with postgres_server(flushes=False) as server:
         yield server
+
+
+@pytest.fixture
+def digests(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Of how many bytes `service.reading` took digests, each time."""
+    fed = []
+
+    class Counting:
+        def __init__(self) -> None:
+            self._digest = hashlib.sha256()
+
+        def update(self, chunk: bytes) -> None:
+            fed.append(len(chunk))
+            self._digest.update(chunk)
+
+        def hexdigest(self) -> str:
+            return self._digest.hexdigest()
+
+    monkeypatch.setattr(reading, "hashlib", type("hashlib", (), {"sha256": Counting}))
+    return fed
 
 
 @pytest.fixture
@@ -48,7 +70,7 @@ def with_store(database_url: str) -> Callable[[Callable[[Store], Awaitable[None]
     def run(scenario: Callable[[Store], Awaitable[None]]) -> None:
         async def whole() -> None:
             async with await Store.open(database_url) as store:
-                await asyncio.wait_for(scenario(store), 60)
+                await asyncio.wait_for(scenario(store), 20)
 
         asyncio.run(whole())
 

@@ -93,7 +93,7 @@ async def _suite(cluster, tmp_path, finish, kill, without_room=None):
         assert (smaller.places, smaller.is_torn) == ((0, 2), True)
         await smaller.assign(3, _assignment(tmp_path, generation=3))
         assert (smaller.generation, smaller.is_torn) == (3, False)
-        async with asyncio.timeout(30):
+        async with asyncio.timeout(10):
             while (await cluster.room()).free_cpus != before.free_cpus - 2:
                 await asyncio.sleep(0.05)
 
@@ -106,7 +106,7 @@ async def _suite(cluster, tmp_path, finish, kill, without_room=None):
         assert await cluster.adopt(JOB_ID, 1, 2, **ROOM) is None
         assert await cluster.present() == set()
         await cluster.dissolve(JOB_ID, 1)
-        async with asyncio.timeout(30):
+        async with asyncio.timeout(10):
             while (await cluster.room()).free_cpus != before.free_cpus:
                 await asyncio.sleep(0.05)
         return gang

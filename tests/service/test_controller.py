@@ -106,7 +106,7 @@ def test_killed_ranks_are_replaced_and_no_step_is_lost(serving, client):
         victim = min(serving.ranks(), key=lambda process: process.create_time())
         survivors = {process.pid for process in serving.ranks()} - {victim.pid}
         os.kill(victim.pid, signal.SIGKILL)
-        until(lambda: client.job(job_id)["state"] == "recovering", 30, "the recovery")
+        until(lambda: client.job(job_id)["state"] == "recovering", 10, "the recovery")
         assert survivors <= {process.pid for process in serving.ranks()}
     job = _whole(client, job_id)
 

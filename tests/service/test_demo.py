@@ -76,4 +76,4 @@ def test_an_interrupted_demo_leaves_nothing(moment, number):
         process.wait()
     assert process.returncode == 130, rest
     assert "Traceback" not in rest
-    until(lambda: not _left(), 30, "the last zombie to be reaped")
+    until(lambda: not _left(), 2, "the last zombie to be reaped")

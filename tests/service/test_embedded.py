@@ -26,7 +26,7 @@ def test_an_embedded_ray_is_found_again_replaced_when_broken_and_stopped_whole(t
 
         head = next(process for process in marked(embedded.MARKER, first.session) if process.name() == "gcs_server")
         os.kill(head.pid, signal.SIGKILL)
-        until(lambda: not embedded.is_alive(tmp_path), 30, "the head to be gone")
+        until(lambda: not embedded.is_alive(tmp_path), 10, "the head to be gone")
         second = embedded.ensure(tmp_path)
         assert second.session != first.session
         assert not list(marked(embedded.MARKER, first.session))

@@ -14,7 +14,7 @@ SCORES = {"sync_bn": 0.8, "batch_norm": 0.7, "group_norm": 0.9}
 
 async def _trials(world: World) -> dict[str, str]:
     """Wait until the one comparison of trials is there; return its jobs by their kinds."""
-    async with asyncio.timeout(30):
+    async with asyncio.timeout(8):
         while not (found := await world.store.comparisons.page(None, 5)):
             await asyncio.sleep(0.005)
     assert len(found) == 1

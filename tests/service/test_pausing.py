@@ -60,7 +60,7 @@ async def _saved(world, job_id, gang, step=5, trained=8):
     gang.say(EventType.CHECKPOINT, manifest(job_id, step, 0.5), [0])
     gang.say(EventType.METRICS, {"step": trained, "total_steps": 9, "epoch": 0.1, "samples": 5, "values": {"train/loss": 1.0}}, [0])
     world.publish(job_id, step, 0.5)
-    async with asyncio.timeout(30):
+    async with asyncio.timeout(8):
         while (await world.store.jobs.get(job_id)).progress.step < trained:
             await asyncio.sleep(0.005)
 
@@ -127,7 +127,7 @@ def test_a_pause_does_not_wait_for_room_for_a_lost_rank(tmp_path):
             gang.is_room_awaited, gang.has_room = True, False
             gang.dead.add(1)
             await world.until(job_id, State.RECOVERING)
-            async with asyncio.timeout(30):
+            async with asyncio.timeout(5):
                 while not gang.needed:
                     await asyncio.sleep(0.005)
             await jobs.pause(world.store, job_id)
@@ -152,7 +152,7 @@ def test_a_pause_of_an_elastic_job_is_saved_by_the_ranks_that_are_left(tmp_path)
             world.cluster.cpus = 1
             await jobs.pause(world.store, job_id)
             gang.dead.add(1)
-            async with asyncio.timeout(30):
+            async with asyncio.timeout(8):
                 while gang.places != (0,) or gang.is_torn:
                     await asyncio.sleep(0.005)
             gang.say(EventType.CHECKPOINT, manifest(job_id, 9, 0.5), [0])

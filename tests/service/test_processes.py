@@ -39,5 +39,5 @@ def test_every_process_is_ended(family):
     end_marked(MARK, "a", 10)
     parent.wait(5)
 
-    until(lambda: not is_alive(child), 30, "the child to end")
+    until(lambda: not is_alive(child), 5, "the child to end")
     assert not list(marked(MARK, "a"))

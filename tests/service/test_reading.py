@@ -44,26 +44,6 @@ def clock(monkeypatch):
     return clock
 
 
-@pytest.fixture
-def digests(monkeypatch):
-    """How often a digest was begun and fed."""
-    fed = []
-
-    class Counting:
-        def __init__(self) -> None:
-            self._digest = hashlib.new("sha256")
-
-        def update(self, chunk: bytes) -> None:
-            fed.append(len(chunk))
-            self._digest.update(chunk)
-
-        def hexdigest(self) -> str:
-            return self._digest.hexdigest()
-
-    monkeypatch.setattr(reading.hashlib, "sha256", Counting)
-    return fed
-
-
 def _read(path, verified, after_first=lambda: None) -> bytes:
     async def read() -> bytes:
         descriptor = os.open(path, os.O_RDONLY)

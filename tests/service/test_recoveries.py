@@ -16,7 +16,7 @@ def _standing(phase, generation, step=0):
     return {"phase": phase, "generation": generation, "step": step}
 
 
-async def _until(look, timeout_s=30.0):
+async def _until(look, timeout_s=8.0):
     """Look again and again, within bounds, until it is so."""
     async with asyncio.timeout(timeout_s):
         while not await look():

@@ -18,7 +18,7 @@ def _train(gang, places=None):
 
 
 async def _until(look):
-    async with asyncio.timeout(30):
+    async with asyncio.timeout(10):
         while not look():
             await asyncio.sleep(0.005)
 
@@ -148,7 +148,7 @@ def test_a_controller_killed_in_a_resize_leaves_it_to_the_next(tmp_path):
             async def is_stored():
                 return (await world.store.jobs.get(job_id)).world_size == 2
 
-            async with asyncio.timeout(30):
+            async with asyncio.timeout(10):
                 while not await is_stored():
                     await asyncio.sleep(0.005)
             assert gang.places == (0, 1, 2)
@@ -171,7 +171,7 @@ def test_without_room_after_all_a_job_trains_on_as_it_is(tmp_path):
             gang.has_room = False
             await jobs.resize(world.store, job_id, 3)
 
-            async with asyncio.timeout(30):
+            async with asyncio.timeout(10):
                 while (await world.store.jobs.get(job_id)).resize_to is None:
                     await asyncio.sleep(0.005)
                 while (await world.store.jobs.get(job_id)).resize_to is not None:

@@ -30,26 +30,6 @@ FILES = ["model.safetensors", "training.json", "training.safetensors"]
 
 
 @pytest.fixture
-def digests(monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """Of how many bytes digests were taken, each time."""
-    fed = []
-
-    class Counting:
-        def __init__(self) -> None:
-            self._digest = hashlib.new("sha256")
-
-        def update(self, chunk: bytes) -> None:
-            fed.append(len(chunk))
-            self._digest.update(chunk)
-
-        def hexdigest(self) -> str:
-            return self._digest.hexdigest()
-
-    monkeypatch.setattr(reading, "hashlib", type("hashlib", (), {"sha256": Counting}))
-    return fed
-
-
-@pytest.fixture
 def world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[World]:
     """An application that looks after what is damaged often, and trusts files at once."""
     monkeypatch.setattr(scrubbing, "LOOK_S", 0.05)

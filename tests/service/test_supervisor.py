@@ -188,7 +188,7 @@ def test_a_cancel_or_a_pause_does_not_wait_for_the_gang_to_be_formed(tmp_path, a
             job_id = await world.submit()
             await world.until(job_id, State.STARTING)
             await ask(world.store, job_id)
-            await world.until(job_id, ends_as, timeout_s=10)
+            await world.until(job_id, ends_as, timeout_s=3)
         assert world.cluster.gangs == {}
 
     run(tmp_path, scenario)

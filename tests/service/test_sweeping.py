@@ -42,7 +42,7 @@ def test_a_gang_that_was_formed_too_late_is_ended(tmp_path, monkeypatch):
         async with world.controller():
             second = await world.train(job_id, attempt=2)
             world.cluster.gangs[job_id, 1] = late = type(second)(2)
-            async with asyncio.timeout(30):
+            async with asyncio.timeout(10):
                 while not late.is_dissolved:
                     await asyncio.sleep(0.01)
             second.say(EventType.METRICS, {"step": 1, "total_steps": 9, "epoch": 0.1, "samples": 5, "values": {"train/loss": 1.0}}, [0])

@@ -140,7 +140,7 @@ def test_a_fault_ends_the_streams_instead_of_letting_them_wait(with_store, monke
         await asyncio.sleep(0.05)
         monkeypatch.setattr(store.events, "page", broken)
         await store.events.ingest(job_id, 1, 0, _lines(1, 1), 1)
-        await asyncio.wait_for(reader, 30)
+        await asyncio.wait_for(reader, 5)
         assert tails._running == {}
 
     with_store(scenario)

@@ -109,7 +109,7 @@ def test_the_jobs_of_a_killed_controller_are_taken_over_and_go_on(with_worlds):
             assert job_id in doomed._supervisors
             async with second.controller() as heir:
                 await _freeze(doomed)
-                async with asyncio.timeout(30):
+                async with asyncio.timeout(10):
                     while job_id not in heir._supervisors:
                         await asyncio.sleep(0.02)
                 gang.end()
@@ -126,7 +126,7 @@ def test_a_controller_that_ends_well_hands_over_at_once(with_worlds, monkeypatch
         async with second.controller() as heir:
             async with first.controller():
                 job_id, gang = await first.training()
-            async with asyncio.timeout(30):
+            async with asyncio.timeout(10):
                 while job_id not in heir._supervisors:
                     await asyncio.sleep(0.02)
             gang.end()
@@ -142,7 +142,7 @@ def test_a_cancel_through_any_controller_reaches_the_one_that_runs_the_job(with_
         async with first.controller():
             job_id, gang = await first.training()
             assert await second.store.jobs.transition(job_id, State.CANCELLING, from_={State.RUNNING}, reason="cancelled_by_user")
-            async with asyncio.timeout(30):
+            async with asyncio.timeout(10):
                 while not gang.is_asked_to_stop:
                     await asyncio.sleep(0.02)
             gang.end("stopped")
@@ -175,7 +175,7 @@ def test_a_controller_that_was_stopped_past_its_lease_ends_the_gang_that_it_form
                 gang = await cluster.gang(job_id, attempt=2)
                 await second.train(job_id, attempt=2)
                 with pytest.raises(LeaseLostError):
-                    await asyncio.wait_for(task, 30)
+                    await asyncio.wait_for(task, 10)
                 assert cluster.alive() == [gang]
                 assert cluster.gangs[job_id, 1].assignments == []
                 gang.end()

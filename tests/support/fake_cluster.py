@@ -148,7 +148,7 @@ class FakeCluster:
         self.is_room_kept_back = False
         self.lost = False
 
-    async def gang(self, job_id: str, attempt: int = 1, timeout_s: float = 30.0) -> FakeGang:
+    async def gang(self, job_id: str, attempt: int = 1, timeout_s: float = 5.0) -> FakeGang:
         """Wait until the gang of an attempt has been started."""
         async with asyncio.timeout(timeout_s):
             while (job_id, attempt) not in self.gangs or not self.gangs[job_id, attempt].assignments:

@@ -39,7 +39,7 @@ def test_a_host_ends_with_its_processes_also_after_a_failure(tmp_path):
     def fail():
         with two_hosts() as (left, _):
             seen.extend([left.namespace, left.start(["sleep", "1000"], tmp_path / "log")])
-            until(lambda: seen[1].pid in left.pids(), 30, "the process to be on the host")
+            until(lambda: seen[1].pid in left.pids(), 10, "the process to be on the host")
             raise ZeroDivisionError
 
     with pytest.raises(ZeroDivisionError):

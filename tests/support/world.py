@@ -63,7 +63,7 @@ class World:
         finally:
             await reconciler.stop()
 
-    async def until(self, job_id: str, *states: State, timeout_s: float = 30.0) -> Job:
+    async def until(self, job_id: str, *states: State, timeout_s: float = 8.0) -> Job:
         """Wait until a job is in one of the states."""
         job = None
         with contextlib.suppress(TimeoutError):

@@ -196,7 +196,7 @@ def test_streams_end_when_their_job_is_deleted_and_places_are_bounded(tmp_path):
         places = world.client.app.state.context.places
 
         async def until_free():
-            async with asyncio.timeout(30):
+            async with asyncio.timeout(10):
                 while places.num_taken:
                     await asyncio.sleep(0.01)
 

@@ -202,7 +202,7 @@ def test_a_submission_wakes_the_reconciler(with_store):
         waiting = asyncio.create_task(store.changes.jobs.wait())
         await asyncio.sleep(0)
         await _queued(store)
-        await asyncio.wait_for(waiting, 30)
+        await asyncio.wait_for(waiting, 1)
 
     with_store(scenario)
 

@@ -65,7 +65,7 @@ def test_a_job_submitted_to_one_wakes_the_reconciler_of_another(database_url):
         await asyncio.sleep(0.3)  # the listener's first words wake everybody
         second.changes.jobs.clear()
         await first.jobs.create(new_job_id(), spec())
-        await asyncio.wait_for(second.changes.jobs.wait(), 30)
+        await asyncio.wait_for(second.changes.jobs.wait(), 5)
 
     _run(scenario, database_url)
 
