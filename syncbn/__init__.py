@@ -28,6 +28,7 @@ from syncbn.layer import SyncBatchNorm
 from syncbn.norms.build import build_norm, norm_kinds
 from syncbn.norms.domains import use_domain
 from syncbn.order import order_checks
+from syncbn.overlap import overlap_weight_gradients
 from syncbn.population import Recalibration, recalibrate
 from syncbn.statistics import LayerStatistics, layer_statistics
 from syncbn.telemetry import LayerTelemetry, Telemetry, telemetry
@@ -68,6 +69,7 @@ __all__ = [
     "norm_groups",
     "norm_kinds",
     "order_checks",
+    "overlap_weight_gradients",
     "recalibrate",
     "revert_sync_batchnorm",
     "sync_batch_norm",

@@ -8,6 +8,7 @@ Every function that communicates must be called by every rank of the group, in t
 
 from __future__ import annotations
 
+import functools
 import weakref
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -18,6 +19,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from syncbn.errors import GroupError, OptionError
+from syncbn.shared_memory.rooms import Room, enter_room
 
 _OPS = torch.ops._c10d_functional  # noqa: SLF001  the functional collectives have no public name
 
@@ -83,18 +85,71 @@ def rank_in(group: ProcessGroup | None) -> int:
 def sum_over_ranks(vector: Tensor, group: ProcessGroup | None) -> Tensor:
     """Elementwise sum of every rank's vector, in a new tensor; the vector itself for a group of one.
 
-    Written with functional collectives, so that it can be traced by torch.compile without a break. On CUDA it waits on the stream only,
-    never on the host.
+    Can be traced by torch.compile without a break. On CUDA it waits on the stream only, never on the host.
 
     Collectives: one all_reduce(SUM) of `vector`, none when group is None.
     """
-    if group is None:
-        return vector
+    return start_sum_over_ranks(vector, group)()
+
+
+def start_sum_over_ranks(vector: Tensor, group: ProcessGroup | None) -> Callable[[], Tensor]:
+    """Begin `sum_over_ranks`, and return what waits for the sum and returns it. Until then the vector must not be changed.
+
+    Ranks of one host add up in memory that they share, where they can (`syncbn.shared_memory`).
+
+    Collectives: as `sum_over_ranks`; every rank must wait too, in the same order. The first of a group on the CPU has two gathers more.
+    """
+    if group is not None and not isinstance(group, WatchedGroup) and not torch.compiler.is_compiling():
+        return _start(vector, group)
+    summed = vector
     if isinstance(group, WatchedGroup):
-        return group.reduce(vector, group.group)
-    summed: Tensor = _OPS.all_reduce(vector, "sum", group.group_name)
-    waited: Tensor = _OPS.wait_tensor(summed)
-    return waited
+        summed = group.reduce(vector, group.group)
+    elif group is not None and vector.device.type == "cpu":
+        # Opaque to the compiler, so that a rank that runs compiled and one that does not meet in the same place.
+        summed = torch.ops.syncbn.sum_over_ranks(vector, group.group_name)
+    elif group is not None:
+        summed = _OPS.wait_tensor(_OPS.all_reduce(vector, "sum", group.group_name))
+    return lambda: summed
+
+
+def _start(vector: Tensor, group: ProcessGroup) -> Callable[[], Tensor]:
+    room = _room_of(group) if vector.device.type == "cpu" else None
+    if room is not None and room.takes(vector):
+        entered = room.start(vector)
+        return lambda: _sum_in_order(vector, group) if (summed := entered.sum()) is None else summed
+    begun = _OPS.all_reduce(vector, "sum", group.group_name)
+    return functools.partial(_OPS.wait_tensor, begun)
+
+
+_ROOMS: weakref.WeakKeyDictionary[Any, Room | None] = weakref.WeakKeyDictionary()
+
+
+def _room_of(group: ProcessGroup) -> Room | None:
+    """Where the ranks of a group share memory; None where they do not. Collectives: those of `enter_room`, once per group."""
+    if group not in _ROOMS:
+        is_real = dist.get_backend_config(group).partition("cpu:")[2].startswith("gloo")
+        _ROOMS[group] = enter_room(rank_in(group), group_size(group), lambda row: gather_over_ranks(row, group)) if is_real else None
+    return _ROOMS[group]
+
+
+def _sum_in_order(vector: Tensor, group: ProcessGroup) -> Tensor:
+    """The sum of every rank's vector, added in the order of ranks. Collectives: one all_gather of `vector`."""
+    summed: Tensor
+    summed, *others = gather_over_ranks(vector, group)
+    for other in others:
+        summed += other
+    return summed
+
+
+def _sum_over_ranks_of(vector: Tensor, group_name: str) -> Tensor:
+    """`sum_over_ranks` inside a compiled graph."""
+    return _start(vector, dist.distributed_c10d._resolve_process_group(group_name))()  # type: ignore[arg-type, attr-defined]  # noqa: SLF001  no public way
+
+
+_LIBRARY: Any = torch.library.Library("syncbn", "FRAGMENT")  # type: ignore[no-untyped-call]
+_LIBRARY.define("sum_over_ranks(Tensor vector, str group_name) -> Tensor")
+_LIBRARY.impl("sum_over_ranks", _sum_over_ranks_of, "CPU")
+_LIBRARY.impl("sum_over_ranks", lambda vector, _: torch.empty_like(vector), "Meta")
 
 
 class _SumOverRanks(torch.autograd.Function):

@@ -9,12 +9,14 @@ gradients of weight and bias are this rank's own contribution and stay local, be
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from syncbn.collectives import ProcessGroup, sum_over_ranks
+from syncbn import overlap
+from syncbn.collectives import ProcessGroup, WatchedGroup, start_sum_over_ranks, sum_over_ranks
 from syncbn.errors import BatchTooSmallError, EmptyBatchError
 from syncbn.formula import Arguments, Normalized, differentiable_gradients
 from syncbn.kernels import loops_for, stages_for
@@ -75,6 +77,9 @@ def _normalized(x: Tensor, mask: Tensor | None, layer: Parameters) -> tuple[Tens
     running = None if torch.compiler.is_compiling() else layer.running
     settings = _Settings(layer.eps, layer.group, layer.activation, running, call)
     y, total = _Normalize.apply(x, layer.weight, layer.bias, layer.residual, mask, settings)  # type: ignore[no-untyped-call]
+    if layer.group is not None and y.requires_grad and not torch.compiler.is_compiling():
+        overlap.prepare()
+        y = _StartEarly.apply(y)  # type: ignore[no-untyped-call]
     if running is None and layer.running is not None:
         mean_C, var_C, momentum, unbiased = layer.running
         update_(mean_C, var_C, unpack(total), momentum, unbiased=unbiased)
@@ -105,20 +110,41 @@ class _Normalize(torch.autograd.Function):
             _refuse_too_few(total, x)
         y, saved = ctx.stages.normalize(batch, kept, total, running)
         ctx.save_for_backward(*saved)
-        ctx.eps, ctx.group, ctx.activation = eps, group, activation
+        ctx.eps, ctx.group, ctx.activation, ctx.begun = eps, group, activation, None
         ctx.dtypes = [None if t is None else t.dtype for t in (weight_C, bias_C, residual)]
         ctx.mark_non_differentiable(total)
         return y, total
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        wanted = _Wanted(ctx.stages, ctx.eps, ctx.group, ctx.activation, ctx.needs_input_grad[0], ctx.needs_input_grad[3])
         # No compiled graph is differentiated twice, and a Function inside a traced backward would break the graph.
-        twice = torch.is_grad_enabled() and not torch.compiler.is_compiling()
-        arguments = (grads[0], *ctx.saved_tensors, wanted)
-        dx, *others = _Gradients.apply(*arguments) if twice else _gradients(*arguments)  # type: ignore[no-untyped-call]
+        if torch.is_grad_enabled() and not torch.compiler.is_compiling():
+            dx, *others = _Gradients.apply(grads[0], *ctx.saved_tensors, _wanted_of(ctx))  # type: ignore[no-untyped-call]
+        else:
+            begun, ctx.begun = ctx.begun or _begin(grads[0], Saved(*ctx.saved_tensors), _wanted_of(ctx)), None
+            dx, *others = _end(grads[0], begun)
         needed = (None if dtype is None or grad is None else grad.to(dtype) for grad, dtype in zip(others, ctx.dtypes, strict=True))
         return dx, *needed, None, None
+
+
+class _StartEarly(torch.autograd.Function):
+    """The result of `_Normalize` as it is. In backward, begins the reduction that `_Normalize` ends; all else that is ready comes between.
+
+    Not where a derivative of the backward is wanted, nor where the reduction is watched: then all happens at once in `_Normalize`.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, y: Tensor) -> Tensor:
+        ctx.mark_dirty(y)
+        return y
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> Tensor:
+        node = ctx.next_functions[0][0]
+        if node.needs_input_grad[0] and not torch.is_grad_enabled() and not isinstance(node.group, WatchedGroup):
+            node.begun = _begin(grads[0], Saved(*node.saved_tensors), _wanted_of(node))
+            overlap.put_last(node)
+        return grads[0]
 
 
 class _Wanted(NamedTuple):
@@ -130,6 +156,41 @@ class _Wanted(NamedTuple):
     activation: str | None
     needs_dx: bool
     needs_dresidual: bool
+
+
+def _wanted_of(ctx: Any) -> _Wanted:
+    return _Wanted(ctx.stages, ctx.eps, ctx.group, ctx.activation, ctx.needs_input_grad[0], ctx.needs_input_grad[3])
+
+
+class _Begun(NamedTuple):
+    """A backward up to its reduction."""
+
+    saved: Saved
+    wanted: _Wanted
+    kept: Any
+    dweight: Tensor  # (C,)
+    dbias: Tensor  # (C,)
+    summed: Callable[[], Tensor] | None
+    """Waits for the reduction; None where there is none."""
+
+
+def _begin(dy: Tensor, saved: Saved, wanted: _Wanted) -> _Begun:
+    """Add up this rank's gradients, and begin to add up the ranks' sums if the gradient of the input is wanted. See `_gradients`."""
+    kept, local, dweight_C, dbias_C = wanted.stages.gradient_sums(dy, saved)
+    summed = start_sum_over_ranks(local, wanted.group) if wanted.needs_dx else None
+    return _Begun(saved, wanted, kept, dweight_C, dbias_C, summed)
+
+
+def _end(dy: Tensor, begun: _Begun) -> tuple[Tensor | None, Tensor, Tensor, Tensor | None]:
+    """Wait for the ranks' sums, and return what `_gradients` does."""
+    saved, wanted = begun.saved, begun.wanted
+    dx = dresidual = None
+    if begun.summed is not None:
+        dx, dresidual = wanted.stages.input_gradient(begun.kept, saved, begun.summed())
+    elif wanted.needs_dresidual:
+        dz = EagerStages(loops_for(dy), wanted.activation).gradient_sums(dy, saved)[0]
+        dresidual = dz if saved.mask is None else torch.where(saved.mask, dz, 0)
+    return dx, begun.dweight, begun.dbias, dresidual
 
 
 def _gradients(dy: Tensor, *arguments: Any) -> tuple[Tensor | None, Tensor, Tensor, Tensor | None]:
@@ -145,15 +206,7 @@ def _gradients(dy: Tensor, *arguments: Any) -> tuple[Tensor | None, Tensor, Tens
     Collectives: one all_reduce(SUM) of (sum g, sum g (x - mean)), 2C float64, if dx is wanted: a property of the graph, the same on
         every rank.
     """
-    saved, (stages, _, group, activation, needs_dx, needs_dresidual) = Saved(*arguments[:-1]), arguments[-1]
-    kept, local, dweight_C, dbias_C = stages.gradient_sums(dy, saved)
-    if not needs_dx:
-        if not needs_dresidual:
-            return None, dweight_C, dbias_C, None
-        dz = EagerStages(loops_for(dy), activation).gradient_sums(dy, saved)[0]
-        return None, dweight_C, dbias_C, dz if saved.mask is None else torch.where(saved.mask, dz, 0)
-    dx, dresidual = stages.input_gradient(kept, saved, sum_over_ranks(local, group))
-    return dx, dweight_C, dbias_C, dresidual
+    return _end(dy, _begin(dy, Saved(*arguments[:-1]), arguments[-1]))
 
 
 class _Gradients(torch.autograd.Function):

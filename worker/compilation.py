@@ -1,4 +1,4 @@
-"""What `compile` in a spec switches on. Owns the switch, and what is said when a compiler fails; the compilers are torch's.
+"""How a model runs in training, compiled or not. Owns the switch, and what is said when a compiler fails; the compilers are torch's.
 
 Only training is compiled. Evaluation and re-estimation run the same model as it is, because they look into its layers.
 """
@@ -23,10 +23,11 @@ COMPILATION_TIMEOUT_S = 1800.0
 def compiled(model: nn.Module, spec: JobSpec) -> nn.Module:
     """Return what runs in training in place of the model: the very same parameters, compiled where the spec asks for it.
 
-    Compilation itself happens in the first step, for shares of any size; a share of one sample is compiled for itself.
+    Compilation itself happens in the first step, for shares of any size; a share of one sample is compiled for itself. What is not compiled
+    computes weights' gradients while its norms wait for other ranks.
     """
     syncbn.inner_loops("compiled" if spec.compile == "norm" else "auto")
-    return _Compiled(model) if spec.compile == "model" else model
+    return _Compiled(model) if spec.compile == "model" else syncbn.overlap_weight_gradients(model)
 
 
 def patience(settings: WorkerSettings, spec: JobSpec) -> WorkerSettings:

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from syncbn.loops import library
 from syncbn.loops.library import address, type_of
+from syncbn.native import BuildError
 from syncbn.stages import Batch, Running, Saved
 
 
@@ -57,7 +58,7 @@ def _lines(x: Tensor) -> Lines | None:
 def _passes(dtype: torch.dtype, *, is_asked_for: bool) -> Any:
     try:
         return library.library_for(dtype)
-    except library.BuildError as failure:
+    except BuildError as failure:
         _Compiler.works = False
         _Compiler.has_warned = is_asked_for
         if is_asked_for:

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from syncbn import OptionError, SyncBatchNorm, inner_loops
+from syncbn import OptionError, SyncBatchNorm, inner_loops, native
 from syncbn.function import Parameters, normalized
 from syncbn.kernels import stages_for
 from syncbn.loops import compiled, library
@@ -96,16 +96,16 @@ def test_the_number_of_threads_changes_no_bit() -> None:
 def test_building_is_done_once_and_by_whom_it_belongs_to(tmp_path, monkeypatch) -> None:
     """A second process finds what the first has built; a directory that others can write to is not trusted; a failure says why."""
     monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path / "torch" / "hub"))
-    path = library._built("float")
+    path = library.passes_of("float")
     assert path.parent == tmp_path / "torch" / "syncbn"
     assert [*path.parent.iterdir()] == [path], "something is left"
     built_at = path.stat().st_mtime_ns
-    assert library._built("float") == path
+    assert library.passes_of("float") == path
     assert path.stat().st_mtime_ns == built_at
     path.parent.chmod(0o777)
-    assert library._cache() != path.parent
-    with pytest.raises(library.BuildError, match="NoSuchType"):
-        library._built("NoSuchType")
+    assert native._cache() != path.parent
+    with pytest.raises(native.BuildError, match="NoSuchType"):
+        library.passes_of("NoSuchType")
 
 
 @pytest.mark.parametrize(
@@ -178,7 +178,7 @@ def test_what_is_out_of_reach_takes_single_operators() -> None:
 
 def test_without_a_compiler_it_says_so_once_and_goes_on(monkeypatch) -> None:
     """No compiler is one warning; results are those of the eager loops."""
-    monkeypatch.setattr(library, "_COMPILERS", ("no-such-compiler",))
+    monkeypatch.setattr(native, "_COMPILERS", ("no-such-compiler",))
     monkeypatch.setattr(compiled._Compiler, "works", True)
     monkeypatch.setattr(compiled._Compiler, "has_warned", False)
     library.library_for.cache_clear()
