@@ -43,17 +43,18 @@ def _one_after_the_other(rank, moments):
 
 
 EVERY_MOMENT = [
-    ("build", 0), ("meet", 0), ("agree", 0), ("forward", 1), ("hand over", 0), ("backward", 2), ("before optimizer", 3),
+    ("build", 0), ("meet", 0), ("agree", 0), ("forward", 1), ("hand over", 0), ("backward", 2), ("under way", 2),
+    ("before optimizer", 3),
     ("after optimizer", 4), ("publish", 0), ("evaluate", 0), ("recalibrate", 0), ("after recalibrate", 0), ("farewell", 0),
 ]  # fmt: skip
 
 
 def test_rank_0_dies_at_every_moment(tmp_path, undisturbed):
-    """The rank that reports and writes is killed, and its successor, and so on, thirteen times: the job ends as if nothing had happened."""
+    """The rank that reports and writes is killed, and its successor, and so on, fourteen times: the job ends as if nothing had happened."""
     left = run_job(tmp_path, _one_after_the_other(0, EVERY_MOMENT), retries={"recoveries": 20})
 
     assert_undisturbed(left, undisturbed)
-    assert [data["ranks"] for data in left.recoveries()] == [[0]] * 13
+    assert [data["ranks"] for data in left.recoveries()] == [[0]] * 14
 
 
 def test_a_rank_that_does_not_write_dies_at_every_moment(tmp_path, undisturbed):
@@ -62,7 +63,7 @@ def test_a_rank_that_does_not_write_dies_at_every_moment(tmp_path, undisturbed):
     left = run_job(tmp_path, _one_after_the_other(2, moments), retries={"recoveries": 20})
 
     assert_undisturbed(left, undisturbed)
-    assert [data["ranks"] for data in left.recoveries()] == [[2]] * 12
+    assert [data["ranks"] for data in left.recoveries()] == [[2]] * 13
 
 
 def test_what_a_checkpoint_was_is_not_forgotten_with_the_rank_that_measured_it(tmp_path):

@@ -47,14 +47,12 @@ def _plant(moment: str, step: int) -> None:
     from syncbn import collectives
     from worker.course import Course
     from worker.ranks import Ranks
-    from worker.training import Trainer
 
     places: dict[str, tuple[Any, str]] = {
         "build": (worker.holding, "build_model"),
         "meet": (worker.session, "join"),
         "agree": (Ranks, "gather"),
         "hand over": (Ranks, "broadcast"),
-        "backward": (Trainer, "_backward"),
         "before optimizer": (torch.optim.SGD, "step"),
         "evaluate": (worker.course, "evaluate"),
         "publish": (worker.publisher, "publish"),
@@ -62,14 +60,9 @@ def _plant(moment: str, step: int) -> None:
         "farewell": (Course, "_part"),
         "parked": (worker.session._Rank, "_park"),
     }
-    if moment == "forward":
-        collectives._OPS = _Dying(collectives._OPS, step, after=7)
-    elif moment == "backward":
-        # In the middle of it, between two reductions of the layers.
-        collectives._OPS = _Dying(collectives._OPS, step, after=28)
-    elif moment == "wait for nobody":
-        # As code does that leaves out a collective, or has one too many: the others are elsewhere, and all wait.
-        collectives._OPS = _Dying(collectives._OPS, step, after=7, end=_wait_for_nobody)
+    if moment in _REDUCTIONS:
+        number, end = _REDUCTIONS[moment]
+        collectives._start = _Dying(collectives._start, step, number, end, is_entered=moment == "under way")
     elif moment == "hang":
         _around(torch.optim.SGD, "step", lambda original, *given: _hang() if _at_step == step else original(*given))
     elif moment.startswith("after "):
@@ -106,21 +99,31 @@ def _wait_for_nobody() -> None:
 
 
 class _Dying:
-    """The functional collectives, of which one kills; or does something else, each time the step is tried."""
+    """What begins the layers' reductions. At one of them it kills; or does something else, each time the step is tried."""
 
-    def __init__(self, inner: Any, step: int, after: int, end: Callable[[], None] = die) -> None:
-        self._inner, self._step, self._after, self._left, self._end = inner, step, after, after, end
+    def __init__(self, start: Any, step: int, number: int, end: Callable[[], None], *, is_entered: bool = False) -> None:
+        self._start, self._step, self._number, self._left, self._end, self._is_entered = start, step, number, number, end, is_entered
 
-    def all_reduce(self, *given: Any) -> Any:
-        if _at_step == self._step:
-            self._left -= 1
-            if self._left == 0:
-                self._left = self._after
-                self._end()
-        return self._inner.all_reduce(*given)
+    def __call__(self, *given: Any) -> Any:
+        self._left -= _at_step == self._step
+        is_due = self._left == 0
+        if is_due:
+            self._left = self._number
+        if is_due and not self._is_entered:
+            self._end()
+        started = self._start(*given)
+        if is_due and self._is_entered:
+            self._end()
+        return started
 
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._inner, name)
+
+# Of the 40 of a step: which one, and what happens there.
+_REDUCTIONS: dict[str, tuple[int, Callable[[], None]]] = {
+    "forward": (7, die),
+    "backward": (28, die),  # in the middle of it, between two layers
+    "under way": (31, die),  # the others have its part of the sum already
+    "wait for nobody": (7, _wait_for_nobody),  # as code does that leaves out a collective, or has one too many
+}
 
 
 def _around(where: Any, name: str, wrapper: Callable[..., Any]) -> None:
