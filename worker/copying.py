@@ -142,7 +142,8 @@ class Copying:
                                 syncbn.recalibrate
         parameters that are     a model's own forward, if anybody            `state.present`, as buffers
         not trained
-        anything                the forward of a user's own model            Course._save calls `settle` before it goes on
+        anything                the forward of a user's own model (`code:`)  Course._save calls `settle` before it goes on; the forwards
+                                                                             of the catalogue and of libraries write no trained parameter
         numbers                 the optimizer, the gradient scaler           `state.present` reads them itself
 
     Clipping changes gradients only. Not safe for several training threads.

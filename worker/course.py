@@ -4,7 +4,7 @@ Owns the order of things from wherever the state is to the end. A rank that lose
 the next group's course begins at the step that its ranks agreed on.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any, Literal
 
@@ -177,15 +177,15 @@ class Course:
         if self.publisher is not None:
             # What is being written lies in the memory that is filled next.
             self.publisher.wait()
-            inputs = self.holding.splits.train
-            manifest = draft_manifest(self.assignment, self.plan, step, self.trainer.evaluated, inputs=inputs, metrics=metrics)
+            statistics, inputs = syncbn.layer_statistics(self.trainer.evaluated), self.holding.splits.train
+            draft = partial(draft_manifest, self.assignment, self.plan, step, statistics, inputs=inputs, metrics=metrics)
             state = present(self.trainer, step, self.ranks.world_size)
             copy = self.holding.copying.begin(step, state.tensors)
             if is_code(self.spec.model.name):
                 # Nobody knows what its forward changes.
                 self.holding.copying.settle()
             export = Exporter(self.spec, self.holding.splits) if self.spec.export else None
-            self.publisher.submit(step, partial(_snapshot, manifest, copy, state.scalars, export))
+            self.publisher.submit(step, partial(_snapshot, draft, copy, state.scalars, export))
         self.holding.saved = step
 
     def _samples_per_pass(self) -> int:
@@ -215,7 +215,7 @@ class Course:
             yield self.trainer.precision.place(*self.holding.splits.train.batch(indices, 0))[0]
 
 
-def _snapshot(manifest: Manifest, copy: Copy, scalars: Mapping[str, Any], export: Exporter | None) -> Snapshot:
+def _snapshot(draft: Callable[[], Manifest], copy: Copy, scalars: Mapping[str, Any], export: Exporter | None) -> Snapshot:
     """Return what is to be written, when it is copied. No method: the publisher keeps it, and must not keep the group of ranks."""
     copies = copy.take()
-    return Snapshot(manifest, copies["model"], copies["training"], scalars, export)
+    return Snapshot(draft(), copies["model"], copies["training"], scalars, export)

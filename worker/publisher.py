@@ -11,7 +11,7 @@ from collections.abc import Callable
 from worker.checkpoint import Snapshot, publish
 from worker.contract.events import EventType
 from worker.contract.spec import CheckpointSpec
-from worker.errors import CheckpointWriteError, WorkerError
+from worker.errors import CheckpointWriteError, WorkerError, describe
 from worker.progress import EventBuffer
 from worker.retention import steps_to_prune
 from worker.storage.storage import Storage
@@ -97,11 +97,11 @@ class Publisher:
             manifest = publish(self._storage, take())
             self._events.emit(EventType.CHECKPOINT, manifest.model_dump(mode="json"))
             self._prune()
-        except CheckpointWriteError as error:
-            self._failure = error
-            self._warn("checkpoint_not_written", str(error), step=step)
         except Exception as error:  # noqa: BLE001 - the outermost loop of a thread: recorded, and raised by the training thread
-            self._failure = error if isinstance(error, WorkerError) else CheckpointWriteError(f"the checkpoint was not written: {error!r}")
+            known = error if isinstance(error, WorkerError) else CheckpointWriteError(f"the checkpoint was not written: {describe(error)}")
+            self._failure = known
+            if isinstance(known, CheckpointWriteError):
+                self._warn("checkpoint_not_written", str(known), step=step)
 
     def _prune(self) -> None:
         """Delete what the rule does not keep. A checkpoint that cannot be deleted is a warning, no failure."""

@@ -58,6 +58,20 @@ def test_a_failed_write_is_a_warning_and_the_job_goes_on(tmp_path, monkeypatch):
     assert list(LocalStorage(tmp_path).published(JOB)) == [3]
 
 
+def test_whatever_goes_wrong_in_the_thread_is_said(tmp_path):
+    """Also what nobody foresaw: a warning with its place, and the next one is written."""
+    events = EventBuffer()
+    publisher = Publisher(LocalStorage(tmp_path), JOB, KEEP_ONE, events)
+    publisher.submit(1, lambda: {}["unforeseen"])
+    publisher.submit(2, partial(snapshot, 2))
+    publisher.finish()
+
+    assert [kind for kind, _ in _said(events)] == ["warning", "checkpoint"]
+    assert {"code": "checkpoint_not_written", "step": 1}.items() <= _said(events)[0][1].items()
+    assert "test_publisher.py" in _said(events)[0][1]["message"]
+    assert "unforeseen" in _said(events)[0][1]["message"]
+
+
 def test_a_last_checkpoint_that_cannot_be_written_fails_the_job_after_a_while(tmp_path, monkeypatch):
     """It is tried again for a bounded time, each failure is said, and then the job says what to do."""
     monkeypatch.setattr(module, "LAST_PATIENCE_S", 0.5)
