@@ -11,7 +11,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from worker.errors import CheckpointWriteError, describe
+from worker.errors import CheckpointWriteError, WorkerError, describe
 
 COPY_TIMEOUT_S = 120.0
 """How long somebody waits for a copy that somebody else makes."""
@@ -81,7 +81,7 @@ class Copy:
         Raises:
             CheckpointWriteError: they could not be made.
         """
-        with self._alone():
+        with self._alone(CheckpointWriteError):
             if self._copies is None:
                 self._try()
             if self._copies is None:
@@ -95,9 +95,10 @@ class Copy:
         """Return when the sources are read no more: with the copies made, or having failed, which `take` says.
 
         Raises:
-            CheckpointWriteError: another thread still copies after COPY_TIMEOUT_S; the sources must not be changed.
+            WorkerError: another thread still copies after COPY_TIMEOUT_S, and the sources must not be changed: a fault of this rank's
+                machine, so that the rank is replaced where others hold the state.
         """
-        with self._alone():
+        with self._alone(WorkerError):
             if self._copies is None and self._failure is None:
                 self._try()
             self._make = None
@@ -111,9 +112,9 @@ class Copy:
             self._failure = describe(error)
 
     @contextmanager
-    def _alone(self) -> Iterator[None]:
+    def _alone(self, kind: type[WorkerError]) -> Iterator[None]:
         if not self._lock.acquire(timeout=COPY_TIMEOUT_S):
-            raise CheckpointWriteError(
+            raise kind(
                 f"the state after step {self._step} is still being copied for its checkpoint after {COPY_TIMEOUT_S:g} s; expected a second"
                 " or two; see whether rank 0's node swaps"
             )

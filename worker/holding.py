@@ -106,7 +106,7 @@ class Holding:
             What was decided; the same on every rank.
         Raises:
             RankLostError: no rank has state.
-            CheckpointWriteError: the state is still being copied for a checkpoint, after a long time.
+            WorkerError: the state is still being copied for a checkpoint, after a long time.
 
         Collectives: one all_gather of 5 int64; where ranks have no or an old state, broadcasts of the whole state; then those of DDP.
         """

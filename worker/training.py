@@ -154,7 +154,7 @@ class Trainer:
             DivergedError: the loss is NaN or infinite; on every rank alike.
             DataError, TaskError: the data or the model raised.
             PeerLostError: another rank went away.
-            CheckpointWriteError: what the update would change is still being copied, after a long time.
+            WorkerError: what the update would change is still being copied, after a long time.
 
         Collectives: those of the model's forward and backward, the gradients' all_reduces, and one all_reduce of 4 + K float64 for a task
             with K sums; on a watched step one more of 2 float64 per layer. A rank with an empty share takes part in all of them.

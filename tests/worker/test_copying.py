@@ -14,9 +14,10 @@ from tests.support.checkpoints import JOB, draft, snapshot
 from tests.support.jobs import run_job, run_one_rank, small_spec
 from worker import copying as module
 from worker.checkpoint import Snapshot
+from worker.contract.failure import FailureCode
 from worker.contract.spec import CheckpointSpec
 from worker.copying import Buffers, Copying
-from worker.errors import CheckpointWriteError
+from worker.errors import CheckpointWriteError, WorkerError, to_failure
 from worker.progress import EventBuffer
 from worker.publisher import Publisher
 from worker.storage.local import LocalStorage
@@ -191,14 +192,17 @@ def test_the_gate_does_not_open_for_a_copy_that_hangs(monkeypatch):
         return Buffers().copy(tensors)
 
     copying = Copying(hanging)
-    writer = threading.Thread(target=copying.begin(4, {"model": {"weight": torch.zeros(3)}}).take)
+    copy = copying.begin(4, {"model": {"weight": torch.zeros(3)}})
+    writer = threading.Thread(target=copy.take)
     writer.start()
     assert begun.wait(WAIT_S), "the copy has not begun"
     try:
-        with pytest.raises(CheckpointWriteError, match=r"state after step 4 is still being copied for its checkpoint after 0\.2 s"):
-            copying.settle()
-        with pytest.raises(CheckpointWriteError, match="after step 4"):
-            copying.settle()
+        for _ in range(2):
+            with pytest.raises(WorkerError, match=r"state after step 4 is still being copied .* after 0\.2 s; .* rank 0's node") as refused:
+                copying.settle()
+        assert to_failure(refused.value, 0).code is FailureCode.SYSTEM_ERROR
+        with pytest.raises(CheckpointWriteError, match="step 4 is still being copied"):
+            copy.take()
     finally:
         may_end.set()
         writer.join(WAIT_S)
