@@ -43,23 +43,22 @@ def _one_after_the_other(rank, moments):
 
 
 EVERY_MOMENT = [
-    ("build", 0), ("meet", 0), ("agree", 0), ("forward", 1), ("hand over", 0), ("backward", 2), ("under way", 2),
-    ("before optimizer", 3),
-    ("after optimizer", 4), ("publish", 0), ("evaluate", 0), ("recalibrate", 0), ("after recalibrate", 0), ("farewell", 0),
+    ("build", 0), ("meet", 0), ("agree", 0), ("forward", 1), ("hand over", 0), ("backward", 2), ("under way", 2), ("before optimizer", 3),
+    ("after optimizer", 4), ("copy", 0), ("publish", 0), ("evaluate", 0), ("recalibrate", 0), ("after recalibrate", 0), ("farewell", 0),
 ]  # fmt: skip
 
 
 def test_rank_0_dies_at_every_moment(tmp_path, undisturbed):
-    """The rank that reports and writes is killed, and its successor, and so on, fourteen times: the job ends as if nothing had happened."""
+    """The rank that reports and writes is killed, and its successor, and so on, fifteen times: the job ends as if nothing had happened."""
     left = run_job(tmp_path, _one_after_the_other(0, EVERY_MOMENT), retries={"recoveries": 20})
 
     assert_undisturbed(left, undisturbed)
-    assert [data["ranks"] for data in left.recoveries()] == [[0]] * 14
+    assert [data["ranks"] for data in left.recoveries()] == [[0]] * 15
 
 
 def test_a_rank_that_does_not_write_dies_at_every_moment(tmp_path, undisturbed):
     """The same of another rank, which publishes nothing."""
-    moments = [entry for entry in EVERY_MOMENT if entry[0] != "publish"]
+    moments = [entry for entry in EVERY_MOMENT if entry[0] not in {"copy", "publish"}]
     left = run_job(tmp_path, _one_after_the_other(2, moments), retries={"recoveries": 20})
 
     assert_undisturbed(left, undisturbed)

@@ -4,8 +4,9 @@ Owns the order of things from wherever the state is to the end. A rank that lose
 the next group's course begins at the step that its ranks agreed on.
 """
 
-from collections.abc import Iterator, Sequence
-from typing import Literal
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -14,7 +15,10 @@ import syncbn
 from worker.checkpoint import Snapshot
 from worker.contract.assignment import Assignment
 from worker.contract.catalogue import OWN_STATISTICS_NORMS
+from worker.contract.manifest import Manifest
+from worker.contract.names import is_code
 from worker.contract.spec import RecalibrateSpec
+from worker.copying import Copy
 from worker.data.assembly import taken_bad
 from worker.draws import Purpose, seed_draws
 from worker.errors import PeerLostError, TaskError, blame
@@ -27,7 +31,7 @@ from worker.pulse import Pulse
 from worker.ranks import Ranks
 from worker.sampler import even_batches
 from worker.snapshot import draft_manifest
-from worker.state import Buffers, capture
+from worker.state import present
 
 Outcome = Literal["succeeded", "paused", "stopped"]
 
@@ -44,7 +48,6 @@ class Course:
         self.holding, self.assignment, self.ranks, self.publisher, self.orders = holding, assignment, ranks, publisher, orders
         self.pulse = pulse
         self.spec, self.plan, self.trainer, self.reporter = holding.spec, holding.plan, holding.trainer, holding.reporter
-        self.buffers = Buffers()
 
     def run(self, *, is_saved: bool) -> Outcome:
         """Go on from the holding's step to the end, or until some rank is asked to pause or to stop.
@@ -168,17 +171,21 @@ class Course:
             self.holding.bad_held_out.settle(object(), bad, int(total))
 
     def _save(self, metrics: dict[str, float]) -> None:
-        """Copy the state and have it published in the background, by rank 0. Every rank must call."""
+        """Have the state copied and published in the background, by rank 0. Every rank must call."""
         step = self.holding.step
         self._share_statistics()
         if self.publisher is not None:
-            # What is being written lies in the buffers that are filled next.
+            # What is being written lies in the memory that is filled next.
             self.publisher.wait()
-            inputs = self.holding.splits.train
-            manifest = draft_manifest(self.assignment, self.plan, step, self.trainer.evaluated, inputs=inputs, metrics=metrics)
-            state = capture(self.trainer, step, self.ranks.world_size, self.buffers)
+            statistics, inputs = syncbn.layer_statistics(self.trainer.evaluated), self.holding.splits.train
+            draft = partial(draft_manifest, self.assignment, self.plan, step, statistics, inputs=inputs, metrics=metrics)
+            state = present(self.trainer, step, self.ranks.world_size)
+            copy = self.holding.copying.begin(step, state.tensors)
+            if is_code(self.spec.model.name):
+                # Nobody knows what its forward changes.
+                self.holding.copying.settle()
             export = Exporter(self.spec, self.holding.splits) if self.spec.export else None
-            self.publisher.submit(Snapshot(manifest, state.model, state.training, state.scalars, export))
+            self.publisher.submit(step, partial(_snapshot, draft, copy, state.scalars, export))
         self.holding.saved = step
 
     def _samples_per_pass(self) -> int:
@@ -206,3 +213,9 @@ class Course:
         for batch in batches:
             indices = np.arange(batch.start, batch.stop, dtype=np.int64)
             yield self.trainer.precision.place(*self.holding.splits.train.batch(indices, 0))[0]
+
+
+def _snapshot(draft: Callable[[], Manifest], copy: Copy, scalars: Mapping[str, Any], export: Exporter | None) -> Snapshot:
+    """Return what is to be written, when it is copied. No method: the publisher keeps it, and must not keep the group of ranks."""
+    copies = copy.take()
+    return Snapshot(draft(), copies["model"], copies["training"], scalars, export)

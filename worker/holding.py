@@ -1,7 +1,7 @@
 """What a rank keeps in memory from one group of ranks to the next: data, model, optimizer, and how far they are.
 
-Owns the number of completed steps, the copies that an interrupted step is undone with, and the handing over of the whole state to ranks
-that have none. Knows no checkpoint files but the one that it starts from.
+Owns the number of completed steps, the copies that an interrupted step is undone with, the copying for checkpoints, and the handing over
+of the whole state to ranks that have none. Knows no checkpoint files but the one that it starts from.
 """
 
 import json
@@ -14,6 +14,7 @@ import torch
 
 from worker.checkpoint import Loaded, load
 from worker.contract.assignment import Assignment
+from worker.copying import Copying
 from worker.data.bad import BadSamples
 from worker.data.registry import build_data
 from worker.models.norms import training_norm
@@ -54,7 +55,18 @@ class Holding:
         if loaded is not None:
             restore_model(model, loaded.model, str(resume))
         sampler = Sampler(self.plan, spec.seed, assignment.rank, assignment.world_size, spec.accumulate)
-        self.trainer = Trainer(spec, self.plan, self.splits.train, model, device=device, sampler=sampler, warn=self.reporter.warn)
+        self.copying = Copying()
+        """For checkpoints. Outlives a group like the state: a copy may be under way when one breaks."""
+        self.trainer = Trainer(
+            spec,
+            self.plan,
+            self.splits.train,
+            model,
+            device=device,
+            sampler=sampler,
+            warn=self.reporter.warn,
+            before_update=self.copying.settle,
+        )
         self.step = 0
         """Completed steps."""
         if loaded is not None and loaded.manifest.job_id == assignment.job_id:
@@ -94,6 +106,7 @@ class Holding:
             What was decided; the same on every rank.
         Raises:
             RankLostError: no rank has state.
+            WorkerError: the state is still being copied for a checkpoint, after a long time.
 
         Collectives: one all_gather of 5 int64; where ranks have no or an old state, broadcasts of the whole state; then those of DDP.
         """
@@ -101,6 +114,8 @@ class Holding:
         mine = [self.rank is None, self.rank == 0, self.has_state, self.step, self.saved]
         views = (view.tolist() for view in ranks.gather(torch.tensor(mine)))
         decision = decide([View(bool(new), bool(first), bool(has_state), step, saved) for new, first, has_state, step, saved in views])
+        # State that is taken over, and parameters that DDP broadcasts, are written in place.
+        self.copying.settle()
         if decision.adopters:
             self._hand_over(ranks, decision)
         self.trainer.join(ranks)
@@ -119,7 +134,7 @@ class Holding:
         if ranks.rank == decision.source:
             state = capture(self.trainer, self.step, ranks.world_size)
             words = {"scalars": state.scalars, "reports": self.reporter.recent(), "before": self.before}
-            parts = [safetensors.torch.save(state.model), safetensors.torch.save(state.training), json.dumps(words).encode()]
+            parts = [safetensors.torch.save(dict(state.model)), safetensors.torch.save(dict(state.training)), json.dumps(words).encode()]
         received = [ranks.broadcast(part, decision.source) for part in parts]
         if ranks.rank in decision.adopters:
             words = json.loads(received[2])

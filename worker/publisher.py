@@ -1,16 +1,17 @@
 """The background thread that writes a job's checkpoints, on rank 0. At most one is in flight; the next waits.
 
-Owns the thread, the announcements (`checkpoint`, `pruned`, `warning`), the retention, and the patience with the last checkpoint. Takes
-snapshots that are copies already.
+Owns the thread, the announcements (`checkpoint`, `pruned`, `warning`), the retention, and the patience with the last checkpoint. How a
+snapshot is taken is told by whoever submits it.
 """
 
 import threading
 import time
+from collections.abc import Callable
 
 from worker.checkpoint import Snapshot, publish
 from worker.contract.events import EventType
 from worker.contract.spec import CheckpointSpec
-from worker.errors import CheckpointWriteError, WorkerError
+from worker.errors import CheckpointWriteError, WorkerError, describe
 from worker.progress import EventBuffer
 from worker.retention import steps_to_prune
 from worker.storage.storage import Storage
@@ -31,19 +32,24 @@ class Publisher:
     def __init__(self, storage: Storage, job_id: str, spec: CheckpointSpec, events: EventBuffer) -> None:
         self._storage, self._job_id, self._spec, self._events = storage, job_id, spec, events
         self._thread: threading.Thread | None = None
-        self._snapshot: Snapshot | None = None
+        self._newest: tuple[int, Callable[[], Snapshot]] | None = None
         self._failure: Exception | None = None
         try:
             storage.sweep(job_id)
         except OSError as error:
             self._warn("leftovers_not_deleted", str(error))
 
-    def submit(self, snapshot: Snapshot) -> None:
-        """Begin to publish a snapshot, after waiting for the one before. Raises what makes going on pointless."""
+    def submit(self, step: int, take: Callable[[], Snapshot]) -> None:
+        """Begin to publish a snapshot, after waiting for the one before. Raises what makes going on pointless.
+
+        Args:
+            step: whose state it is.
+            take: returns it; called in the thread, each time that it is tried. Raises CheckpointWriteError where there is none.
+        """
         self.wait()
         if self._failure is not None and not isinstance(self._failure, CheckpointWriteError):
             raise self._failure
-        self._start(snapshot)
+        self._start(step, take)
 
     def wait(self, timeout_s: float | None = None) -> None:
         """Wait until nothing is in flight, or for `timeout_s`."""
@@ -71,31 +77,31 @@ class Publisher:
         stop = stop or threading.Event()
         deadline, pause_s = time.monotonic() + LAST_PATIENCE_S, FIRST_PAUSE_S
         self.wait()
-        while isinstance(self._failure, CheckpointWriteError) and self._snapshot is not None:
+        while isinstance(self._failure, CheckpointWriteError) and self._newest is not None:
             if time.monotonic() + pause_s > deadline or stop.wait(pause_s):
                 break
-            self._start(self._snapshot)
+            self._start(*self._newest)
             self.wait()
             pause_s = min(2 * pause_s, LONGEST_PAUSE_S)
         if self._failure is not None:
             raise self._failure
 
-    def _start(self, snapshot: Snapshot) -> None:
-        self._failure, self._snapshot = None, snapshot
+    def _start(self, step: int, take: Callable[[], Snapshot]) -> None:
+        self._failure, self._newest = None, (step, take)
         # Not a daemon: a process that ends normally finishes its write.
-        self._thread = threading.Thread(target=self._run, args=(snapshot,), name="checkpoint")
+        self._thread = threading.Thread(target=self._run, args=(step, take), name="checkpoint")
         self._thread.start()
 
-    def _run(self, snapshot: Snapshot) -> None:
+    def _run(self, step: int, take: Callable[[], Snapshot]) -> None:
         try:
-            manifest = publish(self._storage, snapshot)
+            manifest = publish(self._storage, take())
             self._events.emit(EventType.CHECKPOINT, manifest.model_dump(mode="json"))
             self._prune()
-        except CheckpointWriteError as error:
-            self._failure = error
-            self._warn("checkpoint_not_written", str(error), step=snapshot.manifest.step)
         except Exception as error:  # noqa: BLE001 - the outermost loop of a thread: recorded, and raised by the training thread
-            self._failure = error if isinstance(error, WorkerError) else CheckpointWriteError(f"the checkpoint was not written: {error!r}")
+            known = error if isinstance(error, WorkerError) else CheckpointWriteError(f"the checkpoint was not written: {describe(error)}")
+            self._failure = known
+            if isinstance(known, CheckpointWriteError):
+                self._warn("checkpoint_not_written", str(known), step=step)
 
     def _prune(self) -> None:
         """Delete what the rule does not keep. A checkpoint that cannot be deleted is a warning, no failure."""

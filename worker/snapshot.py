@@ -3,11 +3,11 @@
 import hashlib
 import json
 import platform
+from collections.abc import Mapping
 from datetime import UTC, datetime
 from importlib.metadata import version
 
 import torch
-from torch import nn
 
 import syncbn
 from worker.contract.assignment import Assignment
@@ -17,10 +17,15 @@ from worker.sampler import Plan
 
 
 def draft_manifest(
-    assignment: Assignment, plan: Plan, step: int, model: nn.Module, *, inputs: Inputs, metrics: dict[str, float]
+    assignment: Assignment,
+    plan: Plan,
+    step: int,
+    statistics: Mapping[str, syncbn.LayerStatistics],
+    *,
+    inputs: Inputs,
+    metrics: dict[str, float],
 ) -> Manifest:
-    """Return the manifest of a model after `step` steps, complete but for `files`."""
-    statistics = syncbn.layer_statistics(model)
+    """Return the manifest of a model with these statistics after `step` steps, complete but for `files`."""
     report = syncbn.check_health(statistics)
     spec = assignment.spec.model_dump(mode="json")
     return Manifest(

@@ -9,69 +9,56 @@ No generator states: what is drawn is a function of (seed, step, rank), see `wor
 """
 
 from collections.abc import Mapping
+from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from worker.checkpoint import Loaded
+from worker.copying import Copying
 from worker.errors import CheckpointMismatchError
 from worker.training import Trainer
 
 
 @dataclass(frozen=True)
 class State:
-    """Copies on the CPU: what training changes next does not change them."""
+    """Named tensors and plain numbers."""
 
-    model: dict[str, Tensor]
-    training: dict[str, Tensor]
+    model: Mapping[str, Tensor]
+    training: Mapping[str, Tensor]
     scalars: dict[str, Any]
 
-
-class Buffers:
-    """Memory for copies of the state, used again by every checkpoint of a job.
-
-    Writing to memory that a process has for the first time takes 2.6 times as long as writing to memory that it had (docs/benchmarks.md).
-    Copies from a GPU go to page-locked memory, all under way at once.
-    """
-
-    def __init__(self) -> None:
-        self._kept: dict[tuple[str, str], Tensor] = {}
-
-    def copy(self, kind: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Return contiguous copies on the CPU. Those of the same kind and names that were returned before change too."""
-        copies = {name: self._buffer((kind, name), tensor.detach()) for name, tensor in tensors.items()}
-        for name, tensor in tensors.items():
-            copies[name].copy_(tensor.detach(), non_blocking=True)
-        if any(tensor.is_cuda for tensor in tensors.values()):
-            torch.cuda.synchronize()
-        return copies
-
-    def _buffer(self, name: tuple[str, str], tensor: Tensor) -> Tensor:
-        kept = self._kept.get(name)
-        if kept is None or kept.shape != tensor.shape or kept.dtype != tensor.dtype:
-            kept = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=tensor.is_cuda)
-            self._kept[name] = kept
-        return kept
+    @property
+    def tensors(self) -> dict[str, Mapping[str, Tensor]]:
+        """Both kinds of tensors."""
+        return {"model": self.model, "training": self.training}
 
 
-def capture(trainer: Trainer, step: int, world_size: int, buffers: Buffers | None = None) -> State:
-    """Return the state after `step` steps. All ranks hold the same.
+def present(trainer: Trainer, step: int, world_size: int) -> State:
+    """Return the state after `step` steps, as it is until the next update. All ranks hold the same.
+
+    Its tensors are the trainer's own where only updates change them: the trained parameters, their averages, and what the optimizer keeps.
+    What a forward may change as well is a copy on the same device: buffers, and parameters that are not trained. They are few.
 
     Args:
-        trainer: what to copy.
+        trainer: whose state.
         step: completed steps.
         world_size: number of ranks.
-        buffers: memory of earlier states, which are overwritten; None for memory of its own.
     """
+    trained = {name for name, parameter in trainer.model.named_parameters(remove_duplicate=False) if parameter.requires_grad}
     tensors, numbers = _optimizer_state(trainer)
     if trainer.average is not None:
-        tensors |= {f"model.{name}": tensor for name, tensor in trainer.model.state_dict().items()}
-    buffers = buffers or Buffers()
-    model, training = buffers.copy("model", trainer.evaluated.state_dict()), buffers.copy("training", tensors)
+        tensors |= {f"model.{name}": tensor for name, tensor in _until_update(trainer.model, trained).items()}
     scalars = {"step": step, "world_size": world_size, "optimizer": numbers, "scaler": trainer.scaler.state_dict()}
-    return State(model, training, scalars)
+    return State(_until_update(trainer.evaluated, trained), tensors, scalars)
+
+
+def capture(trainer: Trainer, step: int, world_size: int) -> State:
+    """Return contiguous copies on the CPU of what `present` returns: what training changes next does not change them."""
+    state = present(trainer, step, world_size)
+    copies = Copying().begin(step, state.tensors).take()
+    return State(copies["model"], copies["training"], state.scalars)
 
 
 def restore_model(model: nn.Module, tensors: Mapping[str, Tensor], origin: str) -> None:
@@ -108,6 +95,10 @@ def restore_training(trainer: Trainer, loaded: Loaded | State) -> int:
     trainer.optimizer.load_state_dict({"state": state, "param_groups": trainer.optimizer.state_dict()["param_groups"]})
     trainer.scaler.load_state_dict(loaded.scalars["scaler"])
     return int(loaded.scalars["step"])
+
+
+def _until_update(model: nn.Module, trained: AbstractSet[str]) -> dict[str, Tensor]:
+    return {name: tensor if name in trained else tensor.clone() for name, tensor in model.state_dict().items()}
 
 
 def _optimizer_state(trainer: Trainer) -> tuple[dict[str, Tensor], dict[str, dict[str, float]]]:

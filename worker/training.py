@@ -5,7 +5,7 @@ the steps is `worker.session`.
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from typing import Any
@@ -90,14 +90,24 @@ class Precision:
 class Trainer:
     """The state that steps change: model, optimizer, gradient scaler, average. Every rank has one, and all stay equal.
 
-    It outlives the group of ranks that it is trained in: `join` one, `leave` it when it is broken, join the next.
+    It outlives the group of ranks that it is trained in: `join` one, `leave` it when it is broken, join the next. `before_update` is called
+    before a step changes anything but buffers and gradients: it returns when nobody reads what the update will change.
     """
 
     _ranks: Ranks
     _replica: Replica
 
     def __init__(
-        self, spec: JobSpec, plan: Plan, data: Split, model: nn.Module, *, device: torch.device, sampler: Sampler, warn: Warn
+        self,
+        spec: JobSpec,
+        plan: Plan,
+        data: Split,
+        model: nn.Module,
+        *,
+        device: torch.device,
+        sampler: Sampler,
+        warn: Warn,
+        before_update: Callable[[], None],
     ) -> None:
         self.model = model
         self.optimizer = build_optimizer(spec.optimizer, model)
@@ -105,7 +115,7 @@ class Trainer:
         self.precision = Precision(spec, device)
         self.task = build_task(spec.task, data)
         self.average = Average(spec.average, plan, model) if spec.average else None
-        self._spec, self._plan, self._sampler = spec, plan, sampler
+        self._spec, self._plan, self._sampler, self._before_update = spec, plan, sampler, before_update
         self._data = Loader(
             Recipe(data, Mixing(spec.data.mixup, spec.seed, data.num_classes) if spec.data.mixup else None),
             replace(sampler),
@@ -144,6 +154,7 @@ class Trainer:
             DivergedError: the loss is NaN or infinite; on every rank alike.
             DataError, TaskError: the data or the model raised.
             PeerLostError: another rank went away.
+            WorkerError: what the update would change is still being copied, after a long time.
 
         Collectives: those of the model's forward and backward, the gradients' all_reduces, and one all_reduce of 4 + K float64 for a task
             with K sums; on a watched step one more of 2 float64 per layer. A rank with an empty share takes part in all of them.
@@ -157,6 +168,7 @@ class Trainer:
             totals = self._accumulate_gradients(step, count, orders.request)
             layers = None if records is None else records.collect()
             self._ranks.confirm()
+            self._before_update()
             self._clip_gradients()
             self.scaler.step(self.optimizer)
             self.scaler.update()

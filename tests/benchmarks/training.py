@@ -153,8 +153,8 @@ def _first_of_next_run(out: Path, reached: int, since: float) -> tuple[int, floa
 def _checkpoint(home: Path, rounds: int, steps: int) -> Iterator[Row]:
     """Yield the row of what a checkpoint costs."""
     del home, steps
-    stalls = checkpoint.measure(2 * rounds + 1, 1.0)
-    ours, theirs = [stall.copy_s + stall.background_s for stall in stalls], [stall.synchronous_s for stall in stalls]
+    stalls = checkpoint.measure(2 * rounds + 1)
+    ours, theirs = [stall.background.all_s for stall in stalls], [stall.synchronous.all_s for stall in stalls]
     yield "what a checkpoint costs the step, against torch.save", _seconds(ours, 3), _seconds(theirs, 3), _ratio(ours, theirs)
 
 

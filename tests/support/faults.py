@@ -40,6 +40,7 @@ def _watch_steps() -> None:
 def _plant(moment: str, step: int) -> None:
     import torch
 
+    import worker.copying
     import worker.course
     import worker.holding
     import worker.publisher
@@ -55,6 +56,7 @@ def _plant(moment: str, step: int) -> None:
         "hand over": (Ranks, "broadcast"),
         "before optimizer": (torch.optim.SGD, "step"),
         "evaluate": (worker.course, "evaluate"),
+        "copy": (worker.copying.Buffers, "copy"),
         "publish": (worker.publisher, "publish"),
         "recalibrate": (Course, "_recalibrate"),
         "farewell": (Course, "_part"),

@@ -17,6 +17,8 @@ from worker.contract import Assignment, FailureCode, JobFailure, JobSpec, parse_
 from worker.progress import EventBuffer
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from tests.support.ranks import RankPool
 
 JOB = "job_" + "0" * 25 + "A"
@@ -82,8 +84,13 @@ def run_job(
     faults: Faults | None = None,
     address: str = "",
     code_sha256: str | None = None,
+    program: Callable[..., Any] | None = None,
+    more: tuple[Any, ...] = (),
 ) -> list[RankRun]:
-    """Run every rank of a job to its end; a rank that fails is reported, not raised. The checkpoints go to `address` where it is given."""
+    """Run every rank of a job to its end; a rank that fails is reported, not raised. The checkpoints go to `address` where it is given.
+
+    `program` runs instead of `run_one_rank`, with `more` arguments.
+    """
     (storage / MARKER).write_text("here")
     common = {
         "job_id": job_id,
@@ -95,7 +102,8 @@ def run_job(
         "resume": resume,
         "code_sha256": code_sha256,
     }
-    answers = pool.run(spec.resources.workers, run_one_rank, common, str(storage / f".port-{uuid.uuid4().hex}"), faults or Faults())
+    port_file = str(storage / f".port-{uuid.uuid4().hex}")
+    answers = pool.run(spec.resources.workers, program or run_one_rank, common, port_file, faults or Faults(), *more)
     return [RankRun(*answer) for answer in answers]
 
 
@@ -103,22 +111,12 @@ def run_one_rank(
     rank: int, world_size: int, common: dict[str, Any], port_file: str, faults: Faults, *, node_ip: str = "127.0.0.1"
 ) -> tuple[Any, ...]:
     """The program of a rank on the node with this address: meet, run, report the fields of a RankRun."""
-    import torch.distributed as dist
-
     from worker.errors import to_failure
-    from worker.meeting import bind_interface, host_store
     from worker.orders import Orders
-    from worker.ranks import leave
     from worker.session import run_rank
 
-    if dist.is_initialized():
-        # The pool's own group; all must have formed it before one may leave it.
-        dist.barrier()
-        leave()
     os.environ.update(faults.environment)
-    bind_interface(node_ip)
-    store = host_store(node_ip) if rank == 0 else None
-    store_host, port = _announce(port_file, node_ip, store.port) if store is not None else _await(port_file)
+    store, store_host, port = meeting_store(rank, port_file, node_ip)
     events, orders = EventBuffer(), Orders()
     assignment = Assignment(rank=rank, world_size=world_size, store_host=store_host, store_port=port, **common)
     orders.serve(1, store)
@@ -134,6 +132,23 @@ def run_one_rank(
             outcome, failure = "failed", to_failure(error, rank)
     said, _ = events.drain(0, 0, 1_000_000)
     return (outcome, failure, [(event.type.value, event.data) for event in said], time.monotonic() - started)
+
+
+def meeting_store(rank: int, port_file: str, node_ip: str = "127.0.0.1") -> tuple[Any, str, int]:
+    """Leave the pool's group; return the store where ranks are to meet, on rank 0, which hosts it, and everywhere its host and port."""
+    import torch.distributed as dist
+
+    from worker.meeting import bind_interface, host_store
+    from worker.ranks import leave
+
+    if dist.is_initialized():
+        # All must have formed the pool's own group before one may leave it.
+        dist.barrier()
+        leave()
+    bind_interface(node_ip)
+    store = host_store(node_ip) if rank == 0 else None
+    host, port = _announce(port_file, node_ip, store.port) if store is not None else _await(port_file)
+    return store, host, port
 
 
 class Planted:
@@ -193,4 +208,4 @@ def _await(port_file: str) -> tuple[str, int]:
     return str(host), int(port)
 
 
-__all__ = ["JOB", "MARKER", "OTHER_JOB", "FailureCode", "Faults", "RankRun", "run_job", "run_one_rank", "small_spec"]
+__all__ = ["JOB", "MARKER", "OTHER_JOB", "FailureCode", "Faults", "RankRun", "meeting_store", "run_job", "run_one_rank", "small_spec"]

@@ -3,6 +3,7 @@
 import os
 import threading
 import time
+from functools import partial
 
 import pytest
 
@@ -29,7 +30,7 @@ def test_announced_only_when_published_and_pruned_after(tmp_path):
     publisher = Publisher(LocalStorage(tmp_path), JOB, KEEP_ONE, events)
 
     for step in (1, 2):
-        publisher.submit(snapshot(step))
+        publisher.submit(step, partial(snapshot, step))
     publisher.finish()
 
     assert [kind for kind, _ in _said(events)] == ["checkpoint", "checkpoint", "pruned"]
@@ -41,20 +42,34 @@ def test_a_failed_write_is_a_warning_and_the_job_goes_on(tmp_path, monkeypatch):
     """The disk fails for one checkpoint: the one before stays, the one after is written."""
     events = EventBuffer()
     publisher = Publisher(LocalStorage(tmp_path), JOB, KEEP_ONE, events)
-    publisher.submit(snapshot(1))
+    publisher.submit(1, partial(snapshot, 1))
     publisher.wait()
     with monkeypatch.context() as broken:
         broken.setattr(os, "fsync", _no_space)
-        publisher.submit(snapshot(2))
+        publisher.submit(2, partial(snapshot, 2))
         publisher.wait()
     assert list(LocalStorage(tmp_path).published(JOB)) == [1]
 
-    publisher.submit(snapshot(3))
+    publisher.submit(3, partial(snapshot, 3))
     publisher.finish()
 
     assert [kind for kind, _ in _said(events)] == ["checkpoint", "warning", "checkpoint", "pruned"]
     assert {"code": "checkpoint_not_written", "step": 2}.items() <= _said(events)[1][1].items()
     assert list(LocalStorage(tmp_path).published(JOB)) == [3]
+
+
+def test_whatever_goes_wrong_in_the_thread_is_said(tmp_path):
+    """Also what nobody foresaw: a warning with its place, and the next one is written."""
+    events = EventBuffer()
+    publisher = Publisher(LocalStorage(tmp_path), JOB, KEEP_ONE, events)
+    publisher.submit(1, lambda: {}["unforeseen"])
+    publisher.submit(2, partial(snapshot, 2))
+    publisher.finish()
+
+    assert [kind for kind, _ in _said(events)] == ["warning", "checkpoint"]
+    assert {"code": "checkpoint_not_written", "step": 1}.items() <= _said(events)[0][1].items()
+    assert "test_publisher.py" in _said(events)[0][1]["message"]
+    assert "unforeseen" in _said(events)[0][1]["message"]
 
 
 def test_a_last_checkpoint_that_cannot_be_written_fails_the_job_after_a_while(tmp_path, monkeypatch):
@@ -64,7 +79,7 @@ def test_a_last_checkpoint_that_cannot_be_written_fails_the_job_after_a_while(tm
     events = EventBuffer()
     publisher = Publisher(LocalStorage(tmp_path), JOB, KEEP_ONE, events)
     monkeypatch.setattr(os, "fsync", _no_space)
-    publisher.submit(snapshot(1))
+    publisher.submit(1, partial(snapshot, 1))
 
     with pytest.raises(CheckpointWriteError, match=r"No space left .*; free space, or mend the disk or the connection"):
         publisher.finish()
@@ -84,7 +99,7 @@ def test_a_last_checkpoint_is_written_as_soon_as_there_is_room(tmp_path, monkeyp
 
     publisher = Publisher(LocalStorage(tmp_path), JOB, KEEP_ONE, events)
     monkeypatch.setattr(os, "fsync", full_at_first)
-    publisher.submit(snapshot(1))
+    publisher.submit(1, partial(snapshot, 1))
     publisher.finish()
 
     assert [kind for kind, _ in _said(events)] == ["warning", "warning", "checkpoint"]
@@ -97,7 +112,7 @@ def test_a_job_that_is_cancelled_does_not_wait_for_room(tmp_path, monkeypatch):
     stop.set()
     publisher = Publisher(LocalStorage(tmp_path), JOB, KEEP_ONE, EventBuffer())
     monkeypatch.setattr(os, "fsync", _no_space)
-    publisher.submit(snapshot(1))
+    publisher.submit(1, partial(snapshot, 1))
     before = time.monotonic()
 
     with pytest.raises(CheckpointWriteError):
@@ -109,11 +124,11 @@ def test_a_pinned_checkpoint_is_never_pruned(tmp_path):
     """And costs no other its place."""
     storage, events = LocalStorage(tmp_path), EventBuffer()
     publisher = Publisher(storage, JOB, KEEP_ONE, events)
-    publisher.submit(snapshot(1))
+    publisher.submit(1, partial(snapshot, 1))
     publisher.wait()
     storage.pin(JOB, 1)
     for step in (2, 3):
-        publisher.submit(snapshot(step))
+        publisher.submit(step, partial(snapshot, step))
     publisher.finish()
 
     assert list(storage.published(JOB)) == [1, 3]
@@ -124,10 +139,10 @@ def test_a_stale_fence_ends_the_attempt(tmp_path):
     """A rank left over from an earlier attempt learns it at its next checkpoint at the latest."""
     publish(LocalStorage(tmp_path), snapshot(1, fence=2))
     publisher = Publisher(LocalStorage(tmp_path), JOB, KEEP_ONE, EventBuffer())
-    publisher.submit(snapshot(2, fence=1))
+    publisher.submit(2, partial(snapshot, 2, fence=1))
 
     with pytest.raises(StaleFenceError):
-        publisher.submit(snapshot(3, fence=1))
+        publisher.submit(3, partial(snapshot, 3, fence=1))
 
 
 def test_one_write_at_a_time(tmp_path, monkeypatch):
@@ -142,10 +157,10 @@ def test_one_write_at_a_time(tmp_path, monkeypatch):
 
     monkeypatch.setattr(module, "publish", slow)
     publisher = Publisher(LocalStorage(tmp_path), JOB, KEEP_ONE, EventBuffer())
-    publisher.submit(snapshot(1))
+    publisher.submit(1, partial(snapshot, 1))
     order.append("training")
     gate.set()
-    publisher.submit(snapshot(2))
+    publisher.submit(2, partial(snapshot, 2))
     publisher.finish()
 
     assert sorted(order[:2]) == ["begin 1", "training"]
