@@ -4,10 +4,13 @@ The one file of `service` that imports Ray. `Cluster` and `RunningGang` are what
 """
 
 import asyncio
+import contextvars
 import sys
 from collections import Counter
 from collections.abc import Callable, Collection, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 from weakref import WeakValueDictionary
@@ -19,6 +22,9 @@ from service.room import Node, Room
 from service.settings import export_ray_patience, export_ray_token
 from worker.contract import Assignment, Drain
 
+_THREADS = ThreadPoolExecutor(256, "gang")
+"""For calls of gangs alone. Each that waits, for room, for processes or in vain for a rank that is stopped, keeps a thread for up to a
+minute; those of asyncio, few on a small machine, would be used up, and a cancel would wait for one."""
 Look = Callable[[], bool]
 """Asked again and again while something is waited for."""
 POLL_S = 5.0
@@ -122,8 +128,9 @@ class Cluster(Protocol):
 
 async def _off_loop(function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
     """Run a blocking call of the gang in a thread, and turn its errors into ours."""
+    work = partial(contextvars.copy_context().run, function, *args, **kwargs)
     try:
-        return await asyncio.to_thread(function, *args, **kwargs)
+        return await asyncio.get_running_loop().run_in_executor(_THREADS, work)
     except Exception as error:
         raise _translated(error) from error
 

@@ -86,7 +86,8 @@ class Resizer:
         log.info("gang_resized", job=job.id, why=why.value, workers=len(places), step=job.progress.step)
         try:
             await gang.regroup(places)
-            await gang.assign(generation, await self._assignments.prepare(job, gang.places, generation))
+            assignment = await self._assignments.prepare(job, gang.places, generation)
+            await self._watch.unless_given_up(gang.assign(generation, assignment))
         except (ClusterError, OSError) as error:
             log.warning("resize_interrupted", job=job.id, error=str(error))
             await asyncio.sleep(RETRY_S)

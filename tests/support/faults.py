@@ -1,7 +1,7 @@
 """Deaths at named moments: planted into a rank's process before it begins, so that SIGKILL falls exactly there.
 
-A wish is a dict {rank, moment, step, made_for}: the process that was made for generation `made_for` (1 unless said) kills itself when it
-comes to the moment, of step `step` (counted from 0, 0 unless said) where the moment is one of a step.
+A wish is a dict {rank, moment, step, made_for, hangs}: the process that was made for generation `made_for` (1 unless said) kills itself when
+it comes to the moment, of step `step` (counted from 0, 0 unless said) where the moment is one of a step; or stands still there, for good.
 """
 
 import os
@@ -18,7 +18,7 @@ def plant(rank: int, made_for: int, wishes: list[dict[str, Any]]) -> None:
     _watch_steps()
     for wish in wishes:
         if (wish["rank"], wish.get("made_for", 1)) == (rank, made_for):
-            _plant(wish["moment"], wish.get("step", 0))
+            _plant(wish["moment"], wish.get("step", 0), _hang if wish.get("hangs") else die)
 
 
 def die() -> None:
@@ -37,7 +37,7 @@ def _watch_steps() -> None:
     _around(Trainer, "step", step)
 
 
-def _plant(moment: str, step: int) -> None:
+def _plant(moment: str, step: int, end: Callable[[], None]) -> None:
     import torch
 
     import worker.course
@@ -63,10 +63,10 @@ def _plant(moment: str, step: int) -> None:
         "parked": (worker.session._Rank, "_park"),
     }
     if moment == "forward":
-        collectives._OPS = _Dying(collectives._OPS, step, after=7)
+        collectives._OPS = _Dying(collectives._OPS, step, after=7, end=end)
     elif moment == "backward":
         # In the middle of it, between two reductions of the layers.
-        collectives._OPS = _Dying(collectives._OPS, step, after=28)
+        collectives._OPS = _Dying(collectives._OPS, step, after=28, end=end)
     elif moment == "wait for nobody":
         # As code does that leaves out a collective, or has one too many: the others are elsewhere, and all wait.
         collectives._OPS = _Dying(collectives._OPS, step, after=7, end=_wait_for_nobody)
@@ -78,7 +78,7 @@ def _plant(moment: str, step: int) -> None:
         def after(original: Callable[..., Any], *given: Any, **named: Any) -> Any:
             result = original(*given, **named)
             if moment == "after recalibrate" or _at_step == step:
-                die()
+                end()
             return result
 
         _around(where, name, after)
@@ -88,7 +88,7 @@ def _plant(moment: str, step: int) -> None:
 
         def before(original: Callable[..., Any], *given: Any, **named: Any) -> Any:
             if not is_of_a_step or _at_step == step:
-                die()
+                end()
             return original(*given, **named)
 
         _around(where, name, before)
