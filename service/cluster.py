@@ -240,7 +240,7 @@ class RayGang:
         """See RunningGang."""
         from worker import gang
 
-        await _off_loop(gang.dissolve, self.job_id, self.attempt, self.members)
+        await _off_loop(gang.dissolve, self.job_id, self.attempt, [*self.members, *self.recruits])
 
 
 @dataclass(frozen=True)

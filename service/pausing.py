@@ -12,8 +12,8 @@ STEP_S = 60.0
 """How much longer than usual ranks may take to come to the end of the step in which they were asked."""
 OTHER_S = 300.0
 """The same for what has no usual time: processes that meet anew, a first step, data, compilation."""
-FORMING_S = 7.0
-"""How long ranks that have not trained yet may take to begin: nothing is lost without them. Longer than a poll of a rank (POLL_S), so that a
+FORMING_S = 5.5
+"""How long ranks that have not trained yet may take to begin: nothing is lost without them. Longer than a poll of a rank, so that a
 controller that takes over has heard whether they have."""
 USUAL_TIMES = 10.0
 """How many times as long as the longest of the last steps is waited beyond that."""

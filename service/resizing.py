@@ -13,7 +13,7 @@ import structlog
 from service.assignments import Assignments
 from service.cluster import ClusterError, RunningGang
 from service.places import free_places
-from service.retrying import Resize, Verdict, Wait, Why
+from service.retrying import Cancel, Resize, Verdict, Wait, Why
 from service.store.records import Job
 from service.store.store import Store
 from service.watch import Watch
@@ -62,6 +62,8 @@ class Resizer:
         else:
             if isinstance(verdict, Wait) and await self.regroup(gang, [*gang.places, *places], wish.why):
                 return None
+        if isinstance(verdict, Cancel):
+            return verdict  # the new processes are ended with the others, not before them
         await self._leave_as_it_is(gang)
         return None if isinstance(verdict, Wait) else verdict
 

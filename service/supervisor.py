@@ -105,7 +105,7 @@ class Supervisor:
             await self._insist(self._dissolve_by_name)
             waited_s = self._watch.pausing_s
             is_unreached = not said and (self._watch.is_given_up or waited_s > STEP_S)
-            unsaved = Pause(f"the ranks could not be reached within {waited_s:.0f} s") if is_unreached else None
+            unsaved = Pause(f"the ranks could not be reached within {min(waited_s, STEP_S):.0f} s") if is_unreached else None
             await self._conclude(Cancel() if self._watch.is_cancelled else unsaved or await self._watch.aftermath(said))
 
     async def _has_begun(self) -> bool:

@@ -89,7 +89,7 @@ CASES = {
 FORMING = ["as it starts", "a rank does not come", "a rank imports or builds for long"]
 
 
-def _end(folder, disturb, wishes=None, change=None, ask=jobs.cancel, workers=2):
+def _end(folder, disturb, wishes=None, change=None, *, ask=jobs.cancel, workers=2):
     """Run a job, ask for its end, and return it, the seconds that this took, and what was left of its processes."""
     cluster = ProcessCluster(None if wishes is None else (inspect.getfile(faults), "plant", wishes))
 

@@ -1,7 +1,8 @@
 """Deaths at named moments: planted into a rank's process before it begins, so that SIGKILL falls exactly there.
 
-A wish is a dict {rank, moment, step, made_for, hangs}: the process that was made for generation `made_for` (1 unless said) kills itself when
-it comes to the moment, of step `step` (counted from 0, 0 unless said) where the moment is one of a step; or stands still there, for good.
+A wish is a dict {rank, moment, step, made_for, hangs}: the process that was made for generation `made_for` (1 unless said) kills itself
+when it comes to the moment, of step `step` (counted from 0, 0 unless said) where the moment is one of a step; or stands still there for
+good, where it `hangs`.
 """
 
 import os

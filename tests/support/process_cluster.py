@@ -153,7 +153,7 @@ class ProcessGang:
 
     async def dissolve(self) -> None:
         """See RunningGang."""
-        for rank in self.ranks.values():
+        for rank in (*self.ranks.values(), *self._recruits.values()):
             await _off_loop(rank.kill)
         self.is_dissolved = True
 
