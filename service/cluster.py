@@ -4,11 +4,11 @@ The one file of `service` that imports Ray. `Cluster` and `RunningGang` are what
 """
 
 import asyncio
-import contextvars
 import sys
 from collections import Counter
 from collections.abc import Callable, Collection, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextvars import copy_context
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -23,12 +23,11 @@ from service.settings import export_ray_patience, export_ray_token
 from worker.contract import Assignment, Drain
 
 _THREADS = ThreadPoolExecutor(256, "gang")
-"""For calls of gangs alone. Each that waits, for room, for processes or in vain for a rank that is stopped, keeps a thread for up to a
-minute; those of asyncio, few on a small machine, would be used up, and a cancel would wait for one."""
+"""For calls of gangs. One that waits keeps a thread for up to a minute: asyncio's, few on a small machine, would be used up."""
 Look = Callable[[], bool]
 """Asked again and again while something is waited for."""
 POLL_S = 5.0
-"""Length of a long poll. Longer is cheaper; a dead rank is noticed at once whatever it is."""
+"""Length of a long poll: a dead rank is noticed at once whatever it is."""
 
 
 class ClusterError(RuntimeError):
@@ -128,9 +127,8 @@ class Cluster(Protocol):
 
 async def _off_loop(function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
     """Run a blocking call of the gang in a thread, and turn its errors into ours."""
-    work = partial(contextvars.copy_context().run, function, *args, **kwargs)
     try:
-        return await asyncio.get_running_loop().run_in_executor(_THREADS, work)
+        return await asyncio.get_running_loop().run_in_executor(_THREADS, partial(copy_context().run, function, *args, **kwargs))
     except Exception as error:
         raise _translated(error) from error
 
@@ -287,7 +285,7 @@ class RayCluster:
 
     async def room(self) -> Room:
         """See Cluster."""
-        # Ray has no public name for what is free on each node; `ray.available_resources` is the sum of just this.
+        # Ray's public `ray.available_resources` is the sum of just this.
         from ray._private.state import available_resources_per_node, total_resources_per_node
 
         total = await _off_loop(total_resources_per_node)
@@ -333,15 +331,12 @@ class RayCluster:
         """See Cluster."""
         from worker import gang
 
-        found: set[tuple[str, int]] = await _off_loop(gang.present)
-        return found
+        return set(await _off_loop(gang.present))
 
 
 def _let_go() -> None:
     """End this process's connection to Ray, if it has one."""
-    if "ray" in sys.modules:
-        import ray
-
+    if (ray := sys.modules.get("ray")) is not None:
         ray.shutdown()
 
 

@@ -10,10 +10,10 @@ from tests.support.recoveries import assert_undisturbed, kill_now_and_then, run_
 
 pytestmark = pytest.mark.ranks
 KILLS_PER_JOB = 20
-STEPS = 16
-# Half of the kills wait until all are at work again, however slow the machine; the others may fall into the recovery from the one before.
-PAUSES_S = ((0.0, 0.2), (0.2, 0.8))
-SHARE_AT_WORK = 0.5
+STEPS = 12
+# A quarter of the kills waits until all are at work again, however slow the machine; others may fall into the recovery from the one before.
+PAUSES_S = ((0.0, 0.2), (0.2, 0.6))
+SHARE_AT_WORK = 0.25
 TIMEOUT_S = 600.0
 KINDS = {
     "three ranks": ({}, 80),
