@@ -7,7 +7,10 @@ import asyncio
 import sys
 from collections import Counter
 from collections.abc import Callable, Collection, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextvars import copy_context
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 from weakref import WeakValueDictionary
@@ -19,10 +22,12 @@ from service.room import Node, Room
 from service.settings import export_ray_patience, export_ray_token
 from worker.contract import Assignment, Drain
 
+_THREADS = ThreadPoolExecutor(256, "gang")
+"""For calls of gangs. One that waits keeps a thread for up to a minute: asyncio's, few on a small machine, would be used up."""
 Look = Callable[[], bool]
 """Asked again and again while something is waited for."""
 POLL_S = 5.0
-"""Length of a long poll. Longer is cheaper; a dead rank is noticed at once whatever it is."""
+"""Length of a long poll: a dead rank is noticed at once whatever it is."""
 
 
 class ClusterError(RuntimeError):
@@ -123,7 +128,7 @@ class Cluster(Protocol):
 async def _off_loop(function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
     """Run a blocking call of the gang in a thread, and turn its errors into ours."""
     try:
-        return await asyncio.to_thread(function, *args, **kwargs)
+        return await asyncio.get_running_loop().run_in_executor(_THREADS, partial(copy_context().run, function, *args, **kwargs))
     except Exception as error:
         raise _translated(error) from error
 
@@ -233,7 +238,7 @@ class RayGang:
         """See RunningGang."""
         from worker import gang
 
-        await _off_loop(gang.dissolve, self.job_id, self.attempt, self.members)
+        await _off_loop(gang.dissolve, self.job_id, self.attempt, [*self.members, *self.recruits])
 
 
 @dataclass(frozen=True)
@@ -280,7 +285,7 @@ class RayCluster:
 
     async def room(self) -> Room:
         """See Cluster."""
-        # Ray has no public name for what is free on each node; `ray.available_resources` is the sum of just this.
+        # Ray's public `ray.available_resources` is the sum of just this.
         from ray._private.state import available_resources_per_node, total_resources_per_node
 
         total = await _off_loop(total_resources_per_node)
@@ -326,15 +331,12 @@ class RayCluster:
         """See Cluster."""
         from worker import gang
 
-        found: set[tuple[str, int]] = await _off_loop(gang.present)
-        return found
+        return set(await _off_loop(gang.present))
 
 
 def _let_go() -> None:
     """End this process's connection to Ray, if it has one."""
-    if "ray" in sys.modules:
-        import ray
-
+    if (ray := sys.modules.get("ray")) is not None:
         ray.shutdown()
 
 

@@ -11,7 +11,10 @@ from service.stalling import SILENT_S, Heard
 STEP_S = 60.0
 """How much longer than usual ranks may take to come to the end of the step in which they were asked."""
 OTHER_S = 300.0
-"""The same for what has no usual time: processes that start and meet, a first step, data, compilation."""
+"""The same for what has no usual time: processes that meet anew, a first step, data, compilation."""
+FORMING_S = 5.5
+"""How long ranks that have not trained yet may take to begin: nothing is lost without them. Longer than a poll of a rank, so that a
+controller that takes over has heard whether they have."""
 USUAL_TIMES = 10.0
 """How many times as long as the longest of the last steps is waited beyond that."""
 _UNHURRIED = frozenset({"evaluating", "recalibrating", "finishing"})
@@ -27,13 +30,16 @@ def is_unhurried(heard: Mapping[int, Heard], phases: Mapping[int, str]) -> bool:
     return all(one.ago_s <= SILENT_S for one in heard.values()) and any(phases.get(rank) in _UNHURRIED for rank in heard)
 
 
-def overdue(heard: Mapping[int, Heard], asked_s: float) -> str:
+def overdue(heard: Mapping[int, Heard], asked_s: float, *, has_begun: bool = True) -> str:
     """Return why a pause does not wait for its checkpoint any longer, for people; nothing while it does.
 
     Args:
         heard: every rank that has not ended; for how long it has not been heard, where it never was.
         asked_s: for how long they have been asked to pause, since one was at something unhurried.
+        has_begun: whether any rank has trained in this attempt, so that there is something to save.
     """
+    if is_unbegun_overdue(asked_s, has_begun=has_begun):
+        return "the ranks had not begun to train"
     usual_s = USUAL_TIMES * max((one.reading.usual_s for one in heard.values() if one.reading is not None), default=0.0)
     stuck = {rank: one for rank, one in heard.items() if _held_s(one) > STEP_S + usual_s}
     if stuck and asked_s > STEP_S + usual_s:
@@ -41,6 +47,11 @@ def overdue(heard: Mapping[int, Heard], asked_s: float) -> str:
     if asked_s > OTHER_S + usual_s:
         return f"the ranks did not come to the end of a step within {asked_s:.0f} s"
     return ""
+
+
+def is_unbegun_overdue(asked_s: float, *, has_begun: bool) -> bool:
+    """Return whether ranks that have nothing to save are waited for no longer. Arguments: see `overdue`."""
+    return not has_begun and asked_s > FORMING_S
 
 
 def paused(saved: int | None, trained: int, what: str = "") -> str:

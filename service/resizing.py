@@ -13,7 +13,7 @@ import structlog
 from service.assignments import Assignments
 from service.cluster import ClusterError, RunningGang
 from service.places import free_places
-from service.retrying import Resize, Verdict, Wait, Why
+from service.retrying import Cancel, Resize, Verdict, Wait, Why
 from service.store.records import Job
 from service.store.store import Store
 from service.watch import Watch
@@ -62,6 +62,8 @@ class Resizer:
         else:
             if isinstance(verdict, Wait) and await self.regroup(gang, [*gang.places, *places], wish.why):
                 return None
+        if isinstance(verdict, Cancel):
+            return verdict  # the new processes are ended with the others, not before them
         await self._leave_as_it_is(gang)
         return None if isinstance(verdict, Wait) else verdict
 
@@ -86,7 +88,8 @@ class Resizer:
         log.info("gang_resized", job=job.id, why=why.value, workers=len(places), step=job.progress.step)
         try:
             await gang.regroup(places)
-            await gang.assign(generation, await self._assignments.prepare(job, gang.places, generation))
+            assignment = await self._assignments.prepare(job, gang.places, generation)
+            await self._watch.unless_given_up(gang.assign(generation, assignment))
         except (ClusterError, OSError) as error:
             log.warning("resize_interrupted", job=job.id, error=str(error))
             await asyncio.sleep(RETRY_S)

@@ -74,7 +74,7 @@ class Supervisor:
             await self._give_up(State.FAILED, FailureCode.GANG_START_FAILED, f"the gang could not be started: {error}")
         else:
             with contextlib.suppress(ClusterError):  # a rank that died meanwhile: the watch sees which, and has it replaced
-                await self._watch.unless_cancelled(gang.assign(1, assignment))
+                await self._watch.unless_given_up(gang.assign(1, assignment))
             await self._see_through(gang)
 
     async def _confirm(self, gang: RunningGang) -> None:
@@ -92,7 +92,8 @@ class Supervisor:
     async def adopt(self) -> None:
         """Find the gang that an earlier controller formed and see it through; where it is gone, decide what follows."""
         # Who is to end need not answer first: a rank whose code keeps Python's lock would not, and is found by name.
-        gang = await self._insist(self._find, unless=lambda: self._watch.is_cancelled or self._watch.pausing_s > STEP_S)
+        finding = self._insist(self._find, unless=lambda: self._watch.pausing_s > STEP_S)
+        gang = await self._watch.unless_given_up(finding)
         if gang is not None:
             log.info("gang_adopted", job=self._job.id, attempt=self._job.attempt)
             await self._see_through(gang)
@@ -102,8 +103,9 @@ class Supervisor:
             await self._give_up(State.QUEUED, "controller_restarted", "the controller ended while the gang was being formed")
         else:
             await self._insist(self._dissolve_by_name)
-            is_given_up = self._watch.pausing_s > STEP_S and not said
-            unsaved = Pause(f"the ranks could not be reached within {STEP_S:.0f} s") if is_given_up else None
+            waited_s = self._watch.pausing_s
+            is_unreached = not said and (self._watch.is_given_up or waited_s > STEP_S)
+            unsaved = Pause(f"the ranks could not be reached within {min(waited_s, STEP_S):.0f} s") if is_unreached else None
             await self._conclude(Cancel() if self._watch.is_cancelled else unsaved or await self._watch.aftermath(said))
 
     async def _has_begun(self) -> bool:
@@ -142,7 +144,7 @@ class Supervisor:
             # Raises where this controller was stopped meanwhile and has lost the job: whoever has it tells the ranks where to meet.
             await self._store.jobs.set_message(job.id, FailureCode.RANK_LOST, message)
             assignment = await self._assignments.prepare(job, gang.places, generation)
-            await self._watch.unless_cancelled(gang.assign(generation, assignment))
+            await self._watch.unless_given_up(gang.assign(generation, assignment))
         except NoRoomError as error:
             return Cancel() if self._watch.is_cancelled else await self._without_room(gang, job, lost, error)
         except RankDiedError as error:

@@ -10,12 +10,12 @@ import math
 import time
 from collections.abc import AsyncIterator, Coroutine, Iterable, Mapping
 from datetime import UTC, datetime
-from typing import Any
+from typing import Any, TypeVar
 
 import structlog
 
 from service.cluster import ClusterError, RankDiedError, RunningGang
-from service.pausing import is_unhurried, overdue
+from service.pausing import is_unbegun_overdue, is_unhurried, overdue
 from service.retrying import (
     GATHER_S,
     Budget,
@@ -54,6 +54,8 @@ _NOT_AT_WORK = frozenset({"", "starting", "parked"})
 
 log = structlog.get_logger()
 
+T = TypeVar("T")
+
 
 class Watch:
     """The watch over one attempt."""
@@ -74,6 +76,7 @@ class Watch:
         self._unsettled_since: float | None = None
         self._began = 0.0
         self._changed = asyncio.Event()
+        self._has_worked = False
         self._pausing_since = time.monotonic() if job.state is State.PAUSING else None
         self.is_cancelled = job.state is State.CANCELLING
         self.resize: Resize | None = None
@@ -105,13 +108,22 @@ class Watch:
         """Whether the job is not wanted to train any more."""
         return self.is_cancelled or self.is_pausing
 
-    async def unless_cancelled(self, telling: Coroutine[Any, Any, None]) -> None:
-        """Wait for what tells the ranks something, unless the job is cancelled: a rank that does not listen must not hold that up."""
-        async with _together([telling]) as [task]:
-            while not (task.done() or self.is_cancelled):
+    @property
+    def has_begun(self) -> bool:
+        """Whether a rank has trained in this attempt, as far as this controller knows."""
+        return self._has_worked or self._job.running_since is not None
+
+    @property
+    def is_given_up(self) -> bool:
+        """Whether ranks that do not answer are waited for no longer: the job is to end, and there is nothing for them to save."""
+        return self.is_cancelled or is_unbegun_overdue(self.pausing_s, has_begun=self.has_begun)
+
+    async def unless_given_up(self, asking: Coroutine[Any, Any, T]) -> T | None:
+        """Return what ranks are asked or told; None where it is not waited for any longer: who does not listen holds up no end."""
+        async with _together([asking]) as [task]:
+            while not (task.done() or self.is_given_up):
                 await asyncio.wait([task], timeout=LOOK_S)
-            if task.done():
-                task.result()
+            return task.result() if task.done() else None
 
     async def until_decided(self, gang: RunningGang, meanwhile: asyncio.Task[Any] | None = None) -> Verdict:
         """Read every rank until the attempt is decided or cancelled, or ranks are to be replaced. The gang is left as it is.
@@ -222,7 +234,7 @@ class Watch:
         left = {rank: heard.get(rank, unheard) for rank in places if rank not in self._ends}
         if is_unhurried(left, phases):
             self._pausing_since = time.monotonic()
-        return overdue(left, self.pausing_s)
+        return overdue(left, self.pausing_s, has_begun=self.has_begun)
 
     async def _change(self, readers: list[asyncio.Task[None]]) -> None:
         """Wait until something may have changed, and pass on what a reader raised."""
@@ -300,6 +312,7 @@ class Watch:
         self._standings[rank] = standing
         self._changed.set()
         at_work = [generation == self._generation and phase not in _NOT_AT_WORK for generation, phase in self._standings.values()]
+        self._has_worked |= any(at_work)
         if self._job.state is State.STARTING and any(at_work):
             await self._enter_running("training", f"training on {self._job.world_size} workers")
         elif self._job.state is State.RECOVERING and all(at_work) and len(at_work) == self._job.world_size:
@@ -324,7 +337,7 @@ class Watch:
 
 
 @contextlib.asynccontextmanager
-async def _together(coroutines: Iterable[Coroutine[Any, Any, None]]) -> AsyncIterator[list[asyncio.Task[None]]]:
+async def _together(coroutines: Iterable[Coroutine[Any, Any, T]]) -> AsyncIterator[list[asyncio.Task[T]]]:
     """Run coroutines as tasks inside the block, and end them with it."""
     tasks = [asyncio.create_task(coroutine) for coroutine in coroutines]
     try:

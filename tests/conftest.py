@@ -1,12 +1,14 @@
 """Fixtures for all tests."""
 
+import contextlib
+import functools
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import pytest
 from hypothesis import settings
 
-from tests.support.object_store import ObjectStore, running_object_store
+from tests.support.object_store import SCHEMES, ObjectStore, running_object_store
 
 # The same examples in every run, so that a test fails for what was changed; HYPOTHESIS_PROFILE=default draws new ones.
 settings.register_profile("repeatable", derandomize=True)
@@ -14,15 +16,13 @@ settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "repeatable"))
 
 
 @pytest.fixture(scope="session")
-def object_store_server(tmp_path_factory) -> Iterator[ObjectStore]:
-    """An S3 server on the loopback."""
-    with running_object_store(tmp_path_factory.mktemp("object-store")) as running:
-        yield running
+def object_stores(tmp_path_factory) -> Iterator[Callable[[str], ObjectStore]]:
+    """Object stores on the loopback by the scheme of their addresses, each started when it is first asked for."""
+    with contextlib.ExitStack() as stack:
+        yield functools.cache(lambda scheme: stack.enter_context(running_object_store(scheme, tmp_path_factory.mktemp(scheme))))
 
 
-@pytest.fixture
-def object_store(object_store_server, monkeypatch) -> ObjectStore:
-    """The server, with its profile and credentials in the environment, where an operator has them."""
-    for name, value in object_store_server.environment.items():
-        monkeypatch.setenv(name, value)
-    return object_store_server
+@pytest.fixture(params=SCHEMES)
+def object_store(request, object_stores, monkeypatch) -> ObjectStore:
+    """Each of them, with its profile and credentials in the environment, where an operator has them."""
+    return object_stores(request.param).at_hand(monkeypatch)

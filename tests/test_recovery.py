@@ -1,4 +1,7 @@
-"""Recovery in place, as a user meets it: the real controller, real training, real SIGKILL; the result equal in every bit."""
+"""Recovery in place, as a user meets it: the real controller, real training, real SIGKILL; the result equal in every bit.
+
+Named moments; random ones are in test_random_kills.py.
+"""
 
 import asyncio
 import functools
@@ -12,7 +15,7 @@ import pytest
 from service import stalling
 from service.states import State
 from tests.support import process_cluster
-from tests.support.recoveries import assert_undisturbed, kill_now_and_then, run_job
+from tests.support.recoveries import assert_undisturbed, run_job
 from worker.contract import checkpoint_name, checkpoints_directory
 
 pytestmark = pytest.mark.ranks
@@ -97,16 +100,6 @@ def test_the_last_one_with_state_dies_before_it_is_handed_over(tmp_path, undistu
 
     assert_undisturbed(left, undisturbed, is_restart_possible=True)
     assert State.QUEUED in left.states[1:]
-
-
-@pytest.mark.parametrize("seed", [1, 2])
-def test_ranks_die_at_random_moments(tmp_path, undisturbed_long, seed):
-    """Wherever SIGKILL falls, the result is that of the undisturbed job, bit for bit."""
-    disturb = functools.partial(kill_now_and_then, seed=seed, number=6)
-    left = run_job(tmp_path, disturb=disturb, steps=LONG, retries={"recoveries": 100, "restarts": 100})
-
-    assert_undisturbed(left, undisturbed_long, is_restart_possible=True)
-    assert left.recoveries()
 
 
 async def _stop_one(world, job_id, gang, *, rank, after_step):

@@ -5,6 +5,7 @@ import multiprocessing
 import os
 import signal
 import sys
+import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 from types import SimpleNamespace
@@ -13,7 +14,7 @@ import grpc
 import pytest
 
 import worker
-from service import embedded
+from service import cluster, embedded
 from service.cluster import ClusterError, NoRoomError, RankDiedError, RayCluster
 from tests.support.fake_cluster import FakeCluster
 from tests.support.serving import is_alive
@@ -196,3 +197,19 @@ def test_an_open_ray_is_used_where_the_operator_says_so(tmp_path, open_ray, monk
     RayCluster(tmp_path, open_ray, allow_open=True)._connect()
 
     assert asked == [open_ray]
+
+
+def test_calls_that_wait_hold_up_no_other():
+    """Gangs that form, and ranks that do not answer, keep threads waiting: more than asyncio has, and a cancel needs one."""
+    gate = threading.Event()
+
+    async def scenario():
+        waiting = [asyncio.create_task(cluster._off_loop(gate.wait)) for _ in range(100)]
+        try:
+            async with asyncio.timeout(30):
+                assert await cluster._off_loop(int) == 0
+        finally:
+            gate.set()
+        await asyncio.gather(*waiting)
+
+    asyncio.run(scenario())

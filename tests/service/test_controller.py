@@ -182,7 +182,7 @@ def test_cancelled_means_that_the_processes_are_gone(serving, client):
 @pytest.mark.parametrize(("ask", "ends_as"), [("cancel", "cancelled"), ("pause", "paused")])
 def test_a_job_ends_at_once_while_its_processes_start(serving, client, ask, ends_as):
     """Asked in the moment in which the attempt begins: no process is left, and the room is free."""
-    room = client.cluster()["room"]["free_cpus"]
+    room = until(lambda: client.cluster()["room"], 60, "the cluster")["free_cpus"]
     job_id = client.submit(spec(100_000))["id"]
     until(lambda: client.job(job_id)["state"] == "starting", 30, "the attempt to begin")
     getattr(client, ask)(job_id)
@@ -192,10 +192,10 @@ def test_a_job_ends_at_once_while_its_processes_start(serving, client, ask, ends
     until(lambda: client.cluster()["room"]["free_cpus"] == room, END_S, "its room")
 
 
-def _unruly(client, tmp_path, *, keeps_lock):
+def _unruly(client, tmp_path, *, keeps_lock, what="Unruly"):
     """Start a job whose code has started processes that do not want to end; return its id and all pids."""
     code = client.upload_code(Path(unruly.__file__).parent)["id"]
-    model = {"name": "code:unruly:Unruly", "args": {"pids": str(tmp_path), "keeps_lock": keeps_lock}}
+    model = {"name": f"code:unruly:{what}", "args": {"pids": str(tmp_path), "keeps_lock": keeps_lock}}
     job_id = client.submit(spec(100_000, model=model, code=code))["id"]
     files = until(
         lambda: len(found := [path for path in tmp_path.iterdir() if not path.name.startswith(".")]) == 2 and found, 60, "the pids"
@@ -209,6 +209,17 @@ def test_what_user_code_has_started_ends_with_its_ranks(client, tmp_path):
     assert all(is_alive(pid) for pid in pids)
     client.pause(job_id)
     until(lambda: client.job(job_id)["state"] == "paused", END_S, "the pause")
+
+    assert [pid for pid in pids if is_alive(pid)] == []
+
+
+@pytest.mark.parametrize("keeps_lock", [False, True])
+@pytest.mark.parametrize(("ask", "ends_as"), [("cancel", "cancelled"), ("pause", "paused")])
+def test_a_job_whose_code_does_not_come_up_ends_in_15_seconds(client, tmp_path, ask, ends_as, keeps_lock):
+    """Its gang has not met, and is not waited for: there is nothing to save."""
+    job_id, pids = _unruly(client, tmp_path, keeps_lock=keeps_lock, what="Late")
+    getattr(client, ask)(job_id)
+    until(lambda: client.job(job_id)["state"] == ends_as, END_S, f"the {ask}")
 
     assert [pid for pid in pids if is_alive(pid)] == []
 

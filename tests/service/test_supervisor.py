@@ -4,7 +4,7 @@ import asyncio
 
 import pytest
 
-from service import jobs, reconciler, watch
+from service import cluster, jobs, pausing, reconciler, watch
 from service.cluster import ClusterError
 from service.states import TERMINAL, State
 from tests.support.world import World, run
@@ -196,9 +196,35 @@ def test_a_cancel_or_a_pause_does_not_wait_for_the_gang_to_be_formed(tmp_path, a
 
 def test_nothing_is_left_15_seconds_after_a_cancel():
     """Whatever ranks do: what each part of the way may take makes no more than that, the kernel's time to end processes included."""
-    parts = [reconciler.ROUND_S, watch.LOOK_S, watch.CANCEL_GRACE_S, gang.IDENTIFY_DOOMED_S, family.EXIT_TIMEOUT_S]
+    parts = [reconciler.ROUND_S, watch.LOOK_S, gang.IDENTIFY_DOOMED_S, family.EXIT_TIMEOUT_S]
 
-    assert sum(parts) <= 15
+    assert sum(parts) + watch.CANCEL_GRACE_S <= 15
+    assert sum(parts) + pausing.FORMING_S <= 15, "the same of a pause before the first step"
+    assert pausing.FORMING_S > cluster.POLL_S
+
+
+def test_a_cancel_does_not_wait_for_a_gang_that_is_looked_for_in_vain(tmp_path):
+    """A controller that takes over asks ranks that do not answer; the cancel comes in the midst of it."""
+
+    async def scenario(world: World) -> None:
+        job_id, gang = None, None
+        async with world.controller():
+            job_id, gang = await world.training()
+        asked = asyncio.Event()
+
+        async def adopt(*_given, **_named):
+            asked.set()
+            await asyncio.Event().wait()
+
+        world.cluster.adopt = adopt
+        async with world.controller():
+            async with asyncio.timeout(8):
+                await asked.wait()
+            await jobs.cancel(world.store, job_id)
+            await world.until(job_id, State.CANCELLED)
+        assert gang.is_dissolved
+
+    run(tmp_path, scenario)
 
 
 def test_an_attempt_cut_off_while_forming_is_begun_anew(tmp_path):

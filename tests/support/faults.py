@@ -1,7 +1,8 @@
 """Deaths at named moments: planted into a rank's process before it begins, so that SIGKILL falls exactly there.
 
-A wish is a dict {rank, moment, step, made_for}: the process that was made for generation `made_for` (1 unless said) kills itself when it
-comes to the moment, of step `step` (counted from 0, 0 unless said) where the moment is one of a step.
+A wish is a dict {rank, moment, step, made_for, hangs}: the process that was made for generation `made_for` (1 unless said) kills itself
+when it comes to the moment, of step `step` (counted from 0, 0 unless said) where the moment is one of a step; or stands still there for
+good, where it `hangs`.
 """
 
 import os
@@ -18,7 +19,7 @@ def plant(rank: int, made_for: int, wishes: list[dict[str, Any]]) -> None:
     _watch_steps()
     for wish in wishes:
         if (wish["rank"], wish.get("made_for", 1)) == (rank, made_for):
-            _plant(wish["moment"], wish.get("step", 0))
+            _plant(wish["moment"], wish.get("step", 0), _hang if wish.get("hangs") else die)
 
 
 def die() -> None:
@@ -37,7 +38,7 @@ def _watch_steps() -> None:
     _around(Trainer, "step", step)
 
 
-def _plant(moment: str, step: int) -> None:
+def _plant(moment: str, step: int, end: Callable[[], None]) -> None:
     import torch
 
     import worker.copying
@@ -63,8 +64,8 @@ def _plant(moment: str, step: int) -> None:
         "parked": (worker.session._Rank, "_park"),
     }
     if moment in _REDUCTIONS:
-        number, end = _REDUCTIONS[moment]
-        collectives._start = _Dying(collectives._start, step, number, end, is_entered=moment == "under way")
+        end = _wait_for_nobody if moment == "wait for nobody" else end
+        collectives._start = _Dying(collectives._start, step, _REDUCTIONS[moment], end, is_entered=moment == "under way")
     elif moment == "hang":
         _around(torch.optim.SGD, "step", lambda original, *given: _hang() if _at_step == step else original(*given))
     elif moment.startswith("after "):
@@ -73,7 +74,7 @@ def _plant(moment: str, step: int) -> None:
         def after(original: Callable[..., Any], *given: Any, **named: Any) -> Any:
             result = original(*given, **named)
             if moment == "after recalibrate" or _at_step == step:
-                die()
+                end()
             return result
 
         _around(where, name, after)
@@ -83,7 +84,7 @@ def _plant(moment: str, step: int) -> None:
 
         def before(original: Callable[..., Any], *given: Any, **named: Any) -> Any:
             if not is_of_a_step or _at_step == step:
-                die()
+                end()
             return original(*given, **named)
 
         _around(where, name, before)
@@ -119,13 +120,13 @@ class _Dying:
         return started
 
 
-# Of the 40 of a step: which one, and what happens there.
-_REDUCTIONS: dict[str, tuple[int, Callable[[], None]]] = {
-    "forward": (7, die),
-    "backward": (28, die),  # in the middle of it, between two layers
-    "under way": (31, die),  # the others have its part of the sum already
-    "wait for nobody": (7, _wait_for_nobody),  # as code does that leaves out a collective, or has one too many
+_REDUCTIONS = {
+    "forward": 7,
+    "backward": 28,  # in the middle of it, between two layers
+    "under way": 31,  # the others have its part of the sum already
+    "wait for nobody": 7,  # as code does that leaves out a collective, or has one too many: the others are elsewhere, and all wait
 }
+"""At which of the 40 of a step."""
 
 
 def _around(where: Any, name: str, wrapper: Callable[..., Any]) -> None:

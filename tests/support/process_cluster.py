@@ -19,6 +19,7 @@ import psutil
 from service.cluster import ClusterError, NoRoomError, RankDiedError
 from service.room import Node, Room
 from tests.support.calling import Caller, FailedError, GoneError, answer_calls
+from tests.support.forking import Nursery
 from tests.support.ranks import _find as find_program
 from worker.contract import Assignment, Drain
 
@@ -29,22 +30,18 @@ Faults = tuple[str, str, Any]
 its file, its name, the argument."""
 
 
-def _context() -> Any:
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["worker.session", "worker.data.digits", "sklearn.datasets"])
-    return context
+# Torch's optimizers import its compiler, which takes as long as all of the rest.
+_fork = Nursery("worker.session", "worker.data.digits", "sklearn.datasets", "torch._dynamo").fork
 
 
 class RankProcess:
     """One rank as a process. Calls may come from any thread; each waits for its own answer."""
 
     def __init__(self, rank: int, made_for: int, faults: Faults | None) -> None:
-        context = _context()
         self.rank = rank
         self.generation = 0
-        pipe, child = context.Pipe()
-        self.process = context.Process(target=_serve, args=(rank, made_for, child, faults), daemon=True, name=f"rank-{rank}")
-        self.process.start()
+        pipe, child = multiprocessing.Pipe()
+        self.process = _fork(_serve, rank, made_for, child, faults)
         child.close()
         self._calls = Caller(pipe)
 
@@ -156,7 +153,7 @@ class ProcessGang:
 
     async def dissolve(self) -> None:
         """See RunningGang."""
-        for rank in self.ranks.values():
+        for rank in (*self.ranks.values(), *self._recruits.values()):
             await _off_loop(rank.kill)
         self.is_dissolved = True
 

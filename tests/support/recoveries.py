@@ -1,7 +1,6 @@
 """Whole jobs under the real controller on ranks that are killed, and what they left behind, to be compared in every bit."""
 
 import asyncio
-import contextlib
 import inspect
 import os
 import random
@@ -24,6 +23,7 @@ from tests.support.world import World
 from worker.contract import EventType, checkpoint_name, checkpoints_directory
 
 STEPS = 7
+STEPS_PER_EPOCH = 3
 # Three steps an epoch, checkpoints at 3, 6 and 7, shares of 11, 11 and 10 samples.
 SPEC: dict[str, Any] = {
     "model": {"name": "resnet18", "args": {"width": 2}},
@@ -34,7 +34,6 @@ SPEC: dict[str, Any] = {
     "recalibrate": {"num_samples": 64},
     "resources": {"workers": 3},
 }
-
 
 _AT_WORK = frozenset({"training", "recalibrating", "evaluating", "finishing"})
 
@@ -102,7 +101,8 @@ async def kill_now_and_then(
     seed: int,
     number: int,
     pauses_s: Sequence[tuple[float, float]] = ((0.05, 1.5),),
-    killed: list[int] | None = None,
+    share_at_work: float = 0.0,
+    killed: list[int],
 ) -> None:
     """Kill ranks, one or two at once, at random moments, until so many were killed or the job is over.
 
@@ -111,19 +111,27 @@ async def kill_now_and_then(
         seed: of the moments and the victims.
         number: of kills.
         pauses_s: shortest and longest pause before a kill; each time one pair is drawn.
+        share_at_work: of the kills, before whose pause all ranks are at work again, however long that takes; the others may fall into the
+            recovery from the kill before.
         killed: the ranks that were killed are added to it.
     """
     moments = random.Random(seed)
-    killed = [] if killed is None else killed
     while len(killed) < number:
+        is_at_work = moments.random() >= share_at_work
+        while not is_at_work:
+            job = await world.store.jobs.get(job_id)
+            gang = world.cluster.gangs.get((job_id, job.attempt), gang)
+            is_at_work = job.state in TERMINAL | {State.RUNNING} and all(rank.process.is_alive() for rank in gang.ranks.values())
+            await asyncio.sleep(0.01)
         await asyncio.sleep(moments.uniform(*moments.choice(pauses_s)))
         job = await world.store.jobs.get(job_id)
         if job.state in TERMINAL:
             return
         gang = world.cluster.gangs.get((job_id, job.attempt), gang)
-        for rank in moments.sample(sorted(gang.ranks), moments.choice([1, 1, 1, 2])):
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(gang.ranks[rank].process.pid, signal.SIGKILL)
+        for rank in moments.sample(sorted(gang.ranks), min(moments.choice([1, 1, 1, 2]), number - len(killed))):
+            process = gang.ranks[rank].process
+            if process.is_alive():
+                os.kill(process.pid, signal.SIGKILL)
                 killed.append(rank)
 
 
@@ -168,17 +176,30 @@ def assert_undisturbed(left: Left, expected: Left, *, is_restart_possible: bool 
     Args:
         left: by the disturbed one.
         expected: by the undisturbed one.
-        is_restart_possible: all ranks may have died at once; then steps since the last checkpoint are done and reported twice.
+        is_restart_possible: all ranks may have died at once; then steps since the last checkpoint are done and reported twice, and what was
+            measured up to that checkpoint and not yet heard has died with them.
     """
     assert left.job.state is State.SUCCEEDED, f"{left.job.reason}: {left.job.message}"
     assert left.tensors.keys() == expected.tensors.keys()
     different = [name for name, tensor in expected.tensors.items() if not torch.equal(tensor, left.tensors[name])]
     assert different == []
+    is_restarted = is_restart_possible and State.QUEUED in left.states[1:]
+    unheard = _died_unheard(left) if is_restarted else set()
     for name in ("train/loss", "train/accuracy", "lr", "val/loss", "val/accuracy"):
-        assert left.series[name] == expected.series[name], name
+        heard = [step for step, _ in left.series[name]]
+        assert left.series[name] == [(step, value) for step, value in expected.series[name] if step in heard or step not in unheard], name
     assert [event.seq for event in left.events] == list(range(1, len(left.events) + 1))
     assert [event.type for event in left.events].count(EventType.END) == 1
     trained = [event.data["step"] for event in left.events if event.type is EventType.METRICS and "train/loss" in event.data["values"]]
-    if State.QUEUED in left.states[1:] and is_restart_possible:
+    if is_restarted:
         trained = sorted(set(trained))
-    assert trained == [step for step, _ in expected.series["train/loss"]], "every step once, in order"
+    assert trained == [step for step, _ in left.series["train/loss"]], "every step once, in order"
+
+
+def _died_unheard(left: Left) -> set[int]:
+    """Return the steps of which something may have died with all ranks: those of the epoch that ends with a checkpoint begun from anew."""
+    starts = [
+        (event.attempt, event.data) for event in left.events if event.type is EventType.STATE and event.data.get("phase") == "training"
+    ]
+    begun = {attempt: data["step"] for attempt, data in reversed(starts)}
+    return {step for attempt, last in begun.items() if attempt > 1 for step in range(last - STEPS_PER_EPOCH + 1, last + 1)}

@@ -171,7 +171,7 @@ def test_a_job_resumes_on_another_number_of_ranks(pool, tmp_path, before, after)
 
 
 def test_a_job_keeps_its_checkpoints_in_a_bucket(pool, tmp_path, object_store):
-    """Trained, published, found and resumed over S3, by ranks that know only the address."""
+    """Trained, published, found and resumed over an object store, by ranks that know only the address."""
     address = object_store.address()
     object_store.open(address).mark(MARKER)
     spec = small_spec(2, steps=4, checkpoint={"every_steps": 2})

@@ -35,6 +35,8 @@ class ObjectFile:
 
     handle: Any
     size: int
+    address: str
+    """Of its storage."""
 
     def identity(self) -> None:
         """See OpenFile. What was opened may have been replaced since."""
@@ -44,7 +46,7 @@ class ObjectFile:
 
     def read(self, start: int, length: int) -> bytes:
         """See OpenFile."""
-        with _reaching():
+        with _reaching(self.address):
             return bytes(self.handle.read_at(length, start))
 
     def close(self) -> None:
@@ -78,7 +80,9 @@ class ObjectStorage:
 
     def jobs(self) -> list[str]:
         """See Storage."""
-        return sorted({info.base_name for info in self._list(f"{self.root}/jobs", is_recursive=False)})
+        key = f"{self.root}/jobs"
+        found = self._list(key, is_recursive=self._is_google)
+        return sorted({info.path.removeprefix(f"{key}/").partition("/")[0] for info in found})
 
     @contextmanager
     def staging(self, draft: Manifest) -> Iterator[Path]:
@@ -107,9 +111,9 @@ class ObjectStorage:
     def open(self, manifest: Manifest, name: str) -> ObjectFile:
         """See Storage."""
         key = self._manifest_key(manifest) if name == MANIFEST_NAME else self._file_key(manifest, name)
-        with _reaching():
+        with _reaching(self.address):
             handle = self.filesystem.open_input_file(key)
-            return ObjectFile(handle, handle.size())
+            return ObjectFile(handle, handle.size(), self.address)
 
     def remove(self, job_id: str, step: int, *, unless_pinned: bool) -> bool:
         """See Storage. The manifests go first, and a pin is looked for afterwards: whoever pins looks for the checkpoint afterwards."""
@@ -172,7 +176,7 @@ class ObjectStorage:
 
     def is_marked(self, name: str) -> bool:
         """See Storage."""
-        with _reaching():
+        with _reaching(self.address):
             return bool(self.filesystem.get_file_info(f"{self.root}/{name}").is_file)
 
     def unmark(self, name: str) -> None:
@@ -194,7 +198,7 @@ class ObjectStorage:
         return {step: [path for *_, path in sorted(entries)] for step, entries in found.items()}
 
     def _upload(self, path: Path, key: str, size: int) -> None:
-        with _reaching():
+        with _reaching(self.address):
             with path.open("rb") as source, self.filesystem.open_output_stream(key) as target:
                 while chunk := source.read(CHUNK_BYTES):
                     target.write(chunk)
@@ -211,25 +215,33 @@ class ObjectStorage:
     def _list(self, key: str, *, is_recursive: bool) -> Iterable[Any]:
         from pyarrow import fs
 
-        with _reaching():
+        with _reaching(self.address):
             found: Iterable[Any] = self.filesystem.get_file_info(fs.FileSelector(key, recursive=is_recursive, allow_not_found=True))
         return found
 
     def _read(self, key: str) -> bytes:
-        with _reaching(), self.filesystem.open_input_stream(key) as source:
+        with _reaching(self.address), self.filesystem.open_input_stream(key) as source:
             return bytes(source.read())
 
     def _write(self, key: str, content: bytes) -> None:
-        with _reaching(), self.filesystem.open_output_stream(key) as target:
+        with _reaching(self.address), self.filesystem.open_output_stream(key) as target:
             target.write(content)
 
     def _remove(self, key: str) -> None:
-        with suppress(FileNotFoundError), _reaching():
+        with suppress(FileNotFoundError), _reaching(self.address):
             self.filesystem.delete_file(key)
 
     def _remove_tree(self, key: str) -> None:
-        with suppress(FileNotFoundError), _reaching():
-            self.filesystem.delete_dir(key)
+        with suppress(FileNotFoundError), _reaching(self.address):
+            if self._is_google:
+                self.filesystem.delete_dir_contents(key, missing_dir_ok=True)
+            else:
+                self.filesystem.delete_dir(key)
+
+    @property
+    def _is_google(self) -> bool:
+        """Whether the client has no directories but those that somebody has made: it lists no others, and deletes none."""
+        return bool(self.filesystem.type_name == "gcs")
 
     def _checkpoints(self, job_id: str) -> str:
         return f"{self.root}/{checkpoints_directory(job_id)}"
@@ -251,11 +263,11 @@ class ObjectStorage:
 
 
 @contextmanager
-def _reaching() -> Iterator[None]:
-    """Map what pyarrow raises: what is not there stays FileNotFoundError, everything else is a store that was not reached."""
+def _reaching(address: str) -> Iterator[None]:
+    """Map what pyarrow raises: what is not there stays FileNotFoundError, everything else is a storage that was not reached."""
     try:
         yield
     except FileNotFoundError:
         raise
     except OSError as error:
-        raise StorageUnreachableError(f"the object store did not answer as expected: {error}") from error
+        raise StorageUnreachableError(f"the object store of {address} did not answer as expected: {error}") from error

@@ -6,6 +6,7 @@ gs://bucket/prefix          Google Cloud Storage
 ...?profile=NAME            by which profile (worker.storage.profiles)
 """
 
+from datetime import timedelta
 from pathlib import Path
 from typing import Any, Final
 from urllib.parse import parse_qsl, unquote, urlsplit
@@ -19,6 +20,10 @@ EXTRAS: Final = {"s3": "s3", "gs": "gcs"}
 """By scheme, the extra of this package that brings what it needs."""
 CONNECT_TIMEOUT_S: Final = 10.0
 REQUEST_TIMEOUT_S: Final = 60.0
+GOOGLE_RETRIES_S = 15.0
+"""How long Google's client tries a request again that failed; by itself it would for 15 minutes."""
+_OF_GOOGLE: Final = frozenset({"endpoint", "anonymous", "data"})
+"""What a profile may say for gs://. Who asks is known by Google's own chain: pyarrow takes no keys there."""
 
 
 def check_address(address: str) -> str:
@@ -65,7 +70,7 @@ def open_filesystem(scheme: str, profile: Profile, name: str) -> Any:
     """Return the pyarrow.fs.FileSystem of an object store, by a profile of this name; it is not asked anything yet.
 
     Raises:
-        StorageConfigError: a secret is not set, or pyarrow is missing.
+        StorageConfigError: a secret is not set, the profile says what does not belong to the scheme, or pyarrow is missing.
     """
     try:
         from pyarrow import fs
@@ -74,7 +79,9 @@ def open_filesystem(scheme: str, profile: Profile, name: str) -> Any:
             f"storage {scheme}:// needs pyarrow, which is not installed; install the extra: pip install 'syncbn[{EXTRAS[scheme]}]'"
         ) from error
     if scheme == "gs":
-        return fs.GcsFileSystem(anonymous=profile.anonymous, endpoint_override=profile.endpoint or None)
+        return fs.GcsFileSystem(
+            anonymous=profile.anonymous, retry_time_limit=timedelta(seconds=GOOGLE_RETRIES_S), **_google_endpoint(profile, name)
+        )
     return fs.S3FileSystem(
         access_key=secret_of(profile.access_key_env, name),
         secret_key=secret_of(profile.secret_key_env, name),
@@ -88,3 +95,18 @@ def open_filesystem(scheme: str, profile: Profile, name: str) -> Any:
         # Small objects in one request, and no look for directories that a bucket does not have.
         allow_delayed_open=True,
     )
+
+
+def _google_endpoint(profile: Profile, name: str) -> dict[str, str]:
+    """Return the arguments of Google's client that say where it asks, and refuse what it would not heed."""
+    if unheeded := sorted(profile.model_fields_set - _OF_GOOGLE):
+        raise StorageConfigError(
+            f"storage profile {name!r} has {', '.join(unheeded)}; gs:// takes {', '.join(sorted(_OF_GOOGLE))} only; remove the rest, and"
+            " name the file of the account in GOOGLE_APPLICATION_CREDENTIALS, or give the node an account"
+        )
+    if not profile.endpoint:
+        return {}
+    parts = urlsplit(profile.endpoint)
+    if parts.scheme not in {"http", "https"}:
+        raise StorageConfigError(f"storage profile {name!r} has the endpoint {profile.endpoint}; expected one with http:// or https://")
+    return {"scheme": parts.scheme, "endpoint_override": parts.netloc}

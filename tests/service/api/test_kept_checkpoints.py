@@ -63,7 +63,7 @@ def test_a_checkpoint_can_be_deleted(world):
 
 
 def test_checkpoints_in_a_bucket_are_served_like_those_in_a_directory(tmp_path, object_store):
-    """Files, ranges, archive, statistics, pin and deletion, over S3."""
+    """Files, ranges, archive, statistics, pin and deletion, over an object store."""
     address = object_store.address()
     with running(tmp_path, storage=address) as world:
         storage = object_store.open(address)

@@ -50,3 +50,14 @@ class Unruly(nn.Module):
         whole = self.pids / f".{os.getpid()}"
         whole.write_text(f"{os.getpid()} {child} {detached} {program.pid}")
         whole.rename(self.pids / str(os.getpid()))
+
+
+class Late(Unruly):
+    """The same, which does so while it is made, and is not done for ten minutes."""
+
+    def __init__(self, in_channels: int, num_classes: int, pids: str, *, keeps_lock: bool) -> None:
+        super().__init__(in_channels, num_classes, pids, keeps_lock=keeps_lock)
+        self._start()
+        if keeps_lock:
+            ctypes.PyDLL(None).sleep(600)
+        time.sleep(600)

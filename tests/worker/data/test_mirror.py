@@ -1,4 +1,4 @@
-"""Tests of worker/data/mirror.py, against a real S3 server on the loopback."""
+"""Tests of worker/data/mirror.py, against a real server of each kind on the loopback."""
 
 import io
 import json
@@ -67,7 +67,8 @@ class Bucket:
 
     def __init__(self, store, folder, monkeypatch):
         self.place = f"{BUCKET}/{uuid.uuid4().hex}/photos"
-        self.uri = f"s3://{self.place}"
+        self.scheme = store.scheme
+        self.uri = f"{self.scheme}://{self.place}"
         self.copies = folder / "copies"
         self.fetched = []
         """The objects that were copied, one entry for each time."""
@@ -77,7 +78,7 @@ class Bucket:
         profiles.write_text(store.profiles.read_text() + f'data = ["{self.uri}"]\n[other]\n')
         monkeypatch.setenv("SYNCBN_STORAGE_PROFILES", str(profiles))
         monkeypatch.setenv("SYNCBN_DATA_CACHE", str(self.copies))
-        self.filesystem = open_filesystem("s3", find_profile("test"), "test")
+        self.filesystem = open_filesystem(self.scheme, find_profile("test"), "test")
 
     def put(self, name, content):
         """Store an object."""
@@ -165,11 +166,11 @@ def test_a_copy_is_there_when_all_of_it_is(bucket, monkeypatch):
     ("path", "profile", "message"),
     [
         (
-            "s3://checkpoints/jobs",
+            "SCHEME://checkpoints/jobs",
             "test",
-            r"s3://checkpoints/jobs may not be read; expected one below s3://.*; move it or extend `data` of the",
+            r"//checkpoints/jobs may not be read; expected one below .*://.*; move it or extend `data` of the",
         ),
-        ("URIs", "test", r"may not be read; expected one below s3://.*/photos;"),
+        ("URIs", "test", r"may not be read; expected one below .*://.*/photos;"),
         ("URI", "other", r"may not be read; expected one below none; .* `data` of the storage profile 'other'"),
         ("URI", "", r"may not be read; expected one below /data or s3://lake; move it or extend SYNCBN_DATA_ROOTS"),
         ("URI", "unknown", r"cannot be read on this node: storage profile 'unknown' is not in .*; expected one of test, other"),
@@ -180,7 +181,7 @@ def test_what_may_not_be_read_or_is_not_there_is_said_so(bucket, monkeypatch, pa
     """A profile by which checkpoints are kept opens nothing to jobs, unless the operator says what."""
     monkeypatch.setenv("SYNCBN_DATA_ROOTS", json.dumps(["/data", "s3://lake"]))
     with pytest.raises(DataError, match=message):
-        mirrored(path.replace("URI", bucket.uri), profile, is_deep=False)
+        mirrored(path.replace("URI", bucket.uri).replace("SCHEME", bucket.scheme), profile, is_deep=False)
 
 
 def test_a_disk_without_room_and_a_copy_by_its_path_are_refused(bucket, monkeypatch):

@@ -2,13 +2,15 @@
 
 import pytest
 
+from tests.support.object_store import SCHEMES
 from worker.storage.local import LocalStorage
+from worker.storage.storage import Storage
 
 
-@pytest.fixture(params=["local", "s3"])
-def storage(request, tmp_path):
-    """An empty storage: a directory, or a place in a bucket of a real S3 server."""
+@pytest.fixture(params=["local", *SCHEMES])
+def storage(request, object_stores, tmp_path, monkeypatch) -> Storage:
+    """An empty storage: a directory, or a place in a bucket of a real server."""
     if request.param == "local":
         return LocalStorage(tmp_path / "storage")
-    store = request.getfixturevalue("object_store")
+    store = object_stores(request.param).at_hand(monkeypatch)
     return store.open(store.address())

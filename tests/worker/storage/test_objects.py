@@ -1,14 +1,17 @@
-"""Tests of worker/storage/objects.py, on a real S3 server: several writers of one step, remains, a server that is not there."""
+"""Tests of worker/storage/objects.py, on a real server of each kind: several writers of one step, remains, a server that is not there."""
 
 import dataclasses
+import time
 
 import pytest
 from pyarrow import fs
 
 from tests.support.checkpoints import JOB, snapshot
+from tests.support.object_store import SCHEMES, running_object_store
 from worker.checkpoint import load, publish
 from worker.contract.manifest import checkpoints_directory
 from worker.errors import CheckpointWriteError, StaleFenceError
+from worker.storage import opening
 from worker.storage.opening import open_storage
 from worker.storage.profiles import StorageConfigError
 from worker.storage.storage import StorageUnreachableError
@@ -100,13 +103,31 @@ def test_a_store_that_does_not_answer_is_said_so(object_store, tmp_path, monkeyp
     """A write fails as one that may be tried again; no secret is in what is said."""
     (tmp_path / "p.toml").write_text(object_store.profiles.read_text().replace(object_store.endpoint, "http://127.0.0.1:9"))
     monkeypatch.setenv("SYNCBN_STORAGE_PROFILES", str(tmp_path / "p.toml"))
-    storage = open_storage("s3://bucket/prefix?profile=test")
+    monkeypatch.setattr(opening, "GOOGLE_RETRIES_S", 1.0)
+    storage = open_storage(f"{object_store.scheme}://bucket/prefix?profile=test")
 
     with pytest.raises(StorageUnreachableError, match="did not answer") as unreachable:
         storage.published(JOB)
     with pytest.raises(CheckpointWriteError, match="step 1 was not written") as failed:
         publish(storage, snapshot(1))
     assert "very-secret" not in f"{unreachable.value}{failed.value}{storage!r}{storage.address}"
+
+
+@pytest.mark.parametrize("scheme", SCHEMES)
+def test_a_store_that_dies_in_the_middle_is_an_error_that_names_it_in_bounded_time(scheme, tmp_path, monkeypatch):
+    """What is half up is no checkpoint: the write fails as one that may be tried again, and so do those that only look."""
+    monkeypatch.setattr(opening, "GOOGLE_RETRIES_S", 1.0)
+    with running_object_store(scheme, tmp_path) as store:
+        storage = store.at_hand(monkeypatch).open(store.address())
+        publish(storage, snapshot(1))
+        began = time.monotonic()
+        with pytest.raises(CheckpointWriteError, match=rf"step 2 was not written .*{scheme}://.* did not answer") as failed:
+            publish(_interrupted(storage, store.die), snapshot(2))
+        with pytest.raises(StorageUnreachableError, match=f"{scheme}://.* did not answer"):
+            storage.published(JOB)
+
+    assert time.monotonic() - began < 60.0
+    assert "very-secret" not in str(failed.value)
 
 
 @pytest.mark.parametrize(
@@ -119,6 +140,16 @@ def test_a_store_that_does_not_answer_is_said_so(object_store, tmp_path, monkeyp
         ("s3://b?profile=team", "[team]\nsecret_key_env = 'NOT_SET'\n", "takes NOT_SET from the environment"),
         ("s3://key:very-secret@b/x", "", "storage s3://b/x is not supported"),
         ("s3:///x", "", "is not supported"),
+        (
+            "gs://b?profile=team",
+            "[team]\nregion = 'eu'\nsecret_key_env = 'X'\n",
+            "'team' has region, secret_key_env; gs:// takes anonymous, data, endpoint only",
+        ),
+        (
+            "gs://b?profile=team",
+            "[team]\nendpoint = 'localhost:80'\n",
+            "'team' has the endpoint localhost:80; expected one with http:// or https://",
+        ),
         ("ftp://b/x", "", "storage ftp://b/x is not supported"),
         ("file://elsewhere/x", "", "is not supported"),
         ("s3://b/x?secret=very-secret", "", "storage s3://b/x is not supported"),
