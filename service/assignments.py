@@ -33,7 +33,7 @@ class Assignments:
         Args:
             job: as it is now.
             places: of which the gang consists, in order: the first is rank 0.
-            generation: which group of the attempt the assignments are for. After the first, they say what is on record already.
+            generation: which group of the attempt the assignments are for. Where something may be, they say what is on record already.
         Raises:
             FileNotFoundError: the checkpoint or the code that the spec names is gone.
             OSError: the storage cannot be written.
@@ -43,7 +43,7 @@ class Assignments:
         marker = _marker(job)
         await asyncio.to_thread(self._storage.mark, marker)
         cursors = await self._store.events.cursors(job.id, job.attempt)
-        reported = await self._store.metrics.last_steps(job.id) if generation > 1 else {}
+        reported = await self._store.metrics.last_steps(job.id) if generation > 1 or job.attempt > 1 else {}
 
         def assignment(place: int, store_host: str, store_port: int) -> Assignment:
             return Assignment(

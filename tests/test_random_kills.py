@@ -5,7 +5,6 @@ import itertools
 
 import pytest
 
-from service.states import State
 from tests.support.recoveries import assert_undisturbed, kill_now_and_then, run_job
 
 pytestmark = pytest.mark.ranks
@@ -30,6 +29,7 @@ def test_ranks_die_at_random_moments(tmp_path, kind):
     change = change | {"steps": STEPS, "retries": {"recoveries": 1000, "restarts": 1000}}
     expected = _run(tmp_path / "undisturbed", change)
     killed: list[int] = []
+    num_recoveries = 0
     for seed in itertools.count(1):
         until = min(len(killed) + KILLS_PER_JOB, num_kills)
         disturb = functools.partial(
@@ -37,11 +37,13 @@ def test_ranks_die_at_random_moments(tmp_path, kind):
         )
         left = _run(tmp_path / str(seed), change, disturb)
         assert_undisturbed(left, expected, is_restart_possible=True)
+        num_recoveries += len(left.recoveries())
         if len(killed) == num_kills:
             break
 
     assert set(killed) == set(range(expected.job.world_size))
-    assert State.RECOVERING in left.states
+    # One recovery may replace several, and all at once are no recovery but a restart.
+    assert num_recoveries >= num_kills // 4
 
 
 def test_there_are_200_of_them():

@@ -68,6 +68,13 @@ def test_a_rank_that_does_not_write_dies_at_every_moment(tmp_path, undisturbed):
     assert [data["ranks"] for data in left.recoveries()] == [[2]] * 13
 
 
+def test_rank_0_dies_when_the_others_have_gone(tmp_path, undisturbed):
+    """Its last words are on record by then: nobody is left who could say them again."""
+    left = run_job(tmp_path, [{"rank": 0, "moment": "after farewell"}])
+
+    assert_undisturbed(left, undisturbed)
+
+
 def test_what_a_checkpoint_was_is_not_forgotten_with_the_rank_that_measured_it(tmp_path):
     """Rank 0 dies when the statistics are others already: its successor tells what was measured before, from those who heard it."""
     wishes = [{"rank": 0, "made_for": 1, "moment": "after recalibrate"}]

@@ -4,6 +4,8 @@ Owns the order of things from wherever the state is to the end. A rank that lose
 the next group's course begins at the step that its ranks agreed on.
 """
 
+import math
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any, Literal
@@ -36,7 +38,9 @@ from worker.state import present
 Outcome = Literal["succeeded", "paused", "stopped"]
 
 FAREWELL_S = 0.5
-"""How often the ranks tell each other that rank 0 still writes the last checkpoint."""
+"""How often the ranks tell each other that rank 0 still writes the last checkpoint, or waits to be heard."""
+HEARD_S = 5.0
+"""How long rank 0 waits for a controller to have stored what it said. One that is away finds it later, where rank 0 lives to tell."""
 
 
 class Course:
@@ -113,19 +117,21 @@ class Course:
         self._part()
 
     def _part(self) -> None:
-        """Keep every rank, and the state that it holds, until rank 0 has published the last checkpoint.
+        """Keep every rank, and the state that it holds, until rank 0 has published the last checkpoint and was heard.
 
         Collectives: one all_reduce of 2 float64 every FAREWELL_S.
         """
         self._phase("finishing")
-        is_published, is_stop_asked = False, False
-        while not is_published:
+        is_done, is_stop_asked, published_at = False, False, math.inf
+        while not is_done:
             mine = self.publisher is not None and self.publisher.is_idle(FAREWELL_S)
             if mine and self.publisher is not None:
                 self.publisher.finish(self.orders.stop)
+                published_at = min(published_at, time.monotonic())
+                mine = self.reporter.is_heard(FAREWELL_S) or time.monotonic() > published_at + HEARD_S
             words = self.ranks.sum(torch.tensor([mine, self.orders.stop.is_set()], dtype=torch.float64, device=self.ranks.device))
-            is_published, is_stop_asked = (bool(word) for word in words.tolist())
-            if is_stop_asked and not is_published:
+            is_done, is_stop_asked = (bool(word) for word in words.tolist())
+            if is_stop_asked and not is_done:
                 raise StoppedError
 
     def _evaluate_and_save(self, *, is_last: bool = False) -> None:
@@ -185,7 +191,8 @@ class Course:
                 # Nobody knows what its forward changes.
                 self.holding.copying.settle()
             export = Exporter(self.spec, self.holding.splits) if self.spec.export else None
-            self.publisher.submit(step, partial(_snapshot, draft, copy, state.scalars, export))
+            scalars = state.scalars | {"reports": self.reporter.recent()}
+            self.publisher.submit(step, partial(_snapshot, draft, copy, scalars, export))
         self.holding.saved = step
 
     def _samples_per_pass(self) -> int:

@@ -71,6 +71,7 @@ class Holding:
         """Completed steps."""
         if loaded is not None and loaded.manifest.job_id == assignment.job_id:
             self.step = restore_training(self.trainer, loaded)
+            self.reporter.remember(loaded.scalars.get("reports", []))
         self.saved = self.step
         """The step at which it last evaluated and handed the checkpoint over to be written."""
         self.before = _before(loaded.manifest.metrics if loaded is not None and loaded.manifest.job_id == assignment.job_id else {})

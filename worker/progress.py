@@ -28,6 +28,7 @@ class EventBuffer:
         self.standing: dict[str, Any] = {}
         """The data of the last `state` event."""
         self._waiting_chars = 0
+        self._is_read = False
         self._changed = threading.Condition()
 
     @property
@@ -53,6 +54,12 @@ class EventBuffer:
                 self.standing = data
             self._changed.notify_all()
 
+    def is_heard(self, timeout_s: float) -> bool:
+        """Return whether all that was emitted so far is acknowledged, after waiting for that; at once where nobody has ever drained."""
+        with self._changed:
+            last = self._last_seq
+            return self._changed.wait_for(lambda: not self._is_read or not self._events or self._events[0].seq > last, timeout_s)
+
     def drain(self, after_seq: int, timeout_s: float, limit: int = 1000) -> tuple[tuple[RankEvent, ...], bool]:
         """Acknowledge everything up to `after_seq` and wait for something newer.
 
@@ -64,9 +71,11 @@ class EventBuffer:
             Newer events, oldest first, empty after the timeout; and whether END has been handed out, with this answer or before.
         """
         with self._changed:
+            self._is_read = True
             while self._events and self._events[0].seq <= after_seq:
                 gone = self._events.popleft()
                 self._waiting_chars -= len(gone.data["message"]) if gone.type is EventType.LOG else 0
+            self._changed.notify_all()
             self._changed.wait_for(lambda: bool(self._events) or self._is_ended, timeout_s)
             batch = tuple(self._events)[:limit]
             return batch, self._is_ended and len(batch) == len(self._events)

@@ -79,6 +79,10 @@ class Reporter:
             self._events.emit(EventType.METRICS, report)
         return finite
 
+    def is_heard(self, timeout_s: float) -> bool:
+        """See EventBuffer."""
+        return self._events.is_heard(timeout_s)
+
     def recent(self) -> list[dict[str, Any]]:
         """Return the last reports, oldest first."""
         return list(self._kept)

@@ -3,7 +3,8 @@
 model.safetensors       parameters and buffers under their own names; loads strictly into the same architecture with plain norms. Where
                         training averages the model, it is the average, which is what was evaluated
 training.safetensors    optimizer.{PARAMETER}.{NAME}; beside an average, model.{NAME}: what is trained
-training.json           step, world_size, optimizer: {PARAMETER: {NAME: number}}, scaler: {NAME: number}
+training.json           step, world_size, optimizer: {PARAMETER: {NAME: number}}, scaler: {NAME: number}; reports: the last metrics, which
+                        a job that goes on from here says again where they are not on record
 
 No generator states: what is drawn is a function of (seed, step, rank), see `worker.draws`.
 """

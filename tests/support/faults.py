@@ -69,11 +69,11 @@ def _plant(moment: str, step: int, end: Callable[[], None]) -> None:
     elif moment == "hang":
         _around(torch.optim.SGD, "step", lambda original, *given: _hang() if _at_step == step else original(*given))
     elif moment.startswith("after "):
-        where, name = places["before optimizer" if moment == "after optimizer" else "recalibrate"]
+        where, name = places["before optimizer" if moment == "after optimizer" else moment.removeprefix("after ")]
 
         def after(original: Callable[..., Any], *given: Any, **named: Any) -> Any:
             result = original(*given, **named)
-            if moment == "after recalibrate" or _at_step == step:
+            if moment != "after optimizer" or _at_step == step:
                 end()
             return result
 

@@ -61,3 +61,19 @@ def test_nothing_follows_the_end():
     buffer.emit(EventType.LOG, {"message": "late"})
 
     assert [event.type for event in buffer.drain(0, 0)[0]] == [EventType.METRICS, EventType.END]
+
+
+def test_who_waits_to_be_heard_waits_for_what_was_said_until_then():
+    """Acknowledged, and not only handed out; what is said meanwhile does not count; nobody is waited for who never listened."""
+    buffer = _filled(3)
+    assert buffer.is_heard(0)
+    buffer.drain(0, 0)
+    assert not buffer.is_heard(0.01)
+    buffer.drain(2, 0)
+    assert not buffer.is_heard(0.01)
+    reader = threading.Timer(0.05, buffer.drain, (3, 0))
+    reader.start()
+    assert buffer.is_heard(30)
+    reader.join()
+    buffer.emit(EventType.METRICS, {"step": 4})
+    assert not buffer.is_heard(0.01)
