@@ -15,6 +15,7 @@ import shutil
 import subprocess
 import tempfile
 from collections.abc import Sequence
+from functools import lru_cache
 from pathlib import Path
 from typing import final
 
@@ -67,11 +68,16 @@ def _cache() -> Path:
 
 def _key(compiler: str, sources: Sequence[Path]) -> str:
     """What the library depends on: the sources, and all that the compiler would be called with here, the kind of processor included."""
-    asked = _run([compiler, *_FLAGS[:3], "-v", "-E", "-x", "c++", os.devnull])
-    digest = hashlib.sha256(repr((_FLAGS, asked)).encode())
+    digest = hashlib.sha256(repr((_FLAGS, _resolved(compiler))).encode())
     for source in sources:
         digest.update(source.read_bytes())
     return digest.hexdigest()[:24]
+
+
+@lru_cache(maxsize=1)
+def _resolved(compiler: str) -> str:
+    """What a compiler says of itself and of the processor."""
+    return _run([compiler, *_FLAGS[:3], "-v", "-E", "-x", "c++", os.devnull])
 
 
 def _build(compiler: str, source: Path, flags: Sequence[Sequence[str]], path: Path) -> None:

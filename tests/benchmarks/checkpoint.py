@@ -74,7 +74,6 @@ def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--rounds", type=int, default=7)
     options = parser.parse_args()
-    torch.set_num_threads(1)
     for is_small in (True, False):
         print("a small network trains" if is_small else "ResNet-50 trains")
         _show(measure(options.rounds, is_small=is_small))
@@ -96,6 +95,7 @@ def _spread(seconds: list[float]) -> str:
 
 def measure(rounds: int, *, is_small: bool = True) -> list[Stall]:
     """Return the stalls of so many rounds, after one that is not counted; with a small network training, or ResNet-50."""
+    torch.set_num_threads(1)
     directory = Path(tempfile.mkdtemp(prefix="stall-"))
     try:
         course = _course(directory)
