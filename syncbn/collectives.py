@@ -115,8 +115,8 @@ def start_sum_over_ranks(vector: Tensor, group: ProcessGroup | None) -> Callable
 def _start(vector: Tensor, group: ProcessGroup) -> Callable[[], Tensor]:
     room = _room_of(group) if vector.device.type == "cpu" else None
     if room is not None and room.takes(vector):
-        entered = room.start(vector)
-        return lambda: _sum_in_order(vector, group) if (summed := entered.sum()) is None else summed
+        there = weakref.ref(group)  # the room is kept by its group, and must not keep it
+        return room.start(vector, lambda: _sum_in_order(vector, there())).sum
     begun = _OPS.all_reduce(vector, "sum", group.group_name)
     return functools.partial(_OPS.wait_tensor, begun)
 

@@ -37,7 +37,7 @@ SPIN_S = 200e-6
 PATIENCE_S = 0.02
 
 _SOURCE = Path(__file__).with_name("rounds.cpp")
-_DONE, _UNEQUAL = 0, 2  # as `Outcome` in rounds.cpp, which has 1 for what was given up
+_GIVEN_UP, _UNEQUAL = 1, 2  # as `Outcome` in rounds.cpp
 _NONCE_BYTES = 7
 _INTEGER, _DOUBLE, _POINTER = ctypes.c_int64, ctypes.c_double, ctypes.c_void_p
 
@@ -80,11 +80,17 @@ class Room:
         """Whether a vector can be added up here: the same for all ranks, whose vectors are alike."""
         return vector.device.type == "cpu" and vector.dtype == torch.float64 and vector.numel() <= CAPACITY
 
-    def start(self, vector: Tensor) -> Round:
-        """Enter the next round with a vector that `takes` says yes to; the same length on all ranks."""
+    def start(self, vector: Tensor, otherwise: Callable[[], Tensor]) -> Round:
+        """Enter the next round with a vector that `takes` says yes to.
+
+        Args:
+            vector: the same length on all ranks.
+            otherwise: adds up the same vectors over the network, in the order of the ranks; called where the round is given up. Must not
+                keep the group of the ranks alive.
+        """
         while self._under_way and (self._under_way[0].is_left or len(self._under_way) >= _NUM_UNDER_WAY):
             self._under_way.popleft().leave()
-        this = Round(self, self._next, vector.contiguous())
+        this = Round(self, self._next, vector.contiguous(), otherwise)
         self._next += 1
         self._under_way.append(this)
         self._functions.enter(ctypes.byref(self._room), this.number, this.vector.data_ptr(), vector.numel())
@@ -101,23 +107,26 @@ class Room:
 class Round:
     """One rank's part in one round."""
 
-    def __init__(self, room: Room, number: int, vector: Tensor) -> None:
-        self._room, self.number, self.vector = room, number, vector
+    def __init__(self, room: Room, number: int, vector: Tensor, otherwise: Callable[[], Tensor]) -> None:
+        self._room, self.number, self.vector, self._otherwise = room, number, vector, otherwise
         self._sum = torch.empty_like(vector)
         self._outcome: int | None = None
 
     @property
     def is_left(self) -> bool:
-        """Whether it is known how the round ended."""
+        """Whether all are known to have entered."""
         return self._outcome is not None
 
     def leave(self) -> None:
-        """Wait until all have entered or somebody has given up, once."""
+        """Wait until all have entered, here or, where the round is given up, on the network. Once."""
         if self._outcome is None:
-            self._outcome = self._room.leave(self.number, self.vector, self._sum)
+            outcome = self._room.leave(self.number, self.vector, self._sum)
+            if outcome == _GIVEN_UP:
+                self._sum = self._otherwise()
+            self._outcome = outcome
 
-    def sum(self) -> Tensor | None:
-        """The sum over ranks; None where the round was given up, which it then was for all of them.
+    def sum(self) -> Tensor:
+        """The sum over ranks.
 
         Raises:
             OrderError: the ranks' vectors differ in length.
@@ -128,7 +137,7 @@ class Round:
                 f"the ranks are at different reductions: this one's vector has {self.vector.numel()} numbers, another's not; expected the "
                 "same layers in the same order on every rank; find the rank that skips one with order_checks"
             )
-        return self._sum if self._outcome == _DONE else None
+        return self._sum
 
 
 @final

@@ -99,6 +99,38 @@ def test_if_one_rank_cannot_nobody_does(ranks) -> None:
     assert ranks.run(3, summed, {}, False) == [(True, False, 0)] * 3
 
 
+def far_apart(rank: int, world_size: int) -> tuple[bool, int]:
+    """More sums under way than there are rounds, while the last rank has not come to the first; whether they are right, and patience."""
+    calls = 0
+
+    def counting(vector: Tensor, group: collectives.ProcessGroup) -> Tensor:
+        nonlocal calls
+        calls += 1
+        return original(vector, group)
+
+    collectives.sum_over_ranks(torch.zeros(1).double(), dist.group.WORLD)  # has all come to the memory
+    original = collectives._sum_in_order
+    collectives._sum_in_order = counting
+    try:
+        if rank == world_size - 1:
+            time.sleep(LATE_S)
+        waits = [
+            collectives.start_sum_over_ranks(torch.full((3,), float(n)).double(), dist.group.WORLD) for n in range(rooms.NUM_ROUNDS + 4)
+        ]
+        return all(wait().tolist() == [world_size * n] * 3 for n, wait in enumerate(waits)), calls
+    finally:
+        collectives._sum_in_order = original
+
+
+@pytest.mark.ranks
+def test_nobody_runs_ahead_by_more_rounds_than_there_are(ranks) -> None:
+    """Who would enter a ninth round waits for the first, over the network if need be: its memory may be in use by a rank that is behind."""
+    found = ranks.run(3, far_apart)
+    assert [is_right for is_right, _ in found] == [True] * 3
+    assert len({calls for _, calls in found}) == 1
+    assert found[0][1] >= 1
+
+
 def many(rank: int, world_size: int) -> bool:
     """Hundreds of rounds, up to all that may be under way at once, waited for in another order than begun."""
     totals = []
