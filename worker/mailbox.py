@@ -5,6 +5,7 @@ importing this module does not.
 """
 
 import contextlib
+import gc
 import threading
 from typing import Any
 
@@ -114,6 +115,15 @@ class Mailbox:
 
 
 def load_torch() -> None:
-    """Import what training needs. An error comes up again where it is needed, and is reported there."""
-    with contextlib.suppress(Exception):
-        import worker.session  # noqa: F401
+    """Import what training needs. An error comes up again where it is needed, and is reported there.
+
+    Python's garbage collector would look again and again through all that imports make, a quarter of their time, and find nothing. What is
+    there by their end stays, so that it need not be looked through later either.
+    """
+    gc.disable()
+    try:
+        with contextlib.suppress(Exception):
+            import worker.session  # noqa: F401
+    finally:
+        gc.freeze()
+        gc.enable()

@@ -14,6 +14,9 @@ from inspect import signature
 from typing import Any, Protocol, cast
 
 import torch
+
+# Loaded with the rest, and not when DDP and the optimizers ask for it: by then somebody waits.
+import torch._dynamo
 import torch.distributed as dist
 
 # Imported before any group exists: it keeps `group.WORLD` of the moment of its import in default arguments, for ever. Left to DDP, which
