@@ -43,7 +43,7 @@ class Assignments:
         marker = _marker(job)
         await asyncio.to_thread(self._storage.mark, marker)
         cursors = await self._store.events.cursors(job.id, job.attempt)
-        reported = await self._store.metrics.last_steps(job.id) if generation > 1 or job.attempt > 1 else {}
+        reported = await self._store.metrics.last_steps(job.id) if generation > 1 or job.attempt > 1 else None
 
         def assignment(place: int, store_host: str, store_port: int) -> Assignment:
             return Assignment(

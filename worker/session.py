@@ -124,7 +124,7 @@ class _Rank:
             size = assignment.spec.norm.group_size
             group = None if size == "all" else syncbn.norm_groups(size, prefer_node_local=False)
             decision = holding.join(ranks, group)
-            if decision.is_reporter_new:
+            if decision.is_reporter_new and assignment.reported is not None:
                 holding.reporter.repeat(assignment.reported)
             outcome = Course(holding, assignment, ranks, publisher=self.publisher, orders=self.orders, pulse=self.pulse).run(
                 is_saved=decision.is_saved

@@ -2,7 +2,7 @@
 
 from typing import Annotated
 
-from pydantic import BeforeValidator, Field
+from pydantic import BeforeValidator
 
 from worker.contract.frozen import Frozen
 from worker.contract.spec import JobSpec
@@ -35,5 +35,5 @@ class Assignment(Frozen):
     """Where one of the ranks serves the TCPStore at which all meet."""
     after_seq: int = 0
     """Number of the last event of this rank that is stored: a process that takes a dead one's place counts on from there."""
-    reported: dict[str, int] = Field(default_factory=dict)
-    """By metric, the last step that is stored; where rank 0 died, the new one reports what comes after."""
+    reported: dict[str, int] | None = None
+    """By metric, the last step that is stored: where rank 0 is another process than before, it says the rest again. None: nothing is."""
