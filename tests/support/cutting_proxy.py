@@ -44,8 +44,8 @@ class CuttingProxy:
                 piece = source.recv(PIECE if limit is None else min(PIECE, limit - passed[way]))
                 if not piece:
                     break
+                passed[way] += len(piece)  # before anybody can have it, and look here
                 target.sendall(piece)
-                passed[way] += len(piece)
         for end in (source, target):
             with contextlib.suppress(OSError):
                 if limit is not None:  # a reset, not an end
