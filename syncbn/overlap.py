@@ -142,8 +142,8 @@ class _Overlapped(nn.modules.conv._ConvNd):  # noqa: SLF001  the family's only c
     """A convolution whose weight's gradient can wait."""
 
     def _conv_forward(self, input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:  # noqa: A002  torch's name
-        dtype = _dtype_of(input, weight)
-        if dtype is None or not self._is_taken_apart(input, weight, bias):
+        dtype = _dtype_of(input, weight) if self._is_taken_apart(input, weight, bias) else None
+        if dtype is None:
             result: Tensor = super()._conv_forward(input, weight, bias)
             return result
         prepare()
@@ -166,7 +166,7 @@ class _Overlapped(nn.modules.conv._ConvNd):  # noqa: SLF001  the family's only c
 def _dtype_of(x: Tensor, weight: Tensor) -> torch.dtype | None:
     """What a convolution of these computes in, autocast included; None where torch has to say."""
     kind, dtypes = x.device.type, {x.dtype, weight.dtype}
-    if torch.is_autocast_enabled(kind) and torch.float64 not in dtypes:
+    if torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind) and torch.float64 not in dtypes:
         return torch.get_autocast_dtype(kind)
     return x.dtype if len(dtypes) == 1 else None
 
@@ -202,7 +202,8 @@ def overlap_weight_gradients(module: nn.Module) -> nn.Module:
     Returns:
         The same module.
 
-    Collectives: none. Ranks may differ in it. Under `torch.compile` it changes nothing.
+    Collectives: none, but in backward they come in another order, among those of DistributedDataParallel: every rank must call this, or
+        none. Under `torch.compile` it changes nothing.
 
     >>> model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU())
     >>> overlap_weight_gradients(model)[0]

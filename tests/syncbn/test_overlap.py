@@ -187,6 +187,12 @@ def test_gradients_arrive_as_ever() -> None:
     assert taken[0].weight.grad is None
 
 
+def test_a_device_without_autocast_is_one_like_others() -> None:
+    """Shapes are found on the meta device, which autocast does not know."""
+    net = overlap_weight_gradients(nn.Conv2d(1, 2, 3)).to("meta")
+    assert net(torch.empty(2, 1, 5, 5, device="meta", requires_grad=True)).shape == (2, 2, 3, 3)
+
+
 def test_only_the_class_changes() -> None:
     """Names, values and identity stay; copies and pickles work; classes with a forward of their own are left alone."""
 
